@@ -1,0 +1,36 @@
+//! The master of Kontrol.
+//!
+//! ```text
+//!             keepalives (gRPC, HTTP/JSON)                      store (etcd | file | memory)
+//!  slave ──▶ rpc / gateway ──▶ keepalive ── joins, changes ──▶ pods/  seq
+//!                                  │                              │ watch
+//!                                  │ refreshes                    ▼
+//!                                  ▼                            roster ──▶ Watch, ListPods, status
+//!                        follower: relay ──▶ leader: term ◀───────┘
+//!                                              │  deadlines, digest, damper
+//!                                              ▼
+//!                                           callback ── state + handled digest, fenced ──▶ state
+//! ```
+//!
+//! What always holds:
+//!
+//! 1. The pure core (`model`, `liveness`, `damper`, `roster::view`, `keepalive::plan`) never awaits, reads a clock, or
+//!    names tonic, axum or etcd: time arrives as an argument, effects leave as return values. Deadlines are monotonic;
+//!    wall-clock time is for display.
+//! 2. Every leader-only write is one transaction with a [`store::Fence`].
+//! 3. Leader-only state lives in one term, built on election and dropped on loss. A new term gives every pod a full
+//!    TTL before it may expire anything.
+//! 4. After an unclear answer of the store, read back and decide; never repeat blindly.
+//! 5. Every task is named, supervised and joined; one that ends early stops the process.
+//! 6. One domain call for each operation; `rpc` is a thin adapter over it, and `gateway` only transcodes to `rpc`.
+//! 7. Every queue is bounded. Every stream ends at shutdown.
+//!
+//! Dependencies run one way: `model` ← `liveness`, `damper` ← `store` ← `roster`, `keepalive`, `election`, `term`,
+//! `relay`, `callback` ← `rpc`, `gateway` ← `server` ← `cli`.
+
+pub mod callback;
+pub mod cli;
+pub mod gateway;
+pub mod listener;
+pub mod model;
+pub mod store;

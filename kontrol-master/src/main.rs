@@ -1,0 +1,3 @@
+//! `kontrol-master`: serves, or asks a master that does.
+
+fn main() {}

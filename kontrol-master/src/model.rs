@@ -1,0 +1,12 @@
+//! The domain: keys, pods, the PODS document and its digest. PURE: nothing here awaits, reads a clock, or names
+//! tonic, axum or etcd.
+
+pub mod digest;
+pub mod json;
+pub mod key;
+pub mod pod;
+pub mod selector;
+
+pub use digest::Digest;
+pub use key::PodKey;
+pub use pod::{Pod, Report};

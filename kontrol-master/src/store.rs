@@ -1,0 +1,240 @@
+//! The store: one ensemble's small, ordered, watched set of keys.
+//!
+//! ```text
+//! pods/<key>       a live pod: canonical JSON, see `model::pod`
+//! seq              the next seq to give, as decimal text
+//! leader/<lease>   a candidate (JSON: id, address); the one with the lowest create-revision leads
+//! state            the callback's state, the digest it handled, and at which epoch
+//! masters/<id>     a live master (JSON: id, address), bound to its lease
+//! removals         the last removals and their reasons, written by the transaction that removes
+//! ```
+//!
+//! Keys are relative to the ensemble's prefix, `/kontrol/<namespace>/<app>/`. Every write is a transaction, every
+//! transaction has one revision, revisions only grow. A transaction that compares revisions may be sent again safely;
+//! nothing else is ever repeated.
+
+pub mod conformance;
+pub mod embedded;
+pub mod etcd;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::{fmt, sync::Arc, time::Duration};
+
+/// Most operations in one transaction: etcd's default `--max-txn-ops` is 128, and counts compares, writes and reads apart.
+pub const MAX_TXN_OPS: usize = 120;
+/// Most bytes of values in one transaction: etcd's default `--max-request-bytes` is 1.5 MiB.
+pub const MAX_TXN_BYTES: usize = 1024 * 1024;
+
+/// A revision of the store: 0 before the first write, then one more with each transaction that writes.
+pub type Revision = i64;
+
+/// One key with its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key, relative to the ensemble's prefix.
+    pub key: String,
+    /// The value.
+    pub value: Bytes,
+    /// The revision that created the key (again, if it was deleted in between).
+    pub create_revision: Revision,
+    /// The revision that last wrote it.
+    pub mod_revision: Revision,
+}
+
+/// All keys, or some, as they were at one revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The revision.
+    pub revision: Revision,
+    /// The entries, in the order of their keys.
+    pub entries: Vec<Entry>,
+}
+
+/// What must hold for a transaction to be committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compare {
+    /// The key doesn't exist.
+    Absent(String),
+    /// The key was last written by this revision.
+    ModRevision(String, Revision),
+    /// The key was created by this revision.
+    CreateRevision(String, Revision),
+}
+
+/// A write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Sets a key.
+    Put {
+        /// The key.
+        key: String,
+        /// The value.
+        value: Bytes,
+        /// The lease that the key goes away with.
+        lease: Option<LeaseId>,
+    },
+    /// Deletes a key, if it is there.
+    Delete(String),
+}
+
+impl Op {
+    /// Sets a key without a lease.
+    pub fn put(key: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        Self::Put {
+            key: key.into(),
+            value: value.into(),
+            lease: None,
+        }
+    }
+}
+
+/// Writes that happen together, or not at all. At most `MAX_TXN_OPS` of each kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Txn {
+    /// What must hold.
+    pub compares: Vec<Compare>,
+    /// What is then written. No key twice.
+    pub ops: Vec<Op>,
+    /// What is read instead when something does not hold, at the same revision.
+    pub otherwise: Vec<String>,
+}
+
+/// What became of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was committed and made this revision.
+    Committed(Revision),
+    /// A compare did not hold; nothing was written. The keys of `otherwise` that exist, at this revision.
+    Conflict(Snapshot),
+}
+
+/// One change of one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The key was written.
+    Put(Entry),
+    /// The key was deleted, or its lease ended.
+    Delete {
+        /// The key.
+        key: String,
+        /// The revision that deleted it.
+        revision: Revision,
+    },
+}
+
+/// Changes in the order of their revisions. A revision is never split between two batches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Events {
+    /// The last revision that the batch covers.
+    pub revision: Revision,
+    /// The changes.
+    pub events: Vec<Event>,
+}
+
+/// A lease: keys bound to it go away when nobody keeps it alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LeaseId(pub i64);
+
+impl fmt::Display for LeaseId {
+    /// As etcd's own election names its keys: lower-case hex.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+/// Why the store did not do what it was asked, by what the caller must do about it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The store can't be reached or has no quorum; nothing was written. Try again later.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// No answer came, so the transaction may or may not be committed, now or a little later. Read back and decide.
+    #[error("the store did not answer in time, the write may have happened: {0}")]
+    Indeterminate(String),
+    /// The revision asked for is no longer there. Take a snapshot and go on from it.
+    #[error("revision {0} is no longer in the store")]
+    Compacted(Revision),
+    /// The lease is gone, and its keys with it. Grant another.
+    #[error("lease {0} is gone")]
+    LeaseGone(LeaseId),
+    /// The store refuses for good: wrong password, missing permission, request too large. A person must act.
+    #[error("the store refuses: {0}")]
+    Refused(String),
+}
+
+/// The changes behind a revision, as they come.
+#[async_trait]
+pub trait Watch: Send {
+    /// Waits for the next changes. Cancel safe. An error ends the watch; `Compacted` when changes were lost.
+    async fn next(&mut self) -> Result<Events, StoreError>;
+}
+
+/// A store of one ensemble. Each method is one round trip with a deadline of its own, and never retries a write.
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Reads every key, all at one revision.
+    async fn snapshot(&self) -> Result<Snapshot, StoreError>;
+
+    /// Reads every key under a prefix (`pods/`) as it was at an earlier revision. `Compacted` when that is forgotten.
+    async fn snapshot_at(&self, prefix: &str, revision: Revision) -> Result<Snapshot, StoreError>;
+
+    /// Reads those of these keys that exist, at one revision. At most `MAX_TXN_OPS`.
+    async fn read(&self, keys: &[String]) -> Result<Snapshot, StoreError>;
+
+    /// Commits a transaction.
+    async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError>;
+
+    /// Follows every key from the first change behind a revision.
+    async fn watch(&self, behind: Revision) -> Result<Box<dyn Watch>, StoreError>;
+
+    /// Makes a lease that lasts this long without a sign of life. The store may round it up; it tells what it took.
+    async fn grant(&self, ttl: Duration) -> Result<(LeaseId, Duration), StoreError>;
+
+    /// Gives the lease its full time again; the answer is that time. `LeaseGone` when it has ended.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError>;
+
+    /// Ends a lease and deletes its keys. A lease that is gone already is fine.
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Whether leases can end by themselves: false for a store that lives inside this one process.
+    fn leases_expire(&self) -> bool;
+}
+
+/// A store that all tasks of a master share.
+pub type SharedStore = Arc<dyn Store>;
+
+/// The right to write as the leader: a transaction that carries it is committed only while the leader key is the one
+/// that this leader created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fence {
+    key: String,
+    epoch: Revision,
+}
+
+impl Fence {
+    /// The fence of the leader that owns this key (`leader/<lease>`), created at this revision.
+    pub fn new(key: impl Into<String>, epoch: Revision) -> Self {
+        Self {
+            key: key.into(),
+            epoch,
+        }
+    }
+
+    /// The leader key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The epoch: the create-revision of the leader key.
+    pub fn epoch(&self) -> Revision {
+        self.epoch
+    }
+
+    /// The same transaction, committed only while this leader leads.
+    pub fn guard(&self, mut txn: Txn) -> Txn {
+        txn.compares
+            .push(Compare::CreateRevision(self.key.clone(), self.epoch));
+        txn
+    }
+}

@@ -1,0 +1,19 @@
+//! Generated code and descriptors of Kontrol's protobuf packages. No logic lives here.
+
+/// Every file of `proto/` with its comments and options, as an encoded `google.protobuf.FileDescriptorSet`.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kontrol.binpb"));
+
+/// `kontrol.v1`: what users call.
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+pub mod v1 {
+    tonic::include_proto!("kontrol.v1");
+}
+
+/// `kontrol.internal.v1`: what masters say to each other. No promise to anyone else.
+pub mod internal {
+    /// First version.
+    #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+    pub mod v1 {
+        tonic::include_proto!("kontrol.internal.v1");
+    }
+}

@@ -1,0 +1,1 @@
+//! Reports a pod to its masters.

@@ -1,0 +1,3 @@
+//! `kontrol-slave`: reports one pod to its masters.
+
+fn main() {}
