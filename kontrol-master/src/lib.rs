@@ -28,9 +28,19 @@
 //! Dependencies run one way: `model` ← `liveness`, `damper` ← `store` ← `roster`, `keepalive`, `election`, `term`,
 //! `relay`, `callback` ← `rpc`, `gateway` ← `server` ← `cli`.
 
+pub mod backoff;
 pub mod callback;
 pub mod cli;
+pub mod damper;
+pub mod election;
+pub mod error;
 pub mod gateway;
+pub mod keepalive;
 pub mod listener;
+pub mod liveness;
+pub mod metrics;
 pub mod model;
+pub mod relay;
+pub mod roster;
+pub mod status;
 pub mod store;

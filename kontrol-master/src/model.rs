@@ -10,3 +10,4 @@ pub mod selector;
 pub use digest::Digest;
 pub use key::PodKey;
 pub use pod::{Pod, Report};
+pub use selector::Selector;

@@ -16,6 +16,7 @@
 pub mod conformance;
 pub mod embedded;
 pub mod etcd;
+pub mod measured;
 
 use async_trait::async_trait;
 use bytes::Bytes;

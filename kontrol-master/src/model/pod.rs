@@ -136,7 +136,7 @@ fn check_map(field: &str, map: &BTreeMap<String, String>, limit: usize) -> Resul
 }
 
 /// A live pod as `pods/<key>` holds it. Immutable: a change is another `Pod`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Pod {
     record: Record,
     key: PodKey,
@@ -196,6 +196,20 @@ impl Pod {
             self.record.nonce.clone()
         };
         Self::new(report, self.record.seq, self.record.first_seen_ms, previous)
+    }
+
+    /// This pod, which takes over the address of another: that other one doesn't come back while this one is here.
+    pub fn replacing(self, before: &Self) -> Self {
+        let previous_nonce = if before.nonce() == self.nonce() {
+            String::new()
+        } else {
+            before.nonce().to_owned()
+        };
+        let record = Record {
+            previous_nonce,
+            ..self.record
+        };
+        Self { record, ..self }
     }
 
     fn new(report: Report, seq: u64, first_seen_ms: u64, previous_nonce: String) -> Self {

@@ -1,0 +1,275 @@
+//! The election: one lease for each master, which carries its presence (`masters/<id>`) and its candidacy
+//! (`leader/<lease>`). The oldest candidate leads, in the epoch that its key's create-revision names: the recipe of
+//! etcd's own election API, so that `etcdctl elect` sees and joins it.
+//!
+//! A master believes that it leads only while two things hold: its key is the oldest in the roster, and its lease was
+//! confirmed so recently, by its own monotonic clock from before the question was sent, that no other master can see
+//! the lease end yet. So it stops believing before another can start.
+
+use crate::{
+    backoff::Backoff,
+    liveness::MasterId,
+    roster::{
+        PeerMaster, Roster,
+        view::{LEADER, MASTERS},
+    },
+    store::{Compare, Fence, LeaseId, Op, Outcome, Revision, SharedStore, StoreError, Txn},
+};
+use std::time::Duration;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How far this master's lease is confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirmed {
+    /// The store lives inside this process: nobody else can ever lead.
+    Forever,
+    /// The lease can't end before `at + ttl`.
+    Lease {
+        /// When the last question was sent that was answered with yes.
+        at: Instant,
+        /// The lease's time to live.
+        ttl: Duration,
+    },
+}
+
+impl Confirmed {
+    /// The moment at which a leader that has heard nothing further must have stopped: well before the lease can end.
+    pub fn end(self) -> Option<Instant> {
+        match self {
+            Self::Forever => None,
+            Self::Lease { at, ttl } => Some(at + ttl.mul_f64(0.9)),
+        }
+    }
+
+    fn holds(self, now: Instant) -> bool {
+        self.end().is_none_or(|end| now < end)
+    }
+}
+
+/// Handle on the election. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Election {
+    lead: watch::Receiver<Option<Fence>>,
+    confirmed: watch::Receiver<Confirmed>,
+}
+
+impl Election {
+    /// The right to write as the leader, while this master leads.
+    pub fn leads(&self) -> Option<Fence> {
+        let holds = self.confirmed.borrow().holds(Instant::now());
+        holds.then(|| self.lead.borrow().clone()).flatten()
+    }
+
+    /// Wakes when this master starts or stops to lead.
+    pub fn changes(&self) -> watch::Receiver<Option<Fence>> {
+        self.lead.clone()
+    }
+
+    /// How far the lease is confirmed, as that goes on.
+    pub fn confirmed(&self) -> watch::Receiver<Confirmed> {
+        self.confirmed.clone()
+    }
+}
+
+/// The task behind [`Election`].
+#[derive(Debug)]
+pub struct Campaign {
+    store: SharedStore,
+    roster: Roster,
+    me: PeerMaster,
+    ttl: Duration,
+    lead: watch::Sender<Option<Fence>>,
+    confirmed: watch::Sender<Confirmed>,
+}
+
+struct Session {
+    lease: LeaseId,
+    ttl: Duration,
+    key: String,
+    epoch: Revision,
+}
+
+impl Campaign {
+    /// An election with a lease of this length, and the task that takes part in it.
+    pub fn new(
+        store: SharedStore,
+        roster: Roster,
+        id: MasterId,
+        address: String,
+        ttl: Duration,
+    ) -> (Election, Self) {
+        let (lead, lead_receiver) = watch::channel(None);
+        let (confirmed, confirmed_receiver) = watch::channel(Confirmed::Forever);
+        let task = Self {
+            store,
+            roster,
+            me: PeerMaster {
+                id: id.to_string(),
+                address,
+            },
+            ttl,
+            lead,
+            confirmed,
+        };
+        let handle = Election {
+            lead: lead_receiver,
+            confirmed: confirmed_receiver,
+        };
+        (handle, task)
+    }
+
+    /// Takes part until the token is cancelled, then resigns.
+    pub async fn run(self, token: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        while !token.is_cancelled() {
+            match token.run_until_cancelled(self.open()).await {
+                None => return,
+                Some(Ok(session)) => {
+                    backoff.reset();
+                    self.hold(&session, &token).await;
+                    self.step_down("the lease ended or was given up");
+                    // Whoever waits for the leader key to go need not wait for the lease to end.
+                    if let Err(error) = self.store.revoke(session.lease).await {
+                        tracing::debug!(%error, "could not give the lease back; it ends by itself");
+                    }
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "could not become a candidate yet");
+                    token.run_until_cancelled(sleep(backoff.next())).await;
+                }
+            }
+        }
+    }
+
+    /// Grants a lease and becomes a candidate.
+    async fn open(&self) -> Result<Session, StoreError> {
+        let sent = Instant::now();
+        let (lease, ttl) = self.store.grant(self.ttl).await?;
+        let key = format!("{LEADER}{lease}");
+        // Two strings have no way to fail to become JSON.
+        let value = serde_json::to_vec(&self.me).unwrap_or_default();
+        let put = |key: String| Op::Put {
+            key,
+            value: value.clone().into(),
+            lease: Some(lease),
+        };
+        let txn = Txn {
+            compares: vec![Compare::Absent(key.clone())],
+            ops: vec![put(key.clone()), put(format!("{MASTERS}{}", self.me.id))],
+            otherwise: vec![key.clone()],
+        };
+        let outcome = match self.store.commit(txn).await {
+            Err(StoreError::Indeterminate(_)) => {
+                let snapshot = self.store.read(std::slice::from_ref(&key)).await?;
+                Outcome::Conflict(snapshot)
+            }
+            outcome => outcome?,
+        };
+        let epoch = match outcome {
+            Outcome::Committed(revision) => revision,
+            Outcome::Conflict(snapshot) => match snapshot.entries.first() {
+                Some(entry) => entry.create_revision,
+                None => {
+                    return Err(StoreError::Unavailable(
+                        "the candidacy was not stored".to_owned(),
+                    ));
+                }
+            },
+        };
+        self.confirm(sent, ttl);
+        Ok(Session {
+            lease,
+            ttl,
+            key,
+            epoch,
+        })
+    }
+
+    /// Keeps the lease alive, and leads whenever it is our turn, until the lease or the candidacy is gone.
+    async fn hold(&self, session: &Session, token: &CancellationToken) {
+        let period = session.ttl / 5;
+        let mut changes = self.roster.changes();
+        let mut beat = Instant::now() + period;
+        loop {
+            if !self.evaluate(session) {
+                return;
+            }
+            let end = self.confirmed.borrow().end();
+            let expiry = async {
+                match end {
+                    Some(end) if end > Instant::now() => sleep_until(end).await,
+                    _ => std::future::pending().await,
+                }
+            };
+            // All arms are cancel safe: a keep-alive is awaited in the arm's body, not in the arm.
+            tokio::select! {
+                () = token.cancelled() => return,
+                () = sleep_until(beat) => {
+                    let sent = Instant::now();
+                    match timeout(session.ttl / 3, self.store.keep_alive(session.lease)).await {
+                        Ok(Ok(ttl)) => self.confirm(sent, ttl),
+                        Ok(Err(StoreError::LeaseGone(_))) => {
+                            tracing::warn!("the lease ended before it was confirmed; starting over as a candidate");
+                            return;
+                        }
+                        Ok(Err(error)) => tracing::debug!(%error, "could not confirm the lease"),
+                        Err(_) => tracing::debug!("the store did not confirm the lease in time"),
+                    }
+                    beat = (sent + period).max(Instant::now() + period / 4);
+                }
+                more = changes.next() => if !more { return },
+                () = expiry => {}
+            }
+        }
+    }
+
+    fn confirm(&self, at: Instant, ttl: Duration) {
+        self.confirmed.send_replace(if self.store.leases_expire() {
+            Confirmed::Lease { at, ttl }
+        } else {
+            Confirmed::Forever
+        });
+    }
+
+    /// Starts or stops to lead. False when the candidacy was taken away.
+    fn evaluate(&self, session: &Session) -> bool {
+        let view = self.roster.peek();
+        if view.revision() < session.epoch {
+            return true;
+        }
+        if view.candidate(&session.key).is_none() {
+            tracing::warn!("the candidacy was deleted in the store; starting over");
+            return false;
+        }
+        let ours = view
+            .leader()
+            .is_some_and(|leader| leader.key == session.key);
+        if ours && self.confirmed.borrow().holds(Instant::now()) {
+            self.lead.send_if_modified(|lead| {
+                if lead.is_none() {
+                    tracing::info!(epoch = session.epoch, "leading");
+                    *lead = Some(Fence::new(&session.key, session.epoch));
+                    return true;
+                }
+                false
+            });
+        } else {
+            self.step_down("the lease was not confirmed in time");
+        }
+        true
+    }
+
+    fn step_down(&self, why: &str) {
+        self.lead.send_if_modified(|lead| {
+            if lead.take().is_some() {
+                tracing::info!(why, "no longer leading");
+                return true;
+            }
+            false
+        });
+    }
+}

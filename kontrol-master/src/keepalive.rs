@@ -1,0 +1,139 @@
+//! The intake of keepalives, the same on every master.
+//!
+//! A keepalive that says nothing new costs no store work: it is answered from the roster once the leader counts it. All
+//! others go through the committer, and are answered once this master's own roster shows what they changed.
+
+pub mod committer;
+pub mod plan;
+
+pub use committer::{Committer, CommitterTask};
+
+use crate::{
+    error::Error,
+    liveness::MasterId,
+    metrics::Metrics,
+    model::{PodKey, Report},
+    relay::Relay,
+    roster::{Reason, Roster},
+};
+use plan::{Departed, Known, Plan, plan};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// How long an answer waits for this master's own roster to show the change. Missing it does no harm: the change is
+/// stored.
+const CATCH_UP_LIMIT: Duration = Duration::from_millis(500);
+
+/// What an accepted keepalive is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// The pod's key.
+    pub key: PodKey,
+    /// Its seq; 0 after a goodbye of a pod that wasn't there.
+    pub seq: u64,
+}
+
+/// The intake. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Keepalives {
+    me: MasterId,
+    roster: Roster,
+    committer: Committer,
+    relay: Relay,
+    metrics: Arc<Metrics>,
+}
+
+impl Keepalives {
+    /// The intake of this master.
+    pub fn new(
+        me: MasterId,
+        roster: Roster,
+        committer: Committer,
+        relay: Relay,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            me,
+            roster,
+            committer,
+            relay,
+            metrics,
+        }
+    }
+
+    /// Takes one keepalive. `key` is what the reporter believes its key to be, or empty.
+    pub async fn accept(&self, report: Report, key: &str) -> Result<Accepted, Error> {
+        let result = self.take(report, key).await;
+        self.metrics.keepalive(&result);
+        result
+    }
+
+    async fn take(&self, report: Report, key: &str) -> Result<Accepted, Error> {
+        report.check(key)?;
+        if !self.roster.started() {
+            return Err(Error::Unavailable(
+                "this master has not read the roster yet; try another master".to_owned(),
+            ));
+        }
+        let now = Instant::now();
+        let (key, beat) = (report.key(), report.beat);
+        let (plan, seq) = self.plan(&report, now);
+        match plan {
+            Plan::Refresh => {
+                self.relay.count(key, beat, now).await?;
+                Ok(Accepted { key, seq })
+            }
+            Plan::Stale | Plan::Nothing => Ok(Accepted { key, seq }),
+            Plan::Superseded => {
+                let view = self.roster.view();
+                let pod = view.member(key).map(|member| member.pod.as_ref());
+                Err(committer::superseded(&report, pod))
+            }
+            Plan::Join | Plan::Update | Plan::Replace | Plan::Remove => {
+                if plan != Plan::Remove {
+                    self.relay.check()?;
+                }
+                let committed = self.committer.commit(report).await?;
+                if self
+                    .roster
+                    .caught_up(committed.revision, CATCH_UP_LIMIT)
+                    .await
+                    && plan != Plan::Remove
+                    && let Some(member) = self.roster.peek().member(key)
+                {
+                    member.heard.touch(now, beat, Some(self.me));
+                }
+                Ok(Accepted {
+                    key,
+                    seq: committed.seq,
+                })
+            }
+        }
+    }
+
+    /// Decides against the roster as it is; a refresh is noted at once.
+    fn plan(&self, report: &Report, now: Instant) -> (Plan, u64) {
+        let view = self.roster.peek();
+        let member = view.member(report.key());
+        let removal = view.removal(report.key());
+        let plan = plan(
+            report,
+            Known {
+                pod: member.map(|member| member.pod.as_ref()),
+                beat: member.map_or(0, |member| member.heard.beat()),
+                departed: removal
+                    .filter(|removal| removal.reason == Reason::Down)
+                    .and_then(|removal| {
+                        Some(Departed {
+                            nonce: removal.pod.nonce(),
+                            beat: removal.record.as_ref()?.beat,
+                        })
+                    }),
+            },
+        );
+        if let (Plan::Refresh, Some(member)) = (plan, member) {
+            member.heard.touch(now, report.beat, Some(self.me));
+        }
+        (plan, member.map_or(0, |member| member.pod.seq()))
+    }
+}

@@ -1,0 +1,465 @@
+//! The task that writes what keepalives change: many pods in one transaction, one transaction at a time.
+//!
+//! A transaction compares, for each pod, the record that the decision rests on, and for joins the counter of seqs. When
+//! something else was quicker, the store answers with the records as they are, and the decision is made again from
+//! those. After an unclear answer the records are read back and the same happens: a change that was committed after
+//! all then asks for nothing more.
+
+use super::plan::{Departed, Known, Plan, plan};
+use crate::{
+    error::Error,
+    liveness::MasterId,
+    model::{Pod, PodKey, Report, pod::Invalid, pod::MAX_PAYLOAD_BYTES},
+    roster::{
+        Reason, Roster, View,
+        view::{REMOVALS, RemovalRecord, SEQ, millis, pod_key},
+    },
+    store::{
+        Compare, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Outcome, Revision, SharedStore, Snapshot,
+        StoreError, Txn,
+    },
+};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// How many keepalives may wait to be written; more are refused.
+const QUEUE: usize = 8192;
+/// How many pods one transaction takes: beside them it has the counter and the removals to write.
+const MAX_BATCH: usize = MAX_TXN_OPS - 3;
+/// How often a batch is decided anew before its callers are told to try again.
+const MAX_ATTEMPTS: usize = 16;
+/// The largest integer that JSON readers agree on (RFC 8259, 6): seqs are numbers in PODS.
+const MAX_SEQ: u64 = (1 << 53) - 1;
+
+/// What became of a keepalive that needed the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// The pod's seq; 0 where there is no such pod.
+    pub seq: u64,
+    /// The revision from which on the roster shows it.
+    pub revision: Revision,
+}
+
+/// Handle on the committer. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Committer {
+    queue: mpsc::Sender<Request>,
+}
+
+#[derive(Debug)]
+struct Request {
+    report: Report,
+    reply: oneshot::Sender<Result<Committed, Error>>,
+}
+
+/// The task behind [`Committer`].
+#[derive(Debug)]
+pub struct CommitterTask {
+    store: SharedStore,
+    roster: Roster,
+    master: MasterId,
+    queue: mpsc::Receiver<Request>,
+    /// Taken from the queue, to be written by one of the next transactions.
+    waiting: VecDeque<Request>,
+}
+
+impl Committer {
+    /// A committer and its task.
+    pub fn new(store: SharedStore, roster: Roster, master: MasterId) -> (Self, CommitterTask) {
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let task = CommitterTask {
+            store,
+            roster,
+            master,
+            queue,
+            waiting: VecDeque::new(),
+        };
+        (Self { queue: sender }, task)
+    }
+
+    /// Writes what the report changes.
+    pub async fn commit(&self, report: Report) -> Result<Committed, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.queue
+            .try_send(Request { report, reply })
+            .map_err(|_| Error::Unavailable("too many changes at once; try again".to_owned()))?;
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::Unavailable(
+                "this master is shutting down".to_owned(),
+            ))
+        })
+    }
+}
+
+impl CommitterTask {
+    /// Runs until the token is cancelled; what was taken from the queue by then is still written.
+    pub async fn run(mut self, token: CancellationToken) {
+        let mut taken = Vec::with_capacity(MAX_BATCH);
+        loop {
+            if self.waiting.is_empty() {
+                // Cancel safe: `recv_many` takes nothing unless it completes.
+                match token
+                    .run_until_cancelled(self.queue.recv_many(&mut taken, MAX_BATCH))
+                    .await
+                {
+                    Some(0) | None => return,
+                    Some(_) => {}
+                }
+            } else if let Some(room) = MAX_BATCH
+                .checked_sub(self.waiting.len())
+                .filter(|room| *room > 0)
+            {
+                while taken.len() < room
+                    && let Ok(request) = self.queue.try_recv()
+                {
+                    taken.push(request);
+                }
+            }
+            self.waiting.extend(taken.drain(..));
+            let batch = self.take_batch();
+            self.write(batch).await;
+        }
+    }
+
+    /// The next requests in order, one for each pod: a second one of a pod waits until the first is decided.
+    fn take_batch(&mut self) -> Vec<Request> {
+        let (mut batch, mut later) = (Vec::new(), VecDeque::new());
+        let (mut keys, mut bytes) = (HashSet::new(), 0);
+        for request in self.waiting.drain(..) {
+            let size = size_of_report(&request.report);
+            let fits = batch.is_empty() || bytes + size <= MAX_TXN_BYTES / 2;
+            if fits && batch.len() < MAX_BATCH && keys.insert(request.report.key()) {
+                bytes += size;
+                batch.push(request);
+            } else {
+                keys.insert(request.report.key());
+                later.push_back(request);
+            }
+        }
+        self.waiting = later;
+        batch
+    }
+
+    async fn write(&self, mut batch: Vec<Request>) {
+        let mut records = Records::default();
+        for _ in 0..MAX_ATTEMPTS {
+            let view = self.roster.view();
+            let mut draft = Draft::new(&view, &records, self.master);
+            let mut undecided = Vec::with_capacity(batch.len());
+            for request in batch {
+                match draft.add(&request.report) {
+                    Decision::Write(seq) => undecided.push((request, seq)),
+                    Decision::Done(answer) => {
+                        // The caller may have gone away; nobody else wants the answer.
+                        let _ = request.reply.send(answer);
+                    }
+                }
+            }
+            if undecided.is_empty() {
+                return;
+            }
+            let keys = draft.keys();
+            let outcome = match self.store.commit(draft.into_txn()).await {
+                Err(StoreError::Indeterminate(cause)) => {
+                    tracing::warn!(
+                        cause,
+                        pods = undecided.len(),
+                        "a write got no clear answer; reading back"
+                    );
+                    self.store.read(&keys).await.map(Outcome::Conflict)
+                }
+                outcome => outcome,
+            };
+            match outcome {
+                Ok(Outcome::Committed(revision)) => {
+                    for (request, seq) in undecided {
+                        let _ = request.reply.send(Ok(Committed { seq, revision }));
+                    }
+                    return;
+                }
+                Ok(Outcome::Conflict(snapshot)) => {
+                    records = Records::read(&keys, &snapshot);
+                    batch = undecided.into_iter().map(|(request, _)| request).collect();
+                }
+                Err(error) => {
+                    for (request, _) in undecided {
+                        let _ = request.reply.send(Err(Error::from_store(&error)));
+                    }
+                    return;
+                }
+            }
+        }
+        tracing::warn!(
+            pods = batch.len(),
+            "gave up a write that others kept overtaking"
+        );
+        for request in batch {
+            let error =
+                Error::Unavailable("others kept changing the same pods; try again".to_owned());
+            let _ = request.reply.send(Err(error));
+        }
+    }
+}
+
+/// A bound on what the record of a report takes.
+fn size_of_report(report: &Report) -> usize {
+    let maps = report.labels.iter().chain(&report.annotations);
+    let maps: usize = maps.map(|(name, value)| name.len() + value.len() + 8).sum();
+    let payload = crate::model::json::canonical(&report.payload).len();
+    512 + report.app.len() + report.id.len() + report.role.len() + maps + payload
+}
+
+/// Records that are newer than the view, because a transaction came back with them.
+#[derive(Debug, Default)]
+struct Records {
+    revision: Revision,
+    pods: HashMap<PodKey, Current>,
+    seq: Option<(u64, Revision)>,
+}
+
+#[derive(Debug, Clone)]
+enum Current {
+    Absent,
+    Pod(Arc<Pod>, Revision),
+    /// Something that is no pod record, to be overwritten.
+    Unreadable(Revision),
+}
+
+impl Records {
+    fn read(keys: &[String], snapshot: &Snapshot) -> Self {
+        let mut records = Self {
+            revision: snapshot.revision,
+            pods: HashMap::new(),
+            seq: Some((0, 0)),
+        };
+        for key in keys {
+            if let Some(Ok(key)) = key.strip_prefix(crate::roster::view::PODS).map(str::parse) {
+                records.pods.insert(key, Current::Absent);
+            }
+        }
+        for entry in &snapshot.entries {
+            if entry.key == SEQ {
+                let next = str::from_utf8(&entry.value)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
+                records.seq = Some((next.unwrap_or(0), entry.mod_revision));
+            } else if let Some(Ok(key)) = entry
+                .key
+                .strip_prefix(crate::roster::view::PODS)
+                .map(str::parse)
+            {
+                let current = match Pod::decode(&entry.value) {
+                    Ok(pod) if pod.key() == key => Current::Pod(Arc::new(pod), entry.mod_revision),
+                    _ => Current::Unreadable(entry.mod_revision),
+                };
+                records.pods.insert(key, current);
+            }
+        }
+        records
+    }
+}
+
+enum Decision {
+    /// It goes into the transaction; the seq is the pod's once that is committed.
+    Write(u64),
+    Done(Result<Committed, Error>),
+}
+
+/// A transaction in the making.
+struct Draft<'a> {
+    view: &'a View,
+    records: &'a Records,
+    master: MasterId,
+    next_seq: u64,
+    seq_revision: Revision,
+    first_seq: u64,
+    txn: Txn,
+    removals: Vec<RemovalRecord>,
+    now_ms: u64,
+}
+
+impl<'a> Draft<'a> {
+    fn new(view: &'a View, records: &'a Records, master: MasterId) -> Self {
+        // Whichever is newer knows the counter; the view also knows the highest seq in use.
+        let (mut next_seq, mut seq_revision) = view.seq();
+        if let Some((next, revision)) = records.seq
+            && records.revision >= view.revision()
+        {
+            next_seq = next_seq.max(next);
+            seq_revision = revision;
+        }
+        Self {
+            view,
+            records,
+            master,
+            next_seq,
+            seq_revision,
+            first_seq: next_seq,
+            txn: Txn::default(),
+            removals: Vec::new(),
+            now_ms: now_ms(),
+        }
+    }
+
+    fn current(&self, key: PodKey) -> Current {
+        let seen = match (self.view.member(key), self.view.unreadable(key)) {
+            (Some(member), _) => Current::Pod(Arc::clone(&member.pod), member.mod_revision),
+            (None, Some(revision)) => Current::Unreadable(revision),
+            (None, None) => Current::Absent,
+        };
+        match self.records.pods.get(&key) {
+            Some(record) if self.records.revision >= self.view.revision() => record.clone(),
+            _ => seen,
+        }
+    }
+
+    fn add(&mut self, report: &Report) -> Decision {
+        let key = report.key();
+        let current = self.current(key);
+        let pod = match &current {
+            Current::Pod(pod, _) => Some(pod.as_ref()),
+            Current::Absent | Current::Unreadable(_) => None,
+        };
+        let removal = self.view.removal(key);
+        let member = self.view.member(key);
+        let known = Known {
+            pod,
+            beat: member
+                .filter(|member| member.pod.nonce() == report.nonce)
+                .map_or(0, |member| member.heard.beat()),
+            departed: removal
+                .filter(|removal| removal.reason == Reason::Down)
+                .and_then(|removal| {
+                    let beat = removal.record.as_ref()?.beat;
+                    Some(Departed {
+                        nonce: removal.pod.nonce(),
+                        beat,
+                    })
+                }),
+        };
+        let seq = pod.map_or(0, Pod::seq);
+        let done = Committed {
+            seq,
+            revision: self.records.revision,
+        };
+        let record = match plan(report, known) {
+            Plan::Refresh | Plan::Stale | Plan::Nothing => return Decision::Done(Ok(done)),
+            Plan::Superseded => return Decision::Done(Err(superseded(report, pod))),
+            Plan::Join | Plan::Replace => {
+                let seq = self.next_seq;
+                if seq >= MAX_SEQ {
+                    return Decision::Done(Err(Error::Internal(
+                        "the ensemble ran out of seqs".to_owned(),
+                    )));
+                }
+                let joined = Pod::join(report.clone(), seq, self.now_ms);
+                Some(match pod {
+                    Some(before) => joined.replacing(before),
+                    None => joined,
+                })
+            }
+            Plan::Update => pod.map(|pod| pod.update(report.clone())),
+            Plan::Remove => None,
+        };
+        let Some(record) = record else {
+            self.remove(report, key, seq);
+            self.compare(key, &current);
+            return Decision::Write(seq);
+        };
+        if let Err(invalid) = check_size(&record) {
+            return Decision::Done(Err(invalid.into()));
+        }
+        self.next_seq = self.next_seq.max(record.seq() + 1);
+        self.compare(key, &current);
+        self.txn.ops.push(Op::put(pod_key(key), record.encode()));
+        Decision::Write(record.seq())
+    }
+
+    fn remove(&mut self, report: &Report, key: PodKey, seq: u64) {
+        self.txn.ops.push(Op::Delete(pod_key(key)));
+        let heard = self.view.member(key).and_then(|member| member.heard.at());
+        self.removals.push(RemovalRecord {
+            key: key.to_string(),
+            seq,
+            reason: Reason::Down,
+            beat: report.beat,
+            silence_ms: heard.map_or(0, |heard| millis(heard.elapsed())),
+            time_ms: self.now_ms,
+            master: self.master.to_string(),
+        });
+    }
+
+    fn compare(&mut self, key: PodKey, current: &Current) {
+        let name = pod_key(key);
+        self.txn.otherwise.push(name.clone());
+        self.txn.compares.push(match current {
+            Current::Absent => Compare::Absent(name),
+            Current::Pod(_, revision) | Current::Unreadable(revision) => {
+                Compare::ModRevision(name, *revision)
+            }
+        });
+    }
+
+    fn keys(&self) -> Vec<String> {
+        let mut keys = self.txn.otherwise.clone();
+        keys.push(SEQ.to_owned());
+        keys
+    }
+
+    fn into_txn(self) -> Txn {
+        let mut txn = self.txn;
+        if self.next_seq > self.first_seq {
+            txn.compares.push(match self.seq_revision {
+                0 => Compare::Absent(SEQ.to_owned()),
+                revision => Compare::ModRevision(SEQ.to_owned(), revision),
+            });
+            txn.ops.push(Op::put(SEQ, self.next_seq.to_string()));
+        }
+        txn.otherwise.push(SEQ.to_owned());
+        if !self.removals.is_empty() {
+            txn.ops.push(removals_op(&self.removals));
+        }
+        txn
+    }
+}
+
+/// The write that tells why pods leave, for the transaction that removes them.
+pub(crate) fn removals_op(removals: &[RemovalRecord]) -> Op {
+    // Strings and numbers have no way to fail to become JSON.
+    Op::put(REMOVALS, serde_json::to_vec(removals).unwrap_or_default())
+}
+
+/// Wall-clock time in milliseconds since 1970, for display.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    millis(since.unwrap_or_default())
+}
+
+pub(super) fn superseded(report: &Report, pod: Option<&Pod>) -> Error {
+    let by = match pod {
+        Some(pod) if pod.id() != report.id => format!(
+            "the pod {:?} reports from the same address {}",
+            pod.id(),
+            pod.ip()
+        ),
+        _ => "a newer start of the same pod reports".to_owned(),
+    };
+    Error::Superseded(format!(
+        "nonce {}: {by}; give each pod an address of its own, or stop one of the two",
+        report.nonce
+    ))
+}
+
+fn check_size(pod: &Pod) -> Result<(), Invalid> {
+    let size = crate::model::json::canonical(pod.payload()).len();
+    if size > MAX_PAYLOAD_BYTES {
+        let reason = format!("has {size} bytes of JSON, and {MAX_PAYLOAD_BYTES} are the limit");
+        return Err(Invalid::new("payload", reason));
+    }
+    Ok(())
+}

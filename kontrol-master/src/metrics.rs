@@ -1,0 +1,219 @@
+//! Prometheus metrics, registered once and handed in. No pod key is ever a label.
+
+use crate::{
+    error::Error,
+    keepalive::Accepted,
+    roster::{Change, Notice, Roster},
+};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use std::{fmt, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OperationLabel {
+    operation: &'static str,
+    result: &'static str,
+}
+
+type Histograms = Family<OperationLabel, Histogram, fn() -> Histogram>;
+
+/// Every metric of a master.
+pub struct Metrics {
+    registry: Registry,
+    keepalives: Family<ResultLabel, Counter>,
+    /// Pods in the roster.
+    pub pods: Gauge,
+    /// Pods that joined, left and changed, as this master saw it.
+    roster_changes: Family<ResultLabel, Counter>,
+    /// 1 while this master leads.
+    pub leading: Gauge,
+    /// The epoch of the leader; 0 while there is none.
+    pub epoch: Gauge,
+    /// 1 while the store's watch is up.
+    pub store_up: Gauge,
+    /// How often the digest changed.
+    pub digest_changes: Counter,
+    store_seconds: Histograms,
+    callback_runs: Family<ResultLabel, Counter>,
+    callback_seconds: Histogram,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+fn store_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 2.0, 14))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("kontrol_master");
+        let metrics = Self {
+            keepalives: Family::default(),
+            pods: Gauge::default(),
+            roster_changes: Family::default(),
+            leading: Gauge::default(),
+            epoch: Gauge::default(),
+            store_up: Gauge::default(),
+            digest_changes: Counter::default(),
+            store_seconds: Family::new_with_constructor(store_histogram),
+            callback_runs: Family::default(),
+            callback_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
+            registry: Registry::default(),
+        };
+        registry.register(
+            "keepalives",
+            "Keepalives taken in, by result",
+            metrics.keepalives.clone(),
+        );
+        registry.register("pods", "Pods in the roster", metrics.pods.clone());
+        registry.register(
+            "roster_changes",
+            "Pods that joined, changed and left",
+            metrics.roster_changes.clone(),
+        );
+        registry.register(
+            "leading",
+            "1 while this master leads",
+            metrics.leading.clone(),
+        );
+        registry.register(
+            "epoch",
+            "The epoch of the leader; 0 while there is none",
+            metrics.epoch.clone(),
+        );
+        registry.register(
+            "store_up",
+            "1 while the watch of the store is up",
+            metrics.store_up.clone(),
+        );
+        registry.register(
+            "digest_changes",
+            "Changes of the digest",
+            metrics.digest_changes.clone(),
+        );
+        registry.register_with_unit(
+            "store",
+            "Calls of the store",
+            Unit::Seconds,
+            metrics.store_seconds.clone(),
+        );
+        registry.register(
+            "callback_runs",
+            "Runs of the callback on this master, by result",
+            metrics.callback_runs.clone(),
+        );
+        registry.register_with_unit(
+            "callback",
+            "How long the callback ran",
+            Unit::Seconds,
+            metrics.callback_seconds.clone(),
+        );
+        Self {
+            registry,
+            ..metrics
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts a keepalive.
+    pub fn keepalive(&self, result: &Result<Accepted, Error>) {
+        let result = match result {
+            Ok(_) => "accepted",
+            Err(Error::Invalid(_)) => "invalid",
+            Err(Error::Superseded(_)) => "superseded",
+            Err(Error::Unavailable(_) | Error::Exhausted(_)) => "unavailable",
+            Err(Error::NotFound(_) | Error::Internal(_)) => "failed",
+        };
+        self.keepalives.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    fn count(&self, notice: &Notice) {
+        let result = match notice {
+            Notice::Change(Change::Joined(_)) => "joined",
+            Notice::Change(Change::Changed { .. }) => "changed",
+            Notice::Change(Change::Left(_)) => "left",
+            Notice::Digest { .. } => {
+                self.digest_changes.inc();
+                return;
+            }
+            Notice::Change(Change::Leader(_))
+            | Notice::CallbackStarted(_)
+            | Notice::CallbackFinished(_) => return,
+        };
+        self.roster_changes
+            .get_or_create(&ResultLabel { result })
+            .inc();
+    }
+
+    /// Counts a call of the store.
+    pub fn store_call(&self, operation: &'static str, ok: bool, took: Duration) {
+        let result = if ok { "ok" } else { "error" };
+        let label = OperationLabel { operation, result };
+        self.store_seconds
+            .get_or_create(&label)
+            .observe(took.as_secs_f64());
+    }
+
+    /// Counts a run of the callback.
+    pub fn callback_run(&self, ok: bool, took: Duration) {
+        let result = if ok { "ok" } else { "error" };
+        self.callback_runs
+            .get_or_create(&ResultLabel { result })
+            .inc();
+        self.callback_seconds.observe(took.as_secs_f64());
+    }
+
+    /// The text that `/metrics` serves.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string has no way to fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+/// Keeps the gauges in step with the roster, until the token is cancelled.
+pub async fn observe(metrics: Arc<Metrics>, roster: Roster, token: CancellationToken) {
+    let mut changes = roster.changes();
+    let mut feed = roster.feed().follow(None);
+    loop {
+        let view = roster.view();
+        metrics
+            .pods
+            .set(i64::try_from(view.len()).unwrap_or(i64::MAX));
+        metrics
+            .epoch
+            .set(view.leader().map_or(0, |leader| leader.epoch));
+        metrics.store_up.set(i64::from(roster.connected()));
+        // All arms are cancel safe.
+        tokio::select! {
+            () = token.cancelled() => return,
+            more = changes.next() => if !more { return },
+            notices = feed.next() => match notices {
+                Some(Ok(notices)) => notices.notices.iter().for_each(|notice| metrics.count(notice)),
+                // Some were missed: counters may do that, and go on.
+                Some(Err(_)) => {}
+                None => return,
+            },
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The roster: this master's own copy of the ensemble, kept in step with the store by one task.
+//!
+//! Readers take an immutable [`View`] for the price of a pointer; every view is the ensemble at exactly one revision,
+//! so that all masters that are at one revision compute one digest. Changes go out in batches, one for each batch of
+//! the store, to whoever follows ([`Roster::follow`]); who can't keep up is told so and cut off.
+
+pub mod feed;
+pub mod mirror;
+pub mod view;
+
+pub use feed::{Feed, Followed, Lagged, Notice, Notices};
+pub use mirror::{Mirror, Roster};
+pub use view::{Candidate, Change, Member, PeerMaster, Reason, Removal, StateRecord, View};

@@ -1,0 +1,194 @@
+//! The feed: what changed, in batches, for whoever follows.
+//!
+//! Bounded twice: a follower that falls more than [`CAPACITY`] batches behind is told that it lagged, and only the last
+//! [`REMEMBERED`] batches can be resumed from.
+
+use super::view::{Candidate, Change, View};
+use crate::{model::Digest, store::Revision};
+use kontrol_proto::v1::CallbackRun;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::broadcast;
+
+/// How many batches a follower may be behind.
+const CAPACITY: usize = 1024;
+/// How many batches can be resumed from.
+const REMEMBERED: usize = 1024;
+
+/// One thing that followers are told.
+#[derive(Debug, Clone)]
+pub enum Notice {
+    /// The roster or the leader changed.
+    Change(Change),
+    /// The digest changed.
+    Digest {
+        /// The new digest.
+        digest: Digest,
+        /// How many pods there are.
+        pods: usize,
+    },
+    /// The leader started the callback for this digest.
+    CallbackStarted(String),
+    /// The callback ended.
+    CallbackFinished(CallbackRun),
+}
+
+/// Notices that belong to one revision.
+#[derive(Debug)]
+pub struct Notices {
+    /// The revision.
+    pub revision: Revision,
+    /// What happened.
+    pub notices: Vec<Notice>,
+}
+
+/// Where notices are published and followed. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    sender: broadcast::Sender<Arc<Notices>>,
+    recent: Arc<Mutex<Recent>>,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    /// Every batch behind this revision is in `batches`.
+    complete_behind: Option<Revision>,
+    batches: VecDeque<Arc<Notices>>,
+}
+
+/// The follower was too slow: batches are lost to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lagged;
+
+/// A follower's place in the feed.
+#[derive(Debug)]
+pub struct Followed {
+    /// Batches behind the revision that was asked for; `None` when they are no longer known.
+    pub missed: Option<Vec<Arc<Notices>>>,
+    receiver: broadcast::Receiver<Arc<Notices>>,
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self {
+            sender: broadcast::channel(CAPACITY).0,
+            recent: Arc::default(),
+        }
+    }
+}
+
+impl Feed {
+    /// Tells all followers, and remembers for those who resume.
+    pub fn publish(&self, notices: Notices) {
+        if notices.notices.is_empty() {
+            return;
+        }
+        let notices = Arc::new(notices);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.batches.push_back(Arc::clone(&notices));
+        if recent.batches.len() > REMEMBERED
+            && let Some(dropped) = recent.batches.pop_front()
+        {
+            recent.complete_behind = Some(dropped.revision);
+        }
+        // Sent under the lock, so that who resumes gets each batch either as missed or from the channel. An error only
+        // says that nobody follows.
+        let _ = self.sender.send(notices);
+    }
+
+    /// What came before is unknown: nobody can resume from before this revision.
+    pub fn start_at(&self, revision: Revision) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.batches.clear();
+        recent.complete_behind = Some(revision);
+    }
+
+    /// Follows from now on; with a revision, also what came behind it.
+    pub fn follow(&self, behind: Option<Revision>) -> Followed {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let receiver = self.sender.subscribe();
+        let missed = behind
+            .filter(|behind| recent.complete_behind.is_some_and(|from| from <= *behind))
+            .map(|behind| {
+                let batches = recent.batches.iter();
+                batches
+                    .filter(|batch| batch.revision > behind)
+                    .cloned()
+                    .collect()
+            });
+        Followed { missed, receiver }
+    }
+}
+
+impl Followed {
+    /// Waits for the next batch; `None` once the master shuts down. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<Arc<Notices>, Lagged>> {
+        match self.receiver.recv().await {
+            Ok(notices) => Some(Ok(notices)),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(Err(Lagged)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// The notices of a step from one view to the next.
+pub fn notices(view: &View, changes: Vec<Change>) -> Notices {
+    Notices {
+        revision: view.revision(),
+        notices: changes.into_iter().map(Notice::Change).collect(),
+    }
+}
+
+/// Whether two candidates are the same term of the same master.
+pub fn same_term(a: Option<&Candidate>, b: Option<&Candidate>) -> bool {
+    a.map(|candidate| candidate.epoch) == b.map(|candidate| candidate.epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(revision: Revision) -> Notices {
+        Notices {
+            revision,
+            notices: vec![Notice::CallbackStarted(String::new())],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_follower_resumes_without_gap_or_repeat() {
+        let feed = Feed::default();
+        feed.start_at(1);
+        for revision in 2..6 {
+            feed.publish(batch(revision));
+        }
+        let mut followed = feed.follow(Some(3));
+        feed.publish(batch(6));
+        let missed: Vec<_> = followed.missed.take().unwrap();
+        assert_eq!(
+            missed
+                .iter()
+                .map(|batch| batch.revision)
+                .collect::<Vec<_>>(),
+            [4, 5]
+        );
+        assert_eq!(followed.next().await.unwrap().unwrap().revision, 6);
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_can_not_be_resumed_and_a_slow_follower_is_told() {
+        let feed = Feed::default();
+        assert!(feed.follow(Some(0)).missed.is_none());
+        feed.start_at(0);
+        let mut slow = feed.follow(Some(0));
+        let last = Revision::try_from(REMEMBERED.max(CAPACITY) + 10).unwrap();
+        for revision in 1..=last {
+            feed.publish(batch(revision));
+        }
+        assert!(feed.follow(Some(5)).missed.is_none());
+        assert_eq!(feed.follow(Some(last - 1)).missed.unwrap().len(), 1);
+        assert_eq!(slow.next().await.unwrap().unwrap_err(), Lagged);
+    }
+}

@@ -1,0 +1,231 @@
+//! The task that keeps the roster in step with the store: a snapshot, then the watch behind it, and again from a
+//! snapshot whenever the watch breaks or its revision is compacted away.
+
+use super::{
+    feed::{self, Feed, Notice, Notices},
+    view::{Change, View},
+};
+use crate::backoff::Backoff;
+use crate::store::{Revision, SharedStore, StoreError};
+use arc_swap::ArcSwap;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+/// The digest of a changing roster is published at most this often.
+const DIGEST_PACE: Duration = Duration::from_millis(200);
+
+/// Handle on the roster. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Roster {
+    view: Arc<ArcSwap<View>>,
+    progress: watch::Receiver<Progress>,
+    feed: Feed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Progress {
+    revision: Revision,
+    /// False before the first snapshot.
+    started: bool,
+    /// Whether the store's watch is up.
+    connected: bool,
+}
+
+/// The task behind [`Roster`].
+#[derive(Debug)]
+pub struct Mirror {
+    store: SharedStore,
+    view: Arc<ArcSwap<View>>,
+    progress: watch::Sender<Progress>,
+    feed: Feed,
+    /// The view whose digest followers know, and when the next digest is to be published.
+    digested: Arc<View>,
+    digest_due: Option<Instant>,
+}
+
+impl Roster {
+    /// A roster and the task that keeps it.
+    pub fn new(store: SharedStore) -> (Self, Mirror) {
+        let view = Arc::new(ArcSwap::default());
+        let feed = Feed::default();
+        let (sender, progress) = watch::channel(Progress {
+            revision: 0,
+            started: false,
+            connected: false,
+        });
+        let mirror = Mirror {
+            store,
+            digested: view.load_full(),
+            view: Arc::clone(&view),
+            progress: sender,
+            feed: feed.clone(),
+            digest_due: None,
+        };
+        let roster = Self {
+            view,
+            progress,
+            feed,
+        };
+        (roster, mirror)
+    }
+
+    /// The ensemble as this master knows it.
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// The same without touching its reference count: for the hot path, not to be kept.
+    pub fn peek(&self) -> arc_swap::Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    /// Whether a first snapshot was read, so that what the roster says means something.
+    pub fn started(&self) -> bool {
+        self.progress.borrow().started
+    }
+
+    /// Whether the store's watch is up.
+    pub fn connected(&self) -> bool {
+        self.progress.borrow().connected
+    }
+
+    /// Waits until the roster is at this revision or behind it; false when it isn't within `limit`.
+    pub async fn caught_up(&self, revision: Revision, limit: Duration) -> bool {
+        let mut progress = self.progress.clone();
+        let reached = progress.wait_for(|now| now.started && now.revision >= revision);
+        matches!(tokio::time::timeout(limit, reached).await, Ok(Ok(_)))
+    }
+
+    /// Wakes at each new view.
+    pub fn changes(&self) -> Changes {
+        Changes(self.progress.clone())
+    }
+
+    /// The feed of what changes.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
+    }
+}
+
+/// Wakes at each new view of a roster.
+#[derive(Debug)]
+pub struct Changes(watch::Receiver<Progress>);
+
+impl Changes {
+    /// Waits for the next view, or for the store's watch to come or go. False once the master shuts down. Cancel safe.
+    pub async fn next(&mut self) -> bool {
+        self.0.changed().await.is_ok()
+    }
+}
+
+impl Mirror {
+    /// Runs until the token is cancelled.
+    pub async fn run(mut self, token: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        while let Some(error) = token.run_until_cancelled(self.follow(&mut backoff)).await {
+            self.progress.send_if_modified(|progress| {
+                if progress.connected {
+                    tracing::warn!(%error, "lost the store's watch; the roster stays as it is until it is back");
+                }
+                std::mem::replace(&mut progress.connected, false)
+            });
+            if token
+                .run_until_cancelled(sleep(backoff.next()))
+                .await
+                .is_none()
+            {
+                return;
+            }
+        }
+    }
+
+    /// One snapshot and the watch behind it, until that breaks.
+    async fn follow(&mut self, backoff: &mut Backoff) -> StoreError {
+        let snapshot = match self.store.snapshot().await {
+            Ok(snapshot) => snapshot,
+            Err(error) => return error,
+        };
+        let mut watch = match self.store.watch(snapshot.revision).await {
+            Ok(watch) => watch,
+            Err(error) => return error,
+        };
+        let before = self.view.load_full();
+        if snapshot.revision < before.revision() {
+            tracing::error!(
+                known = before.revision(),
+                found = snapshot.revision,
+                "the store went back in time (restored from a backup?); following it"
+            );
+        }
+        let first = !self.progress.borrow().started;
+        let (view, changes) = before.replace(&snapshot, Instant::now());
+        if first {
+            tracing::info!(
+                pods = view.len(),
+                revision = view.revision(),
+                "read the roster"
+            );
+            self.feed.start_at(view.revision());
+        }
+        self.publish(view, changes, true);
+        backoff.reset();
+        loop {
+            let digest_due = self.digest_due;
+            let pace = async {
+                match digest_due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Both arms are cancel safe: `Watch::next` promises it, and a sleep loses nothing.
+            tokio::select! {
+                events = watch.next() => match events {
+                    Ok(events) => {
+                        let (view, changes) = self.view.load().apply(&events, Instant::now());
+                        self.publish(view, changes, true);
+                    }
+                    Err(error) => return error,
+                },
+                () = pace => self.publish_digest(),
+            }
+        }
+    }
+
+    fn publish(&mut self, view: View, changes: Vec<Change>, connected: bool) {
+        let pods_changed = changes
+            .iter()
+            .any(|change| !matches!(change, Change::Leader(_)));
+        let notices = feed::notices(&view, changes);
+        let progress = Progress {
+            revision: view.revision(),
+            started: true,
+            connected,
+        };
+        self.view.store(Arc::new(view));
+        self.progress.send_replace(progress);
+        self.feed.publish(notices);
+        if pods_changed && self.digest_due.is_none() {
+            self.digest_due = Some(Instant::now() + DIGEST_PACE);
+        }
+    }
+
+    fn publish_digest(&mut self) {
+        self.digest_due = None;
+        let view = self.view.load_full();
+        let digest = view.digest();
+        if digest != self.digested.digest() {
+            self.feed.publish(Notices {
+                revision: view.revision(),
+                notices: vec![Notice::Digest {
+                    digest,
+                    pods: view.len(),
+                }],
+            });
+        }
+        self.digested = view;
+    }
+}

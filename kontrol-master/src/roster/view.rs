@@ -1,0 +1,500 @@
+//! The ensemble at one revision, and how the store's events turn one view into the next. PURE: time is an argument.
+
+use crate::{
+    liveness::{Heard, MasterId},
+    model::{Digest, Pod, PodKey},
+    store::{Entry, Event, Events, Revision, Snapshot},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    str,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Key of the counter of seqs.
+pub const SEQ: &str = "seq";
+/// Key of the callback's state.
+pub const STATE: &str = "state";
+/// Key of the last removals and their reasons.
+pub const REMOVALS: &str = "removals";
+/// Prefix of the pods.
+pub const PODS: &str = "pods/";
+/// Prefix of the candidates.
+pub const LEADER: &str = "leader/";
+/// Prefix of the masters.
+pub const MASTERS: &str = "masters/";
+/// How many past removals a view remembers, for `explain` and to tell a late keepalive from a return.
+const MAX_REMOVALS: usize = 4096;
+
+/// The key in the store of a pod.
+pub fn pod_key(key: PodKey) -> String {
+    format!("{PODS}{key}")
+}
+
+/// A pod of the roster.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The record.
+    pub pod: Arc<Pod>,
+    /// The revision that wrote it.
+    pub mod_revision: Revision,
+    /// When it was last heard. Shared by all views of one incarnation.
+    pub heard: Arc<Heard>,
+}
+
+/// A master as `masters/<id>` and `leader/<lease>` hold it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerMaster {
+    /// Its id, as text.
+    pub id: String,
+    /// Where it is reached: `host:port`.
+    pub address: String,
+}
+
+impl PeerMaster {
+    /// Its id.
+    pub fn master_id(&self) -> Option<MasterId> {
+        self.id.parse().ok()
+    }
+}
+
+/// Who wants to lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The key it holds.
+    pub key: String,
+    /// The revision that created the key: the epoch, once it leads.
+    pub epoch: Revision,
+    /// The master.
+    pub master: PeerMaster,
+}
+
+/// The JSON of `state`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StateRecord {
+    /// What the callback persisted; absent before the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<Value>,
+    /// The digest that was handled last; empty before the first time.
+    #[serde(default)]
+    pub digest: String,
+    /// The revision of the roster that was handled last.
+    #[serde(default)]
+    pub revision: Revision,
+    /// The epoch of the leader that handled it.
+    #[serde(default)]
+    pub epoch: Revision,
+}
+
+/// Why a pod left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Reason {
+    /// It said so.
+    Down,
+    /// It was silent for its TTL.
+    Expired,
+    /// Its process died while it was attached.
+    Lost,
+    /// Another pod reports from its address.
+    Replaced,
+    /// Nobody wrote why.
+    Unknown,
+}
+
+/// One entry of the JSON array in `removals`: what the transaction that removed pods says about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovalRecord {
+    /// The pod's key.
+    pub key: String,
+    /// Its seq.
+    pub seq: u64,
+    /// Why it left.
+    pub reason: Reason,
+    /// The beat of its goodbye; 0: none.
+    #[serde(default)]
+    pub beat: u64,
+    /// How long it had been silent, in milliseconds.
+    pub silence_ms: u64,
+    /// When, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// The id of the master that removed it.
+    pub master: String,
+}
+
+/// A removal that this view remembers.
+#[derive(Debug, Clone)]
+pub struct Removal {
+    /// The pod as it was.
+    pub pod: Arc<Pod>,
+    /// Why it left.
+    pub reason: Reason,
+    /// What else is known; absent when nobody wrote why.
+    pub record: Option<RemovalRecord>,
+}
+
+/// What happened to the ensemble.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A pod joined.
+    Joined(Member),
+    /// A pod's record changed.
+    Changed {
+        /// As it was.
+        before: Arc<Pod>,
+        /// As it is.
+        after: Member,
+    },
+    /// A pod left.
+    Left(Arc<Removal>),
+    /// Another master leads, or none.
+    Leader(Option<Candidate>),
+}
+
+/// The ensemble at one revision.
+#[derive(Debug, Default)]
+pub struct View {
+    revision: Revision,
+    members: imbl::HashMap<PodKey, Member>,
+    order: imbl::OrdMap<u64, Arc<Pod>>,
+    /// Records that can't be read (edited by hand?), by key: the next keepalive of that pod replaces them.
+    unreadable: imbl::HashMap<PodKey, Revision>,
+    candidates: Arc<BTreeMap<Revision, Candidate>>,
+    masters: Arc<BTreeMap<String, PeerMaster>>,
+    next_seq: u64,
+    seq_revision: Revision,
+    state: Arc<StateRecord>,
+    state_revision: Revision,
+    removals: imbl::HashMap<PodKey, Arc<Removal>>,
+    removal_order: imbl::Vector<PodKey>,
+    digest: OnceLock<Digest>,
+}
+
+impl View {
+    /// The revision.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+    /// The pod with this key.
+    pub fn member(&self, key: PodKey) -> Option<&Member> {
+        self.members.get(&key)
+    }
+    /// The revision of an unreadable record of this key.
+    pub fn unreadable(&self, key: PodKey) -> Option<Revision> {
+        self.unreadable.get(&key).copied()
+    }
+    /// The pods in seq order.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.order.values()
+    }
+    /// The pods by seq.
+    pub fn order(&self) -> &imbl::OrdMap<u64, Arc<Pod>> {
+        &self.order
+    }
+    /// How many pods there are.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+    /// Whether there are no pods.
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+    /// Who leads: the candidate whose key is oldest.
+    pub fn leader(&self) -> Option<&Candidate> {
+        self.candidates.values().next()
+    }
+    /// The candidate that holds this key.
+    pub fn candidate(&self, key: &str) -> Option<&Candidate> {
+        self.candidates
+            .values()
+            .find(|candidate| candidate.key == key)
+    }
+    /// The live masters.
+    pub fn masters(&self) -> impl Iterator<Item = &PeerMaster> {
+        self.masters.values()
+    }
+    /// The next seq to give, and the revision of the counter (0: there is none yet).
+    pub fn seq(&self) -> (u64, Revision) {
+        // Should the counter be lost while pods live, their seqs are still never given again.
+        let floor = self.order.get_max().map_or(0, |(seq, _)| seq + 1);
+        (self.next_seq.max(floor), self.seq_revision)
+    }
+    /// The callback's state, and the revision that wrote it (0: never).
+    pub fn state(&self) -> (&Arc<StateRecord>, Revision) {
+        (&self.state, self.state_revision)
+    }
+    /// The last removal of a pod with this key that is remembered.
+    pub fn removal(&self, key: PodKey) -> Option<&Arc<Removal>> {
+        self.removals.get(&key)
+    }
+    /// The digest of the pods. Computed once for each view, when first asked for.
+    pub fn digest(&self) -> Digest {
+        *self.digest.get_or_init(|| Digest::of(self.pods()))
+    }
+
+    /// The view after these events, and what changed. `now` is when they arrived.
+    pub fn apply(&self, events: &Events, now: Instant) -> (Self, Vec<Change>) {
+        let mut next = Draft::new(self, events.revision, now);
+        for event in &events.events {
+            // Within a transaction the reasons may come behind the deletes that they explain.
+            if let Event::Put(entry) = event
+                && entry.key == REMOVALS
+            {
+                next.read_reasons(entry);
+            }
+        }
+        for event in &events.events {
+            match event {
+                Event::Put(entry) => next.put(entry),
+                Event::Delete { key, .. } => next.delete(key),
+            }
+        }
+        next.finish(self)
+    }
+
+    /// The view that a snapshot shows, and what changed since this one.
+    pub fn replace(&self, snapshot: &Snapshot, now: Instant) -> (Self, Vec<Change>) {
+        let mut events = Events {
+            revision: snapshot.revision,
+            events: Vec::new(),
+        };
+        let present: std::collections::HashSet<&str> = snapshot
+            .entries
+            .iter()
+            .map(|entry| entry.key.as_str())
+            .collect();
+        for key in self.keys() {
+            if !present.contains(key.as_str()) {
+                events.events.push(Event::Delete {
+                    key,
+                    revision: snapshot.revision,
+                });
+            }
+        }
+        let known = |entry: &&Entry| match entry.key.strip_prefix(PODS).map(str::parse) {
+            Some(Ok(key)) => self
+                .member(key)
+                .is_none_or(|member| member.mod_revision != entry.mod_revision),
+            _ => true,
+        };
+        let puts = snapshot.entries.iter().filter(known);
+        events.events.extend(puts.cloned().map(Event::Put));
+        self.apply(&events, now)
+    }
+
+    /// Every key of the store that this view was made of.
+    fn keys(&self) -> Vec<String> {
+        let pods = self.members.keys().chain(self.unreadable.keys());
+        let mut keys: Vec<_> = pods.map(|key| pod_key(*key)).collect();
+        keys.extend(self.candidates.values().map(|one| one.key.clone()));
+        keys.extend(self.masters.keys().map(|id| format!("{MASTERS}{id}")));
+        keys.extend([SEQ, STATE].map(String::from));
+        keys
+    }
+}
+
+/// A view in the making.
+struct Draft {
+    view: View,
+    reasons: Vec<RemovalRecord>,
+    changes: Vec<Change>,
+    now: Instant,
+}
+
+impl Draft {
+    fn new(before: &View, revision: Revision, now: Instant) -> Self {
+        let view = View {
+            revision,
+            members: before.members.clone(),
+            order: before.order.clone(),
+            unreadable: before.unreadable.clone(),
+            candidates: before.candidates.clone(),
+            masters: before.masters.clone(),
+            next_seq: before.next_seq,
+            seq_revision: before.seq_revision,
+            state: before.state.clone(),
+            state_revision: before.state_revision,
+            removals: before.removals.clone(),
+            removal_order: before.removal_order.clone(),
+            digest: OnceLock::new(),
+        };
+        Self {
+            view,
+            reasons: Vec::new(),
+            changes: Vec::new(),
+            now,
+        }
+    }
+
+    fn read_reasons(&mut self, entry: &Entry) {
+        match serde_json::from_slice::<Vec<RemovalRecord>>(&entry.value) {
+            Ok(reasons) => self.reasons.extend(reasons),
+            Err(error) => tracing::warn!(%error, "the record of removals can't be read"),
+        }
+    }
+
+    fn put(&mut self, entry: &Entry) {
+        if let Some(key) = entry.key.strip_prefix(PODS) {
+            match key.parse() {
+                Ok(key) => self.put_pod(key, entry),
+                Err(error) => tracing::warn!(key = entry.key, "the store has a key that {error}"),
+            }
+        } else if entry.key.starts_with(LEADER) {
+            let Some(master) = read_json(entry) else {
+                return;
+            };
+            let candidate = Candidate {
+                key: entry.key.clone(),
+                epoch: entry.create_revision,
+                master,
+            };
+            Arc::make_mut(&mut self.view.candidates).insert(entry.create_revision, candidate);
+        } else if let Some(id) = entry.key.strip_prefix(MASTERS) {
+            let Some(master) = read_json(entry) else {
+                return;
+            };
+            Arc::make_mut(&mut self.view.masters).insert(id.to_owned(), master);
+        } else if entry.key == SEQ {
+            match str::from_utf8(&entry.value).map(str::parse) {
+                Ok(Ok(next)) => self.view.next_seq = self.view.next_seq.max(next),
+                _ => tracing::error!(
+                    "the key seq holds no number; counting on from the highest seq seen"
+                ),
+            }
+            self.view.seq_revision = entry.mod_revision;
+        } else if entry.key == STATE {
+            self.view.state = Arc::new(read_json(entry).unwrap_or_default());
+            self.view.state_revision = entry.mod_revision;
+        }
+    }
+
+    fn put_pod(&mut self, key: PodKey, entry: &Entry) {
+        let pod = match Pod::decode(&entry.value) {
+            Ok(pod) if pod.key() == key => Arc::new(pod),
+            Ok(pod) => {
+                let other = pod.key();
+                tracing::warn!(%key, "the record holds the pod {other}; ignored until that pod reports again");
+                return self.unreadable(key, entry.mod_revision);
+            }
+            Err(error) => {
+                tracing::warn!(%key, "the record {error}; ignored until the pod reports again");
+                return self.unreadable(key, entry.mod_revision);
+            }
+        };
+        self.view.unreadable.remove(&key);
+        let before = self.view.members.get(&key).cloned();
+        let heard = match &before {
+            Some(member) if member.pod.seq() == pod.seq() && member.pod.nonce() == pod.nonce() => {
+                Arc::clone(&member.heard)
+            }
+            _ => Arc::new(Heard::new(self.now)),
+        };
+        // A record is written because of a keepalive, so that its arrival is a sign of life.
+        heard.touch(self.now, pod.beat(), None);
+        let after = Member {
+            pod: Arc::clone(&pod),
+            mod_revision: entry.mod_revision,
+            heard,
+        };
+        match before.map(|member| member.pod) {
+            Some(before) if before.seq() == pod.seq() => {
+                self.changes.push(Change::Changed {
+                    before,
+                    after: after.clone(),
+                });
+            }
+            Some(before) => {
+                self.left(before, Reason::Replaced);
+                self.changes.push(Change::Joined(after.clone()));
+            }
+            None => self.changes.push(Change::Joined(after.clone())),
+        }
+        self.view.members.insert(key, after);
+        self.view.order.insert(pod.seq(), pod);
+    }
+
+    fn unreadable(&mut self, key: PodKey, revision: Revision) {
+        self.remove_pod(key);
+        self.view.unreadable.insert(key, revision);
+    }
+
+    fn delete(&mut self, key: &str) {
+        if let Some(key) = key.strip_prefix(PODS) {
+            if let Ok(key) = key.parse() {
+                self.view.unreadable.remove(&key);
+                self.remove_pod(key);
+            }
+        } else if key.starts_with(LEADER) {
+            Arc::make_mut(&mut self.view.candidates).retain(|_, candidate| candidate.key != key);
+        } else if let Some(id) = key.strip_prefix(MASTERS) {
+            Arc::make_mut(&mut self.view.masters).remove(id);
+        } else if key == SEQ {
+            self.view.seq_revision = 0;
+        } else if key == STATE {
+            self.view.state = Arc::default();
+            self.view.state_revision = 0;
+        }
+    }
+
+    fn remove_pod(&mut self, key: PodKey) {
+        if let Some(member) = self.view.members.remove(&key) {
+            self.left(member.pod, Reason::Unknown);
+        }
+    }
+
+    fn left(&mut self, pod: Arc<Pod>, fallback: Reason) {
+        self.view.order.remove(&pod.seq());
+        let key = pod.key();
+        let record = self
+            .reasons
+            .iter()
+            .find(|record| record.seq == pod.seq())
+            .cloned();
+        let removal = Arc::new(Removal {
+            pod,
+            reason: record.as_ref().map_or(fallback, |record| record.reason),
+            record,
+        });
+        if self
+            .view
+            .removals
+            .insert(key, Arc::clone(&removal))
+            .is_some()
+        {
+            self.view.removal_order.retain(|other| *other != key);
+        }
+        self.view.removal_order.push_back(key);
+        if self.view.removal_order.len() > MAX_REMOVALS
+            && let Some(oldest) = self.view.removal_order.pop_front()
+        {
+            self.view.removals.remove(&oldest);
+        }
+        self.changes.push(Change::Left(removal));
+    }
+
+    fn finish(mut self, before: &View) -> (View, Vec<Change>) {
+        if self.view.leader() != before.leader() {
+            let leader = self.view.leader().cloned();
+            self.changes.push(Change::Leader(leader));
+        }
+        (self.view, self.changes)
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(entry: &Entry) -> Option<T> {
+    serde_json::from_slice(&entry.value)
+        .inspect_err(|error| tracing::warn!(key = entry.key, %error, "the store has a value that can't be read"))
+        .ok()
+}
+
+/// How long that was, as whole milliseconds.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,249 @@
+use super::*;
+use crate::model::{Report, pod::tests::report};
+use proptest::prelude::*;
+
+/// A store of keys with revisions, as naive as can be: what the view must agree with.
+#[derive(Default)]
+struct Naive {
+    revision: Revision,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Naive {
+    fn put(&mut self, key: &str, value: Vec<u8>) -> Event {
+        let entry = Entry {
+            key: key.to_owned(),
+            value: value.into(),
+            create_revision: self
+                .entries
+                .get(key)
+                .map_or(self.revision, |entry| entry.create_revision),
+            mod_revision: self.revision,
+        };
+        self.entries.insert(key.to_owned(), entry.clone());
+        Event::Put(entry)
+    }
+
+    fn delete(&mut self, key: &str) -> Event {
+        self.entries.remove(key);
+        Event::Delete {
+            key: key.to_owned(),
+            revision: self.revision,
+        }
+    }
+
+    fn step(&mut self, make: impl FnOnce(&mut Self) -> Vec<Event>) -> Events {
+        self.revision += 1;
+        let events = make(self);
+        Events {
+            revision: self.revision,
+            events,
+        }
+    }
+
+    fn join(&mut self, host: u8, seq: u64) -> Events {
+        self.step(|store| vec![store.put(&pod_key(report(host).key()), pod(host, seq).encode())])
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            revision: self.revision,
+            entries: self.entries.values().cloned().collect(),
+        }
+    }
+}
+
+fn pod(host: u8, seq: u64) -> Pod {
+    Pod::join(report(host), seq, 1)
+}
+
+fn reasons(records: &[RemovalRecord]) -> Vec<u8> {
+    serde_json::to_vec(records).unwrap()
+}
+
+fn expired(host: u8, seq: u64) -> RemovalRecord {
+    RemovalRecord {
+        key: report(host).key().to_string(),
+        seq,
+        reason: Reason::Expired,
+        beat: 0,
+        silence_ms: 25_000,
+        time_ms: 1,
+        master: "m".into(),
+    }
+}
+
+#[test]
+fn a_removal_carries_the_reason_that_its_transaction_wrote() {
+    let mut store = Naive::default();
+    let now = Instant::now();
+    let (view, _) = View::default().apply(&store.join(1, 0), now);
+    let events = store.step(|store| {
+        vec![
+            store.delete(&pod_key(report(1).key())),
+            store.put(REMOVALS, reasons(&[expired(1, 0)])),
+        ]
+    });
+    let (view, changes) = view.apply(&events, now);
+    assert!(matches!(&changes[..], [Change::Left(removal)] if removal.reason == Reason::Expired));
+    assert!(view.is_empty());
+    assert_eq!(
+        view.removal(report(1).key()).unwrap().reason,
+        Reason::Expired
+    );
+}
+
+#[test]
+fn another_pod_at_the_same_address_replaces_the_one_before() {
+    let mut store = Naive::default();
+    let now = Instant::now();
+    let (view, _) = View::default().apply(&store.join(1, 0), now);
+    let other = Report {
+        id: "other".into(),
+        ..report(1)
+    };
+    let events = store
+        .step(|store| vec![store.put(&pod_key(report(1).key()), Pod::join(other, 1, 1).encode())]);
+    let (view, changes) = view.apply(&events, now);
+    assert!(matches!(
+        &changes[..],
+        [Change::Left(removal), Change::Joined(member)] if removal.reason == Reason::Replaced && member.pod.id() == "other"
+    ));
+    assert_eq!(view.order().keys().copied().collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn an_update_keeps_the_liveness_of_its_incarnation_and_a_restart_begins_anew() {
+    let mut store = Naive::default();
+    let now = Instant::now();
+    let (view, _) = View::default().apply(&store.join(1, 0), now);
+    let key = report(1).key();
+    let heard = view.member(key).unwrap().heard.clone();
+    let update = Report {
+        beat: 9,
+        payload: 5.into(),
+        ..report(1)
+    };
+    let updated = pod(1, 0).update(update);
+    let events = store.step(|store| vec![store.put(&pod_key(key), updated.encode())]);
+    let (view, changes) = view.apply(&events, now);
+    assert!(matches!(&changes[..], [Change::Changed { .. }]));
+    assert!(Arc::ptr_eq(&heard, &view.member(key).unwrap().heard));
+    assert_eq!(heard.beat(), 9);
+    let restarted = updated.update(Report {
+        nonce: "bb".into(),
+        beat: 1,
+        ..report(1)
+    });
+    let events = store.step(|store| vec![store.put(&pod_key(key), restarted.encode())]);
+    let (view, _) = view.apply(&events, now);
+    assert_eq!(view.member(key).unwrap().heard.beat(), 1);
+}
+
+#[test]
+fn the_oldest_candidate_leads_and_a_change_is_told() {
+    let mut store = Naive::default();
+    let now = Instant::now();
+    let master = |id: &str| {
+        serde_json::to_vec(&PeerMaster {
+            id: id.into(),
+            address: "h:1".into(),
+        })
+        .unwrap()
+    };
+    let (view, changes) = View::default().apply(
+        &store.step(|store| vec![store.put("leader/b", master("1"))]),
+        now,
+    );
+    assert!(matches!(&changes[..], [Change::Leader(Some(_))]));
+    let (view, changes) = view.apply(
+        &store.step(|store| vec![store.put("leader/a", master("2"))]),
+        now,
+    );
+    assert!(changes.is_empty());
+    assert_eq!(view.leader().unwrap().key, "leader/b");
+    let (view, changes) = view.apply(&store.step(|store| vec![store.delete("leader/b")]), now);
+    assert!(matches!(&changes[..], [Change::Leader(Some(leader))] if leader.epoch == 2));
+    assert_eq!(view.leader().unwrap().key, "leader/a");
+}
+
+#[test]
+fn what_can_not_be_read_is_no_pod_and_no_crash() {
+    let mut store = Naive::default();
+    let now = Instant::now();
+    let (view, _) = View::default().apply(&store.join(1, 4), now);
+    let events = store.step(|store| {
+        vec![
+            store.put(&pod_key(report(1).key()), b"{}".to_vec()),
+            store.put("pods/no-key", b"x".to_vec()),
+            store.put(SEQ, b"many".to_vec()),
+            store.put(STATE, b"{".to_vec()),
+            store.put("leader/a", b"[]".to_vec()),
+            store.put("something", b"else".to_vec()),
+        ]
+    });
+    let (view, changes) = view.apply(&events, now);
+    assert!(matches!(&changes[..], [Change::Left(_)]));
+    assert_eq!((view.len(), view.unreadable(report(1).key())), (0, Some(2)));
+}
+
+#[test]
+fn seqs_in_use_are_never_given_again_even_if_the_counter_is_lost() {
+    let mut store = Naive::default();
+    let (view, _) = View::default().apply(&store.join(1, 41), Instant::now());
+    assert_eq!(view.seq(), (42, 0));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Join(u8),
+    Change(u8, i64),
+    Leave(u8),
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (1_u8..12).prop_map(Step::Join),
+        (1_u8..12, 0_i64..4).prop_map(|(host, payload)| Step::Change(host, payload)),
+        (1_u8..12).prop_map(Step::Leave),
+    ]
+}
+
+proptest! {
+    /// A view that followed every event and one that was read at the end are the same: same digest, same order. So
+    /// every master at one revision computes one digest (I2), however it came there.
+    #[test]
+    fn following_and_reading_agree(steps in prop::collection::vec(any_step(), 0..40), cut in 0_usize..40) {
+        let mut store = Naive::default();
+        let now = Instant::now();
+        let (mut view, mut behind) = (View::default(), View::default());
+        let mut seq = 0;
+        for (index, step) in steps.iter().enumerate() {
+            let host = match step { Step::Join(host) | Step::Change(host, _) | Step::Leave(host) => *host };
+            let key = pod_key(report(host).key());
+            let known = store.entries.get(&key).map(|entry| Pod::decode(&entry.value).unwrap());
+            let events = match (step, known) {
+                (Step::Join(_), None) => { seq += 1; store.join(host, seq) }
+                (Step::Change(_, payload), Some(known)) => {
+                    let changed = known.update(Report { payload: (*payload).into(), ..report(host) });
+                    store.step(|store| vec![store.put(&key, changed.encode())])
+                }
+                (Step::Leave(_), Some(_)) => store.step(|store| vec![store.delete(&key)]),
+                _ => continue,
+            };
+            view = view.apply(&events, now).0;
+            if index == cut {
+                behind = behind.replace(&store.snapshot(), now).0;
+            }
+        }
+        let (read, _) = View::default().replace(&store.snapshot(), now);
+        let (caught_up, _) = behind.replace(&store.snapshot(), now);
+        for other in [&read, &caught_up] {
+            prop_assert_eq!(other.digest(), view.digest());
+            prop_assert!(other.pods().eq(view.pods()));
+            prop_assert_eq!(other.len(), view.len());
+        }
+        let seqs: Vec<_> = view.pods().map(|pod| pod.seq()).collect();
+        prop_assert!(seqs.is_sorted());
+    }
+}
