@@ -1,1 +1,31 @@
-//! Reports a pod to its masters.
+//! Reports a pod to its masters: the `kontrol-slave` program, and the same agent for masters that report too.
+//!
+//! ```text
+//!   flags, environment ──▶ config ──▶ identity ─┐ watch                      ┌─▶ keepalive ── link ──▶ a master of tier 1
+//!   downward-API folder ──▶ identity::podinfo ──┤                            │
+//!                                               ├──▶ agent (nonce, status) ──┼─▶ keepalive ── link ──▶ a master of tier 2
+//!   JSON file ──▶ payload ──────────────────────┘ watch                      └─▶ ...
+//! ```
+//!
+//! What always holds:
+//!
+//! 1. Each tier has its own loop; none waits for another, and none for files or names beyond a bound.
+//! 2. When to send is decided in [`keepalive::schedule`], which reads no clock and draws no lots itself.
+//! 3. The steps of one attempt together take less than the interval they serve.
+//! 4. `down` is said within two seconds of the token's end, whatever is unreachable.
+//! 5. Wrong settings are told all at once, before anything is contacted.
+//!
+//! For masters: [`agent`] (mixed mode and chain), [`config::PodArgs`] with [`program::follow_pod`], [`supervise`],
+//! [`logging`] and [`duration`].
+
+pub mod agent;
+pub mod config;
+pub mod duration;
+mod folder;
+pub mod identity;
+pub mod keepalive;
+pub mod logging;
+pub mod masters;
+pub mod payload;
+pub mod program;
+pub mod supervise;

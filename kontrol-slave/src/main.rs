@@ -1,3 +1,25 @@
-//! `kontrol-slave`: reports one pod to its masters.
+//! `kontrol-slave`: reports one pod to its masters. Exit codes: 0 stopped as told, 1 failed, 2 wrong settings.
 
-fn main() {}
+use clap::Parser;
+use kontrol_slave::{config::Args, logging, program};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let config = match Args::parse().check() {
+        Ok(config) => config,
+        Err(mistakes) => {
+            for mistake in mistakes {
+                eprintln!("kontrol-slave: {mistake}");
+            }
+            return ExitCode::from(2);
+        }
+    };
+    logging::init(config.log_format, config.verbose);
+    match program::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

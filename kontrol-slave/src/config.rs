@@ -1,0 +1,380 @@
+//! The slave's settings: flag, then environment, then default. PURE: [`Args`] is what was written, [`Config`] is what
+//! it means, and all mistakes are told at once. Nothing is contacted here.
+//!
+//! An empty variable counts as an absent one: compose files and manifests cannot leave a variable out.
+
+use crate::{
+    identity::{Given, Mistake, Podinfo, host_name, parse_labels, podinfo},
+    logging,
+    masters::{self, Tier},
+};
+use clap::{Parser, builder::FalseyValueParser};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
+
+/// Reports one pod to its masters, until it is told to stop.
+///
+/// Each flag can be given as a variable instead: --some-flag is KONTROL_SOME_FLAG. Flags win. SIGTERM says goodbye and
+/// ends with code 0 within two seconds; wrong settings end with code 2 before anything is contacted.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "kontrol-slave", version, max_term_width = 120)]
+pub struct Args {
+    /// Masters: host[:port] or http://host[:port], port 8000 unless given. `,` separates tiers, each of which gets
+    /// every keepalive; `|` separates the endpoints of one tier, of which one is in use at a time; a name stands for
+    /// all its addresses. Default: the annotation `kontrol/master` in the folder of --podinfo.
+    #[arg(
+        long,
+        env = "KONTROL_MASTER",
+        value_name = "ENDPOINTS",
+        hide_env_values = true
+    )]
+    pub master: Option<String>,
+
+    /// The pod.
+    #[command(flatten)]
+    pub pod: PodArgs,
+
+    /// Logs debug lines too. Default: no.
+    #[arg(long, env = "KONTROL_VERBOSE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    pub verbose: bool,
+
+    /// Words with commas between them: `slave` says nothing new, `verbose` is the classic spelling of --verbose.
+    #[arg(
+        long,
+        env = "KONTROL_MODE",
+        default_value = "slave",
+        value_name = "WORDS",
+        hide_env_values = true
+    )]
+    pub mode: String,
+
+    /// How log lines are written, to standard error.
+    #[arg(
+        long,
+        env = "KONTROL_LOG_FORMAT",
+        value_enum,
+        default_value = "text",
+        hide_env_values = true
+    )]
+    pub log_format: logging::Format,
+}
+
+/// The settings that describe a pod: the slave's, and those of a master that is a pod as well.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct PodArgs {
+    /// The pod's name. Default: the file `name` in the folder of --podinfo, else the host name.
+    #[arg(long, env = "KONTROL_ID", value_name = "NAME", hide_env_values = true)]
+    pub id: Option<String>,
+
+    /// The pod's IP address. Default: this host's address on the way to the first master.
+    #[arg(
+        long,
+        env = "KONTROL_IP",
+        value_name = "ADDRESS",
+        hide_env_values = true
+    )]
+    pub ip: Option<String>,
+
+    /// The pod's labels, a JSON object of strings, laid over those in the folder of --podinfo. Together they must hold
+    /// `app` and `role`. Default: none.
+    #[arg(
+        long,
+        env = "KONTROL_LABELS",
+        value_name = "JSON",
+        hide_env_values = true
+    )]
+    pub labels: Option<String>,
+
+    /// The pod's annotations, a JSON object of strings, laid over those in the folder of --podinfo. Default: none.
+    #[arg(
+        long,
+        env = "KONTROL_ANNOTATIONS",
+        value_name = "JSON",
+        hide_env_values = true
+    )]
+    pub annotations: Option<String>,
+
+    /// A JSON file of 64 KiB at most that is the pod's payload; a change is sent at once. Integers beyond 2^53 lose
+    /// their last digits. Default: none, an empty payload.
+    #[arg(
+        long,
+        env = "KONTROL_PAYLOAD",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub payload: Option<PathBuf>,
+
+    /// A Kubernetes downward-API folder with the files `labels`, `annotations` and `name`; edits are sent at once.
+    /// Default: none.
+    #[arg(
+        long,
+        env = "KONTROL_PODINFO",
+        value_name = "FOLDER",
+        hide_env_values = true
+    )]
+    pub podinfo: Option<PathBuf>,
+
+    /// The name of the machine that the pod runs on. Default: none.
+    #[arg(
+        long,
+        env = "KONTROL_NODE",
+        value_name = "NAME",
+        hide_env_values = true
+    )]
+    pub node: Option<String>,
+}
+
+/// The settings that describe a pod, checked.
+#[derive(Debug, Clone)]
+pub struct PodConfig {
+    /// What the flags say of the pod.
+    pub given: Given,
+    /// The downward-API folder.
+    pub podinfo: Option<PathBuf>,
+    /// What the folder said at the start.
+    pub found: Podinfo,
+    /// The payload file.
+    pub payload: Option<PathBuf>,
+    /// The name of this host.
+    pub host: String,
+}
+
+/// The slave's settings, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The tiers; never empty.
+    pub tiers: Vec<Tier>,
+    /// The pod.
+    pub pod: PodConfig,
+    /// Whether debug lines are logged.
+    pub verbose: bool,
+    /// How log lines are written.
+    pub log_format: logging::Format,
+}
+
+impl PodArgs {
+    /// Checks the settings of the pod; reads the downward-API folder if there is one.
+    pub fn check(&self) -> Result<PodConfig, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
+        let path =
+            |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        let podinfo = path(&self.podinfo);
+        let found = podinfo.as_deref().map(Podinfo::read).transpose();
+        let readable = found.is_ok();
+        let found = found.unwrap_or_else(|error| {
+            mistakes.push(Mistake::new("podinfo", error));
+            None
+        });
+        let mut labels = |flag, text: &Option<String>| {
+            let labels = given(text).map(|text| parse_labels(flag, text));
+            labels.transpose().map_err(|more| mistakes.extend(more))
+        };
+        let (labels, annotations) = (
+            labels("labels", &self.labels),
+            labels("annotations", &self.annotations),
+        );
+        // What cannot be read is told once, not again as what it lacks.
+        let judge_labels = readable && labels.is_ok();
+        let ip = given(&self.ip).and_then(|text| {
+            let ip = text.trim().parse::<IpAddr>();
+            ip.map_err(|_| {
+                mistakes.push(Mistake::new("ip", format!("`{text}` is not an IP address")))
+            })
+            .ok()
+        });
+        let pod = PodConfig {
+            given: Given {
+                id: given(&self.id).map(str::to_owned),
+                ip,
+                labels: labels.ok().flatten().unwrap_or_default(),
+                annotations: annotations.ok().flatten().unwrap_or_default(),
+                node: given(&self.node).unwrap_or_default().to_owned(),
+            },
+            podinfo,
+            found: found.unwrap_or_default(),
+            payload: path(&self.payload),
+            host: host_name(),
+        };
+        // Any address will do to find the other mistakes.
+        let any = Ipv4Addr::LOCALHOST.into();
+        if let Err(more) = pod.given.identity(&pod.found, &pod.host, any) {
+            mistakes.extend(
+                more.into_iter()
+                    .filter(|mistake| judge_labels || mistake.flag != "labels"),
+            );
+        }
+        if mistakes.is_empty() {
+            Ok(pod)
+        } else {
+            Err(mistakes)
+        }
+    }
+}
+
+impl Args {
+    /// Checks all settings; reads the downward-API folder if there is one.
+    pub fn check(&self) -> Result<Config, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
+        let pod = self.pod.check().map_err(|more| mistakes.extend(more)).ok();
+        let annotated = pod.as_ref().and_then(|pod| {
+            let annotations = [&pod.given.annotations, &pod.found.annotations];
+            annotations
+                .iter()
+                .find_map(|map| map.get(podinfo::MASTERS).cloned())
+        });
+        let masters = given(&self.master).map(str::to_owned).or(annotated);
+        let tiers = match &masters {
+            Some(text) => masters::parse(text).unwrap_or_else(|wrong| {
+                mistakes.extend(wrong.iter().map(|error| Mistake::new("master", error)));
+                Vec::new()
+            }),
+            // A folder that could not be read may name them; that mistake is told already.
+            None if pod.is_none() && self.pod.podinfo.is_some() => Vec::new(),
+            None => {
+                let reason = "give at least one master, as in host:8000 (or the annotation `kontrol/master` in the folder of --podinfo)";
+                mistakes.push(Mistake::new("master", reason));
+                Vec::new()
+            }
+        };
+        let mut verbose = self.verbose;
+        for word in self.mode.split(',').map(str::trim) {
+            match word {
+                "verbose" => verbose = true,
+                "slave" | "" => {}
+                other => {
+                    let reason =
+                        format!("`{other}` is unknown: kontrol-slave knows `slave` and `verbose`");
+                    mistakes.push(Mistake::new("mode", reason));
+                }
+            }
+        }
+        match pod {
+            Some(pod) if mistakes.is_empty() => Ok(Config {
+                tiers,
+                pod,
+                verbose,
+                log_format: self.log_format,
+            }),
+            Some(_) | None => Err(mistakes),
+        }
+    }
+}
+
+/// A setting that was given and is not empty.
+fn given(text: &Option<String>) -> Option<&str> {
+    text.as_deref().filter(|text| !text.trim().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn args() -> Args {
+        Args {
+            master: Some("m1|m2,m3".into()),
+            pod: PodArgs {
+                labels: Some(r#"{"app":"web","role":"front"}"#.into()),
+                ..PodArgs::default()
+            },
+            verbose: false,
+            mode: "slave".into(),
+            log_format: logging::Format::Text,
+        }
+    }
+
+    fn lines(args: &Args) -> Vec<String> {
+        let mistakes = args.check().unwrap_err();
+        mistakes.iter().map(Mistake::to_string).collect()
+    }
+
+    #[test]
+    fn each_flag_has_its_variable_and_its_help() {
+        let command = Args::command();
+        command.clone().debug_assert();
+        for arg in command
+            .get_arguments()
+            .filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version"))
+        {
+            let flag = arg.get_long().unwrap();
+            let variable = format!("KONTROL_{}", flag.to_uppercase().replace('-', "_"));
+            assert_eq!(arg.get_env().unwrap().to_str(), Some(variable.as_str()));
+            let help = arg.get_help().unwrap().to_string();
+            assert!(
+                help.contains("Default") || !arg.get_default_values().is_empty(),
+                "{flag}: {help}"
+            );
+        }
+    }
+
+    #[test]
+    fn good_settings_pass_and_empty_ones_are_absent() {
+        let config = args().check().unwrap();
+        assert_eq!(config.tiers.len(), 2);
+        assert_eq!(config.pod.given.ip, None);
+        let mut empty = args();
+        empty.pod.id = Some(String::new());
+        empty.pod.ip = Some(" ".into());
+        empty.pod.payload = Some(PathBuf::new());
+        let config = empty.check().unwrap();
+        assert_eq!((config.pod.given.id, config.pod.payload), (None, None));
+    }
+
+    #[test]
+    fn the_classic_mode_makes_it_verbose() {
+        let mut args = args();
+        args.mode = "slave,verbose".into();
+        assert!(args.check().unwrap().verbose);
+        args.mode = "master".into();
+        assert_eq!(
+            lines(&args),
+            ["--mode: `master` is unknown: kontrol-slave knows `slave` and `verbose`"]
+        );
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once() {
+        let mut args = args();
+        args.master = Some("https://m,m:0".into());
+        args.pod.ip = Some("10.0.0".into());
+        args.pod.labels = Some("{}".into());
+        args.pod.annotations = Some("[1]".into());
+        args.pod.podinfo = None;
+        let lines = lines(&args);
+        assert_eq!(lines.len(), 6, "{lines:?}");
+        for flag in ["--master: ", "--ip: ", "--labels: ", "--annotations: "] {
+            assert!(
+                lines.iter().any(|line| line.starts_with(flag)),
+                "{flag} in {lines:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn labels_that_are_no_json_are_told_once() {
+        let mut args = args();
+        args.pod.labels = Some("app=web".into());
+        let lines = lines(&args);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with("--labels: not valid JSON"));
+    }
+
+    #[test]
+    fn the_annotation_names_the_masters_when_no_flag_does() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(
+            folder.path().join("annotations"),
+            "kontrol/master=\"far:81\"\n",
+        )
+        .unwrap();
+        let mut args = args();
+        args.master = None;
+        assert!(lines(&args)[0].starts_with("--master: give at least one master"));
+        args.pod.podinfo = Some(folder.path().to_owned());
+        assert_eq!(args.check().unwrap().tiers[0].to_string(), "far:81");
+        args.pod.podinfo = Some(folder.path().join("nowhere"));
+        assert_eq!(lines(&args).len(), 1);
+    }
+}

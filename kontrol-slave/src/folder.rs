@@ -1,0 +1,191 @@
+//! Files that others write: when to look at them, and a bounded read that never blocks the keepalives.
+//!
+//! The *folder* is watched, not the file: an atomic rename replaces the file, and Kubernetes swaps the symbolic link
+//! `..data` beside it, neither of which a watch on the file would see. Where the kernel tells nothing (network file
+//! systems, no inotify instance left) a slow tick is all there is, and on a tick callers only compare the file's stamp.
+
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher, event};
+use std::{
+    fs::{File, Metadata},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::{Instant, sleep_until},
+};
+
+/// How often to look where the kernel tells nothing.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Why to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hint {
+    /// Something in the folder changed: read.
+    Event,
+    /// Time passed: compare stamps.
+    Tick,
+}
+
+/// Tells when something in a folder may have changed.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    folder: PathBuf,
+    wake: Arc<Notify>,
+    watcher: Option<RecommendedWatcher>,
+    tick: Instant,
+}
+
+impl Changes {
+    /// Watches the folder that holds a file.
+    pub(crate) fn of_file(path: &Path) -> Self {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            Some(_) | None => Path::new("."),
+        };
+        Self::of_folder(folder)
+    }
+
+    /// Watches a folder, not the folders in it.
+    pub(crate) fn of_folder(folder: &Path) -> Self {
+        let mut changes = Self {
+            folder: folder.to_owned(),
+            wake: Arc::new(Notify::new()),
+            watcher: None,
+            tick: Instant::now() + TICK,
+        };
+        if let Err(error) = changes.watch() {
+            let every = crate::duration::show(TICK);
+            tracing::warn!(folder = %folder.display(), "cannot watch the folder ({error}): looking every {every} instead");
+        }
+        changes
+    }
+
+    fn watch(&mut self) -> notify::Result<()> {
+        let wake = self.wake.clone();
+        let mut watcher =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                if event.map_or(true, |event| is_change(&event.kind)) {
+                    wake.notify_one();
+                }
+            })?;
+        watcher.watch(&self.folder, RecursiveMode::NonRecursive)?;
+        self.watcher = Some(watcher);
+        Ok(())
+    }
+
+    /// Waits for a reason to look. Events that come together are one. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Hint {
+        let hint = tokio::select! {
+            () = self.wake.notified() => Hint::Event,
+            () = sleep_until(self.tick) => Hint::Tick,
+        };
+        if hint == Hint::Event {
+            return hint;
+        }
+        self.tick = Instant::now() + TICK;
+        // The folder may have come since; if so, something may have happened in it before the watch.
+        if self.watcher.is_none() && self.watch().is_ok() {
+            return Hint::Event;
+        }
+        hint
+    }
+}
+
+/// Whether an event can mean new content. Our own reading makes events as well, which must not.
+fn is_change(kind: &EventKind) -> bool {
+    match kind {
+        EventKind::Access(access) => *access == event::AccessKind::Close(event::AccessMode::Write),
+        EventKind::Any
+        | EventKind::Create(_)
+        | EventKind::Modify(_)
+        | EventKind::Remove(_)
+        | EventKind::Other => true,
+    }
+}
+
+/// What tells one version of a file from another without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(meta: &Metadata) -> Self {
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}
+
+/// A file as it was last read.
+#[derive(Debug, Default)]
+pub(crate) enum Content {
+    /// It does not exist.
+    #[default]
+    Missing,
+    /// It cannot be read.
+    Failed(io::Error),
+    /// Its bytes: one more than was asked for when it has more.
+    Read {
+        /// Which version it was.
+        stamp: Stamp,
+        /// What it held.
+        bytes: Vec<u8>,
+    },
+}
+
+impl Content {
+    /// Whether the file is still the one that was read.
+    pub(crate) async fn is_current(&self, path: &Path) -> bool {
+        let path = path.to_owned();
+        let now = spawn_blocking(move || std::fs::metadata(path)).await;
+        match (self, now) {
+            (Self::Read { stamp, .. }, Ok(Ok(meta))) => *stamp == Stamp::from(&meta),
+            (Self::Missing, Ok(Err(error))) => error.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+}
+
+/// Reads a file, `limit` and one byte at most, on a thread that may block: a dead network file system must not stop the
+/// keepalives.
+pub(crate) async fn read(path: &Path, limit: usize) -> Content {
+    let path = path.to_owned();
+    match spawn_blocking(move || read_now(&path, limit)).await {
+        Ok(content) => content,
+        // Only at the end of the runtime, when nobody will look at the answer.
+        Err(error) => Content::Failed(io::Error::other(error)),
+    }
+}
+
+/// As [`read`], on this thread.
+pub(crate) fn read_now(path: &Path, limit: usize) -> Content {
+    let attempt = || {
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        if meta.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::IsADirectory));
+        }
+        let mut bytes = Vec::new();
+        file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+        Ok((Stamp::from(&meta), bytes))
+    };
+    match attempt() {
+        Ok((stamp, bytes)) => Content::Read { stamp, bytes },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Content::Missing,
+        Err(error) => Content::Failed(error),
+    }
+}

@@ -1,0 +1,355 @@
+//! Who the pod is: what flags and environment say, over what the downward-API folder says. PURE, but for
+//! [`host_name`] and [`route_to`].
+//!
+//! Invariant: an [`Identity`] is within the limits that masters set, so that a master never refuses it for a mistake
+//! that could be told at the start. All mistakes are told at once, each with the flag that puts it right.
+
+use crate::masters::{Tier, link::resolve};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+use tokio::net::UdpSocket;
+
+pub mod podinfo;
+
+pub use podinfo::Podinfo;
+
+/// Longest id, node, and name or value of a label, in bytes.
+pub const MAX_NAME_BYTES: usize = 253;
+/// Most labels, and most annotations.
+pub const MAX_LABELS: usize = 64;
+/// Longest value of an annotation, in bytes.
+pub const MAX_ANNOTATION_BYTES: usize = 4096;
+
+/// Labels or annotations.
+pub type Labels = BTreeMap<String, String>;
+
+/// What a pod says of itself in each keepalive, beside its payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The application: the label `app`.
+    pub app: String,
+    /// The pod's name.
+    pub id: String,
+    /// The pod's address.
+    pub ip: IpAddr,
+    /// What the pod does: the label `role`.
+    pub role: String,
+    /// The pod's labels, `app` and `role` among them.
+    pub labels: Labels,
+    /// The pod's annotations.
+    pub annotations: Labels,
+    /// The machine that the pod runs on; may be empty.
+    pub node: String,
+}
+
+/// A setting that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("--{flag}: {reason}")]
+pub struct Mistake {
+    /// The flag that puts it right, without dashes.
+    pub flag: &'static str,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl Mistake {
+    /// A wrong setting and the reason.
+    pub fn new(flag: &'static str, reason: impl fmt::Display) -> Self {
+        Self {
+            flag,
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// What flags and environment say of the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Given {
+    /// `--id`.
+    pub id: Option<String>,
+    /// `--ip`.
+    pub ip: Option<IpAddr>,
+    /// `--labels`: they win over the folder's, one by one.
+    pub labels: Labels,
+    /// `--annotations`: they win over the folder's, one by one.
+    pub annotations: Labels,
+    /// `--node`.
+    pub node: String,
+}
+
+impl Given {
+    /// The identity that follows. `host` is the name of last resort, `ip` the address if none is given.
+    pub fn identity(
+        &self,
+        podinfo: &Podinfo,
+        host: &str,
+        ip: IpAddr,
+    ) -> Result<Identity, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
+        let over = |base: &Labels, top: &Labels| -> Labels {
+            let both = base.iter().chain(top);
+            both.map(|(name, value)| (name.clone(), value.clone()))
+                .collect()
+        };
+        let labels = over(&podinfo.labels, &self.labels);
+        let annotations = over(&podinfo.annotations, &self.annotations);
+        for name in ["app", "role"] {
+            match labels.get(name) {
+                None => {
+                    let reason = format!(
+                        "the label `{name}` is missing: give it here, as in '{{\"app\":\"web\",\"role\":\"front\"}}', or in the folder of --podinfo"
+                    );
+                    mistakes.push(Mistake::new("labels", reason));
+                }
+                Some(value) if value.is_empty() => {
+                    mistakes.push(Mistake::new(
+                        "labels",
+                        format!("the label `{name}` is empty"),
+                    ));
+                }
+                Some(value) => {
+                    mistakes.extend(check_text("labels", &format!("the label `{name}`"), value));
+                }
+            }
+        }
+        mistakes.extend(check_map("labels", "label", &labels, MAX_NAME_BYTES));
+        mistakes.extend(check_map(
+            "annotations",
+            "annotation",
+            &annotations,
+            MAX_ANNOTATION_BYTES,
+        ));
+        let id = self.id.as_deref().or(podinfo.name.as_deref());
+        let id = id.unwrap_or(host);
+        if id.is_empty() {
+            mistakes.push(Mistake::new("id", "the host has no name: give an id"));
+        }
+        mistakes.extend(check_text("id", "the id", id));
+        mistakes.extend(check_text("node", "the node", &self.node));
+        let ip = self.ip.unwrap_or(ip).to_canonical();
+        if ip.is_unspecified() || ip.is_multicast() {
+            mistakes.push(Mistake::new("ip", format!("{ip} is no pod's own address")));
+        }
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        let label = |name| labels.get(name).cloned().unwrap_or_default();
+        Ok(Identity {
+            app: label("app"),
+            id: id.to_owned(),
+            ip,
+            role: label("role"),
+            node: self.node.clone(),
+            labels,
+            annotations,
+        })
+    }
+}
+
+/// Reads labels or annotations from a JSON object of strings.
+pub fn parse_labels(flag: &'static str, text: &str) -> Result<Labels, Vec<Mistake>> {
+    let value: Value = serde_json::from_str(text)
+        .map_err(|error| vec![Mistake::new(flag, format!("not valid JSON: {error}"))])?;
+    let Value::Object(fields) = value else {
+        let reason = "must be a JSON object of strings, as in '{\"app\":\"web\"}'";
+        return Err(vec![Mistake::new(flag, reason)]);
+    };
+    let mut labels = Labels::new();
+    let mut mistakes = Vec::new();
+    for (name, value) in fields {
+        if let Value::String(value) = value {
+            labels.insert(name, value);
+        } else {
+            let reason = format!("the value of `{name}` must be a string in quotes");
+            mistakes.push(Mistake::new(flag, reason));
+        }
+    }
+    if mistakes.is_empty() {
+        Ok(labels)
+    } else {
+        Err(mistakes)
+    }
+}
+
+fn check_text(flag: &'static str, what: &str, text: &str) -> Option<Mistake> {
+    if text.len() > MAX_NAME_BYTES {
+        let reason = format!("{what} is longer than {MAX_NAME_BYTES} bytes");
+        return Some(Mistake::new(flag, reason));
+    }
+    text.contains(char::is_control)
+        .then(|| Mistake::new(flag, format!("{what} has a control character")))
+}
+
+fn check_map(flag: &'static str, what: &str, map: &Labels, limit: usize) -> Vec<Mistake> {
+    let mut mistakes = Vec::new();
+    if map.len() > MAX_LABELS {
+        let reason = format!("{} {what}s are too many: at most {MAX_LABELS}", map.len());
+        mistakes.push(Mistake::new(flag, reason));
+    }
+    for (name, value) in map {
+        if name.is_empty() {
+            mistakes.push(Mistake::new(
+                flag,
+                format!("there is a {what} without a name"),
+            ));
+        }
+        mistakes.extend(check_text(flag, &format!("the name of a {what}"), name));
+        if value.len() > limit {
+            let reason = format!("the {what} `{name}` is longer than {limit} bytes");
+            mistakes.push(Mistake::new(flag, reason));
+        }
+    }
+    mistakes
+}
+
+/// The name of this host, which in a container is the container's.
+pub fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}
+
+/// This host's address on the way to a tier: the first of its endpoints that has a route. Sends nothing.
+pub async fn route_to(tier: &Tier) -> io::Result<IpAddr> {
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
+    for endpoint in tier.endpoints() {
+        match resolve(endpoint.clone()).await {
+            Err(error) => failure = error,
+            Ok(addresses) => {
+                for address in addresses {
+                    match local_address(address).await {
+                        Ok(ip) => return Ok(ip),
+                        Err(error) => failure = error,
+                    }
+                }
+            }
+        }
+    }
+    Err(failure)
+}
+
+/// The address that the kernel would send from. Connecting a UDP socket only picks the route.
+async fn local_address(to: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = if to.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(to).await?;
+    Ok(socket.local_addr()?.ip().to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::masters::parse;
+
+    const IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect()
+    }
+
+    fn lines(result: Result<Identity, Vec<Mistake>>) -> Vec<String> {
+        let mistakes = result.unwrap_err();
+        mistakes.iter().map(Mistake::to_string).collect()
+    }
+
+    #[test]
+    fn flags_win_over_the_folder_and_the_folder_over_the_host() {
+        let podinfo = Podinfo {
+            labels: labels(&[("app", "folder"), ("role", "front"), ("zone", "a")]),
+            annotations: labels(&[("note", "folder")]),
+            name: Some("web-7d9f".into()),
+        };
+        let mut given = Given {
+            labels: labels(&[("app", "flag")]),
+            ..Given::default()
+        };
+        let identity = given.identity(&podinfo, "host", IP).unwrap();
+        assert_eq!(
+            (identity.app.as_str(), identity.role.as_str()),
+            ("flag", "front")
+        );
+        assert_eq!((identity.id.as_str(), identity.ip), ("web-7d9f", IP));
+        assert_eq!(identity.labels["zone"], "a");
+        assert_eq!(identity.annotations["note"], "folder");
+
+        given.id = Some("mine".into());
+        given.ip = Some("::ffff:10.1.2.3".parse().unwrap());
+        let identity = given.identity(&podinfo, "host", IP).unwrap();
+        assert_eq!(identity.id, "mine");
+        assert_eq!(identity.ip, IpAddr::from([10, 1, 2, 3]));
+
+        given.id = None;
+        let nameless = Podinfo {
+            name: None,
+            ..podinfo
+        };
+        assert_eq!(given.identity(&nameless, "host", IP).unwrap().id, "host");
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once_with_its_flag() {
+        let long = "x".repeat(MAX_NAME_BYTES + 1);
+        let given = Given {
+            id: Some("a\nb".into()),
+            ip: Some(Ipv4Addr::UNSPECIFIED.into()),
+            labels: labels(&[("role", ""), ("long", &long), ("", "nameless")]),
+            annotations: labels(&[("note", &"x".repeat(MAX_ANNOTATION_BYTES + 1))]),
+            node: long.clone(),
+        };
+        let lines = lines(given.identity(&Podinfo::default(), "host", IP));
+        for said in [
+            "--labels: the label `app` is missing",
+            "--labels: the label `role` is empty",
+            "--labels: the label `long` is longer than 253 bytes",
+            "--labels: there is a label without a name",
+            "--annotations: the annotation `note` is longer than 4096 bytes",
+            "--id: the id has a control character",
+            "--node: the node is longer than 253 bytes",
+            "--ip: 0.0.0.0 is no pod's own address",
+        ] {
+            assert!(
+                lines.iter().any(|line| line.starts_with(said)),
+                "{said}: {lines:?}"
+            );
+        }
+        assert_eq!(lines.len(), 8);
+    }
+
+    #[test]
+    fn labels_must_be_an_object_of_strings() {
+        assert_eq!(
+            parse_labels("labels", r#"{"app":"web"}"#),
+            Ok(labels(&[("app", "web")]))
+        );
+        for (text, said) in [
+            ("{app:web}", "--labels: not valid JSON"),
+            ("[]", "--labels: must be a JSON object"),
+            (
+                r#"{"app":1}"#,
+                "--labels: the value of `app` must be a string",
+            ),
+        ] {
+            let mistakes = parse_labels("labels", text).unwrap_err();
+            assert!(mistakes[0].to_string().starts_with(said), "{mistakes:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_address_is_that_of_the_route_to_the_master() {
+        let tiers = parse("127.0.0.1:9").unwrap();
+        assert_eq!(
+            route_to(&tiers[0]).await.unwrap(),
+            IpAddr::from([127, 0, 0, 1])
+        );
+    }
+}

@@ -1,0 +1,358 @@
+//! The keepalive loop of one tier: when [`schedule`] says so, send what the pod reports on the tier's [`Link`], move to
+//! the next address when that fails, and say goodbye at the end.
+//!
+//! One loop owns one tier and nothing else, so a tier that is slow or away never delays another. Invariant: `beat`
+//! grows with each request sent; at most one keepalive is under way; nothing here waits longer than an interval.
+//! Only transitions are logged (attached, lost, away, refused), never single keepalives.
+
+use crate::{
+    identity::Identity,
+    masters::{
+        Tier,
+        link::{Attached, Link, LinkError, cause},
+    },
+    payload::to_proto,
+};
+use kontrol_proto::v1::{
+    PingRequest, PingResponse, keepalive_service_client::KeepaliveServiceClient,
+};
+use serde_json::Value;
+use std::{error::Error, future::pending, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Status, transport::Channel};
+
+mod farewell;
+pub mod schedule;
+
+use schedule::Schedule;
+
+/// How long a keepalive that is under way at the end may take, so that it does not arrive behind the goodbye.
+const LAST_KEEPALIVE: Duration = Duration::from_millis(300);
+
+/// How one tier fares.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TierStatus {
+    /// The tier as it was configured.
+    pub tier: String,
+    /// The endpoint that answered last and did not fail since.
+    pub attached: Option<String>,
+    /// Its address.
+    pub address: Option<SocketAddr>,
+    /// The pod's key; empty before the first answer.
+    pub key: String,
+    /// The pod's place in the tier's roster; absent before the first answer.
+    pub seq: Option<u64>,
+    /// When a master last answered that the keepalive counts.
+    pub last_answer: Option<Instant>,
+    /// How often masters want to hear of the pod; absent before the first answer.
+    pub interval: Option<Duration>,
+    /// How long the pod may be silent; absent before the first answer.
+    pub ttl: Option<Duration>,
+    /// What is wrong; absent while masters answer.
+    pub trouble: Option<String>,
+}
+
+/// What a keepalive says: who the pod is and its payload, always the latest.
+#[derive(Debug, Clone)]
+pub(crate) struct Report {
+    pub(crate) identity: watch::Receiver<Identity>,
+    pub(crate) payload: watch::Receiver<Value>,
+    pub(crate) nonce: Arc<str>,
+}
+
+impl Report {
+    /// Waits for news. A source that is gone (a fixed identity) has none. Cancel safe.
+    async fn changed(&mut self) {
+        tokio::select! {
+            Ok(()) = self.identity.changed() => {}
+            Ok(()) = self.payload.changed() => {}
+            else => pending().await,
+        }
+    }
+
+    /// The request that says it; what it says is no news any more.
+    fn request(&mut self, beat: u64, down: bool) -> PingRequest {
+        let identity = self.identity.borrow_and_update();
+        PingRequest {
+            app: identity.app.clone(),
+            id: identity.id.clone(),
+            ip: identity.ip.to_string(),
+            // It follows from the address; the master tells it.
+            key: String::new(),
+            role: identity.role.clone(),
+            nonce: self.nonce.as_ref().to_owned(),
+            payload: Some(to_proto(&self.payload.borrow_and_update())),
+            down,
+            beat,
+            labels: identity.labels.clone().into_iter().collect(),
+            annotations: identity.annotations.clone().into_iter().collect(),
+            node: identity.node.clone(),
+        }
+    }
+}
+
+/// Why a keepalive does not count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Setback {
+    /// The master understood it and will not have it, and neither would another.
+    Refused(String),
+    /// This master cannot count it now; another may.
+    Failed(String),
+}
+
+impl From<LinkError> for Setback {
+    fn from(error: LinkError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<Status> for Setback {
+    fn from(status: Status) -> Self {
+        // A status with a source was made on this side, of a broken connection.
+        if let Some(source) = status.source() {
+            return Self::Failed(format!("the connection broke: {}", cause(source)));
+        }
+        let said = format!("{}: {}", status.code().description(), status.message());
+        match status.code() {
+            Code::InvalidArgument
+            | Code::OutOfRange
+            | Code::FailedPrecondition
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::Unauthenticated => Self::Refused(status.message().to_owned()),
+            // Also UNIMPLEMENTED and NOT_FOUND: something that is no master answers there.
+            Code::Ok
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::NotFound
+            | Code::ResourceExhausted
+            | Code::Aborted
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss => Self::Failed(said),
+        }
+    }
+}
+
+/// Sends one request, for `limit` at most; the master is told the limit too.
+async fn ping(
+    channel: Channel,
+    request: PingRequest,
+    limit: Duration,
+) -> Result<PingResponse, Setback> {
+    let mut request = Request::new(request);
+    request.set_timeout(limit);
+    let mut client = KeepaliveServiceClient::new(channel);
+    match timeout(limit, client.ping(request)).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(status.into()),
+        Err(_) => Err(Setback::Failed("no answer in time".into())),
+    }
+}
+
+/// The loop of one tier.
+#[derive(Debug)]
+pub(crate) struct TierTask {
+    name: String,
+    link: Link,
+    schedule: Schedule,
+    report: Report,
+    /// Of the last request sent; 0 before the first.
+    beat: u64,
+    /// Where this tier's status is published, and at which place.
+    status: watch::Sender<Vec<TierStatus>>,
+    index: usize,
+    /// The trouble that was logged last, so that it is logged once.
+    said: Option<Setback>,
+}
+
+impl TierTask {
+    pub(crate) fn new(
+        tier: &Tier,
+        report: Report,
+        status: watch::Sender<Vec<TierStatus>>,
+        index: usize,
+    ) -> Self {
+        Self {
+            name: tier.to_string(),
+            link: Link::new(tier),
+            schedule: Schedule::new(Instant::now()),
+            report,
+            beat: 0,
+            status,
+            index,
+            said: None,
+        }
+    }
+
+    /// Sends keepalives until the token is cancelled, then says goodbye.
+    pub(crate) async fn run(mut self, token: CancellationToken) {
+        loop {
+            // Each arm only waits; nothing is lost when another wins.
+            tokio::select! {
+                biased;
+                () = token.cancelled() => break,
+                () = self.report.changed() => {
+                    self.schedule.changed(Instant::now());
+                    continue;
+                }
+                () = sleep_until(self.schedule.due()) => {}
+            }
+            let mut attempt = pin!(self.attempt());
+            tokio::select! {
+                biased;
+                () = &mut attempt => continue,
+                () = token.cancelled() => {}
+            }
+            // Whether it still arrives makes no difference to the goodbye.
+            let _ = timeout(LAST_KEEPALIVE, attempt).await;
+            break;
+        }
+        self.say_goodbye().await;
+    }
+
+    /// One keepalive, and what follows from its outcome.
+    async fn attempt(&mut self) {
+        self.schedule.begin(Instant::now());
+        match self.send().await {
+            Ok((attached, response)) => self.answered(&attached, response),
+            Err(Setback::Refused(reason)) => self.refused(reason),
+            Err(Setback::Failed(reason)) => self.failed(reason),
+        }
+    }
+
+    async fn send(&mut self) -> Result<(Attached, PingResponse), Setback> {
+        let limit = self.schedule.step_limit();
+        let attached = self.link.connect(limit).await?;
+        self.beat += 1;
+        let request = self.report.request(self.beat, false);
+        let response = ping(attached.channel(), request, limit).await?;
+        Ok((attached, response))
+    }
+
+    fn answered(&mut self, attached: &Attached, response: PingResponse) {
+        let now = Instant::now();
+        let length = |duration: Option<prost_types::Duration>| {
+            duration.and_then(|duration| Duration::try_from(duration).ok())
+        };
+        let interval = length(response.interval).filter(|interval| !interval.is_zero());
+        self.link.settle();
+        self.schedule.answered(now, interval, rand::random());
+        let status = TierStatus {
+            tier: self.name.clone(),
+            attached: Some(attached.endpoint().to_string()),
+            address: Some(attached.address()),
+            key: response.key,
+            seq: Some(response.seq),
+            last_answer: Some(now),
+            interval,
+            ttl: length(response.ttl),
+            trouble: None,
+        };
+        let said = self.said.take();
+        let moved = self.status.borrow()[self.index].address != status.address;
+        if moved || said.is_some() {
+            tracing::info!(
+                tier = %self.name,
+                address = %attached.address(),
+                key = %status.key,
+                seq = response.seq,
+                "attached to {}",
+                attached.endpoint()
+            );
+        }
+        self.publish(|place| *place = status);
+    }
+
+    fn refused(&mut self, reason: String) {
+        self.link.settle();
+        self.schedule.refused(Instant::now(), rand::random());
+        let trouble = format!("the keepalive is refused: {reason}");
+        self.publish(|place| place.trouble = Some(trouble.clone()));
+        let setback = Setback::Refused(reason);
+        if self.said.as_ref() != Some(&setback) {
+            tracing::warn!(tier = %self.name, "{trouble}");
+            self.said = Some(setback);
+        }
+    }
+
+    fn failed(&mut self, reason: String) {
+        self.link.leave();
+        let exhausted = self.link.exhausted();
+        self.schedule
+            .failed(Instant::now(), exhausted, rand::random());
+        let mut lost = None;
+        self.publish(|place| {
+            place.trouble = Some(reason.clone());
+            place.address = None;
+            lost = place.attached.take();
+        });
+        if let Some(endpoint) = lost {
+            tracing::warn!(tier = %self.name, "lost {endpoint}: {reason}; going to the next");
+        } else if exhausted && !matches!(self.said, Some(Setback::Failed(_))) {
+            tracing::warn!(tier = %self.name, "no master answers: {reason}; trying until one does");
+            self.said = Some(Setback::Failed(reason));
+        } else {
+            tracing::debug!(tier = %self.name, "{reason}");
+        }
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut TierStatus)) {
+        self.status.send_modify(|all| change(&mut all[self.index]));
+    }
+
+    async fn say_goodbye(&mut self) {
+        // Nothing was ever sent, so no master knows the pod.
+        if self.beat == 0 {
+            return;
+        }
+        let (beat, report) = (&mut self.beat, &mut self.report);
+        let request = || {
+            *beat += 1;
+            report.request(*beat, true)
+        };
+        match farewell::say(&mut self.link, request).await {
+            Ok(()) => tracing::info!(tier = %self.name, "said goodbye"),
+            Err(reason) => {
+                tracing::warn!(tier = %self.name, "could not say goodbye: {reason}; the pod leaves when its TTL is over");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_master_that_is_busy_or_no_master_is_left_and_one_that_says_no_is_believed() {
+        for code in [
+            Code::Unavailable,
+            Code::Unimplemented,
+            Code::Internal,
+            Code::ResourceExhausted,
+        ] {
+            let setback = Setback::from(Status::new(code, "x"));
+            assert!(matches!(setback, Setback::Failed(_)), "{code:?}");
+        }
+        let setback = Setback::from(Status::invalid_argument("ip is required"));
+        assert_eq!(setback, Setback::Refused("ip is required".into()));
+    }
+
+    #[test]
+    fn a_connection_that_broke_is_no_refusal_whatever_its_code() {
+        let mut status = Status::permission_denied("h2");
+        status.set_source(Arc::new(std::io::Error::other("reset")));
+        let setback = Setback::from(status);
+        assert_eq!(
+            setback,
+            Setback::Failed("the connection broke: reset".into())
+        );
+    }
+}

@@ -1,0 +1,329 @@
+//! The connection of one tier: which addresses there are, which one is in use, which come next.
+//!
+//! A *round* tries every address once. It starts with a fresh look at the names, in an order drawn by lot, so that the
+//! slaves spread over a tier's masters, with the address that was just lost at the end. A connection that is answered
+//! stays until it fails; then a new round starts. Invariant: one address is in use at a time, and a round is finite.
+//!
+//! The connection's owner is whoever owns the [`Link`]; [`Attached::channel`] is a handle on that same HTTP/2
+//! connection, for other streams to the same master.
+
+use super::{Endpoint, Tier};
+use futures::future::{BoxFuture, FutureExt, join_all};
+use rand::seq::SliceRandom;
+use std::{collections::VecDeque, error::Error, io, net::SocketAddr, time::Duration};
+use tokio::{net::lookup_host, time::timeout};
+use tonic::transport::{Channel, Endpoint as Transport, Uri};
+
+/// Most addresses that one name can stand for; the rest are left out.
+const MAX_ADDRESSES: usize = 64;
+/// How long a connection may be silent before an HTTP/2 ping asks whether the master is still there.
+const PING_AFTER: Duration = Duration::from_secs(10);
+/// How long such a ping may go unanswered before the connection counts as broken.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A master that the tier is connected to.
+#[derive(Debug, Clone)]
+pub struct Attached {
+    endpoint: Endpoint,
+    address: SocketAddr,
+    channel: Channel,
+}
+
+impl Attached {
+    /// The endpoint as it was configured.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The address that it stood for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A handle on the connection.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// No endpoint has an address.
+    #[error("{0}")]
+    Unresolved(String),
+    /// The next address did not take the connection.
+    #[error("cannot connect to {address}: {reason}")]
+    Refused {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// An address to try, and the endpoint it stands for.
+type Candidate = (Endpoint, SocketAddr);
+
+/// How far the round is.
+#[derive(Debug)]
+enum Round {
+    /// The addresses are to be looked up first.
+    Due,
+    /// These are left.
+    Trying(VecDeque<Candidate>),
+}
+
+/// The connection of one tier.
+#[derive(Debug)]
+pub struct Link {
+    lookups: Vec<Lookup>,
+    round: Round,
+    current: Option<Attached>,
+    lost: Option<SocketAddr>,
+}
+
+impl Link {
+    /// No connection yet.
+    pub fn new(tier: &Tier) -> Self {
+        Self {
+            lookups: tier.endpoints().iter().map(Lookup::new).collect(),
+            round: Round::Due,
+            current: None,
+            lost: None,
+        }
+    }
+
+    /// The connection in use; without one, a connection to the next address, and before the first of a round a lookup.
+    /// Each of the two steps takes `limit` at most.
+    pub async fn connect(&mut self, limit: Duration) -> Result<Attached, LinkError> {
+        if let Some(attached) = &self.current {
+            return Ok(attached.clone());
+        }
+        let (endpoint, address) = self.next(limit).await?;
+        let attached = open(endpoint, address, limit).await?;
+        self.current = Some(attached.clone());
+        Ok(attached)
+    }
+
+    /// The next address of the round, for a caller that connects by itself; starts a round when none is under way.
+    pub async fn next(&mut self, limit: Duration) -> Result<Candidate, LinkError> {
+        if let Round::Trying(left) = &mut self.round
+            && let Some(candidate) = left.pop_front()
+        {
+            return Ok(candidate);
+        }
+        let failures = join_all(self.lookups.iter_mut().map(|lookup| lookup.refresh(limit))).await;
+        let mut list: Vec<Candidate> = Vec::new();
+        for lookup in &self.lookups {
+            for address in &lookup.known {
+                if !list.iter().any(|(_, other)| other == address) {
+                    list.push((lookup.endpoint.clone(), *address));
+                }
+            }
+        }
+        list.shuffle(&mut rand::rng());
+        // Stable: only the lost one moves.
+        list.sort_by_key(|(_, address)| self.lost == Some(*address));
+        let mut left = VecDeque::from(list);
+        let first = left.pop_front();
+        self.round = Round::Trying(left);
+        first.ok_or_else(|| {
+            let reasons: Vec<String> = failures.into_iter().flatten().collect();
+            LinkError::Unresolved(reasons.join("; "))
+        })
+    }
+
+    /// The connection in use.
+    pub fn current(&self) -> Option<&Attached> {
+        self.current.as_ref()
+    }
+
+    /// The connection answered: it stays, and the round is over.
+    pub fn settle(&mut self) {
+        self.round = Round::Due;
+    }
+
+    /// The connection failed: the next one goes elsewhere.
+    pub fn leave(&mut self) {
+        if let Some(attached) = self.current.take() {
+            self.lost = Some(attached.address);
+        }
+    }
+
+    /// Whether every address of the round was tried.
+    pub fn exhausted(&self) -> bool {
+        matches!(&self.round, Round::Trying(left) if left.is_empty())
+    }
+}
+
+/// Connects to one address.
+pub async fn open(
+    endpoint: Endpoint,
+    address: SocketAddr,
+    limit: Duration,
+) -> Result<Attached, LinkError> {
+    let refused = |reason: String| LinkError::Refused { address, reason };
+    // Masters behind a proxy are told apart by the name in the request, not by the address that was dialled.
+    let origin: Uri = format!("http://{endpoint}")
+        .parse()
+        .map_err(|error| refused(cause(&error)))?;
+    let transport = Transport::from_shared(format!("http://{address}"))
+        .map_err(|error| refused(cause(&error)))?
+        .origin(origin)
+        .connect_timeout(limit)
+        .http2_keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true);
+    match timeout(limit, transport.connect()).await {
+        Ok(Ok(channel)) => Ok(Attached {
+            endpoint,
+            address,
+            channel,
+        }),
+        Ok(Err(error)) => Err(refused(cause(&error))),
+        Err(_) => Err(refused("no answer in time".into())),
+    }
+}
+
+/// The innermost reason of an error: the outer ones of a transport say nothing (`transport error`).
+pub fn cause(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// What an endpoint's name stands for.
+struct Lookup {
+    endpoint: Endpoint,
+    /// A lookup under way. It outlives its time limit, so that a dead name server never has more than one call waiting.
+    pending: Option<BoxFuture<'static, io::Result<Vec<SocketAddr>>>>,
+    /// What the last lookup that succeeded found: good enough while the name server is away.
+    known: Vec<SocketAddr>,
+}
+
+impl std::fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lookup")
+            .field("endpoint", &self.endpoint)
+            .field("known", &self.known)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lookup {
+    fn new(endpoint: &Endpoint) -> Self {
+        Self {
+            endpoint: endpoint.clone(),
+            pending: None,
+            known: Vec::new(),
+        }
+    }
+
+    /// Looks the name up again. Returns why nothing new is known.
+    async fn refresh(&mut self, limit: Duration) -> Option<String> {
+        let mut pending = self
+            .pending
+            .take()
+            .unwrap_or_else(|| resolve(self.endpoint.clone()).boxed());
+        let reason = match timeout(limit, &mut pending).await {
+            Ok(Ok(addresses)) if !addresses.is_empty() => {
+                self.known = addresses;
+                return None;
+            }
+            Ok(Ok(_)) => "the name has no address".into(),
+            Ok(Err(error)) => cause(&error),
+            Err(_) => {
+                self.pending = Some(pending);
+                "the name server does not answer".into()
+            }
+        };
+        let reason = format!("cannot resolve {}: {reason}", self.endpoint.host());
+        tracing::debug!(known = self.known.len(), "{reason}");
+        Some(reason)
+    }
+}
+
+/// The addresses of an endpoint, each once.
+pub async fn resolve(endpoint: Endpoint) -> io::Result<Vec<SocketAddr>> {
+    let found = lookup_host((endpoint.host(), endpoint.port())).await?;
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for address in found.take(MAX_ADDRESSES) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::masters::parse;
+    use std::collections::BTreeSet;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    fn link(text: &str) -> Link {
+        Link::new(&parse(text).unwrap()[0])
+    }
+
+    async fn round(link: &mut Link) -> Vec<SocketAddr> {
+        let mut seen = vec![link.next(LIMIT).await.unwrap().1];
+        while !link.exhausted() {
+            seen.push(link.next(LIMIT).await.unwrap().1);
+        }
+        seen
+    }
+
+    #[tokio::test]
+    async fn a_round_holds_every_address_once() {
+        let mut link = link("127.0.0.1:1|127.0.0.2:2|localhost:1|[::1]:4");
+        assert!(!link.exhausted());
+        let seen = round(&mut link).await;
+        let set: BTreeSet<_> = seen.iter().collect();
+        assert_eq!(set.len(), seen.len());
+        for address in ["127.0.0.1:1", "127.0.0.2:2", "[::1]:4"] {
+            assert!(
+                set.contains(&address.parse().unwrap()),
+                "{address} in {set:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn the_order_is_drawn_and_the_lost_address_comes_last() {
+        let mut link = link("127.0.0.1:1|127.0.0.1:2|127.0.0.1:3");
+        link.lost = Some("127.0.0.1:2".parse().unwrap());
+        let mut first = BTreeSet::new();
+        for _ in 0..64 {
+            let seen = round(&mut link).await;
+            assert_eq!(seen[2].port(), 2);
+            first.insert(seen[0].port());
+        }
+        assert_eq!(first, BTreeSet::from([1, 3]));
+    }
+
+    #[tokio::test]
+    async fn a_name_without_addresses_is_told_and_ends_the_round() {
+        let mut link = link("no-such-name.invalid");
+        let error = link.connect(LIMIT).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot resolve no-such-name.invalid"),
+            "{error}"
+        );
+        assert!(link.exhausted());
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_names_the_address() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let error = link(&address.to_string()).connect(LIMIT).await.unwrap_err();
+        let said = format!("cannot connect to {address}: ");
+        assert!(error.to_string().starts_with(&said), "{error}");
+    }
+}

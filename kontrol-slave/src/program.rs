@@ -1,0 +1,122 @@
+//! The slave program: settings in, tasks started and supervised, exit code out.
+//!
+//! One thread does everything. What may block (names, files) runs on threads of the runtime that come and go, and that
+//! never hold up the end.
+
+use crate::{
+    agent::{Agent, AgentConfig},
+    config::{Config, PodConfig},
+    identity::{Identity, podinfo::PodinfoTask, route_to},
+    masters::Tier,
+    payload,
+    supervise::{BoxError, Failure, Tasks, signals},
+};
+use serde_json::Value;
+use std::{net::IpAddr, time::Duration};
+use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+/// How long the tasks may take to stop. The agent's goodbye is shorter.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often to look for a route to the masters while there is none.
+const ROUTE_RETRY: Duration = Duration::from_secs(2);
+
+/// Runs the slave until a signal or a failure stops it.
+pub fn run(config: Config) -> Result<(), BoxError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        let token = CancellationToken::new();
+        let signals = signals(token.clone())?;
+        tokio::select! {
+            never = signals => match never {},
+            result = work(config, token) => Ok(result?),
+        }
+    });
+    // A name server or file system that hangs must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
+    let ip = match config.pod.given.ip {
+        Some(ip) => Some(ip),
+        None => token.run_until_cancelled(find_ip(&config.tiers)).await,
+    };
+    let Some(ip) = ip else {
+        return Ok(());
+    };
+    let mut tasks = Tasks::new(token.clone());
+    let (identity, payload) = follow_pod(&config.pod, ip, &mut tasks).await?;
+    let agent = Agent::new(AgentConfig {
+        identity,
+        payload,
+        tiers: config.tiers,
+    });
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(version, %ip, nonce = agent.nonce(), "kontrol-slave started");
+    tasks.spawn("agent", agent.run(token));
+    tasks.run(GRACE).await
+}
+
+/// This host's address on the way to the first master. At boot there may be no route and no name server yet, so it
+/// waits, and says once what for.
+async fn find_ip(tiers: &[Tier]) -> IpAddr {
+    let mut said = false;
+    loop {
+        let mut reason = None;
+        for tier in tiers {
+            match route_to(tier).await {
+                Ok(ip) => return ip,
+                Err(error) => reason = reason.or(Some(format!("no route to {tier}: {error}"))),
+            }
+        }
+        if let Some(reason) = reason.filter(|_| !said) {
+            tracing::warn!(
+                "cannot tell the pod's own address: {reason}; give it with --ip, or wait until there is a route"
+            );
+            said = true;
+        }
+        sleep(ROUTE_RETRY).await;
+    }
+}
+
+/// Starts what follows a pod's settings: its identity and its payload, each the latest.
+pub async fn follow_pod(
+    pod: &PodConfig,
+    ip: IpAddr,
+    tasks: &mut Tasks,
+) -> Result<(watch::Receiver<Identity>, watch::Receiver<Value>), Failure> {
+    let token = tasks.token().clone();
+    let identity = pod
+        .given
+        .identity(&pod.found, &pod.host, ip)
+        .map_err(|mistakes| Failure::Failed {
+            name: "identity".into(),
+            source: mistakes
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; ")
+                .into(),
+        })?;
+    let identity = match &pod.podinfo {
+        Some(folder) => {
+            let (identity, task) =
+                PodinfoTask::new(folder, pod.given.clone(), pod.host.clone(), identity);
+            tasks.spawn("podinfo", task.run(token.clone()));
+            identity
+        }
+        None => watch::channel(identity).1,
+    };
+    let payload = match &pod.payload {
+        Some(path) => {
+            let (payload, task) = payload::open(path.clone()).await;
+            tasks.spawn("payload", task.run(token));
+            payload
+        }
+        None => watch::channel(Value::String(String::new())).1,
+    };
+    Ok((identity, payload))
+}
