@@ -18,6 +18,8 @@
 //! For masters: [`agent`] (mixed mode and chain), [`config::PodArgs`] with [`program::follow_pod`], [`supervise`],
 //! [`logging`] and [`duration`].
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
+
 pub mod agent;
 pub mod config;
 pub mod duration;

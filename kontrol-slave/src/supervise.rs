@@ -162,6 +162,7 @@ pub fn signals(token: CancellationToken) -> io::Result<impl Future<Output = Infa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
     use std::future::pending;
 
     const GRACE: Duration = Duration::from_secs(2);
@@ -204,7 +205,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_task_that_panics_is_named() {
         let mut tasks = tasks();
-        tasks.spawn("bug", async { panic!("on purpose") });
+        tasks.spawn("bug", async {
+            assert!(pending::<()>().now_or_never().is_some(), "on purpose")
+        });
         let failure = tasks.run(GRACE).await.unwrap_err();
         assert!(matches!(failure, Failure::Panicked(name) if name == "bug"));
     }

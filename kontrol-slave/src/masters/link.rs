@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(set.len(), seen.len());
         for address in ["127.0.0.1:1", "127.0.0.2:2", "[::1]:4"] {
             assert!(
-                set.contains(&address.parse().unwrap()),
+                set.contains(&address.parse::<SocketAddr>().unwrap()),
                 "{address} in {set:?}"
             );
         }

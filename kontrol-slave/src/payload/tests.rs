@@ -173,7 +173,7 @@ fn what_json_cannot_say_is_refused() {
 #[test]
 fn whole_numbers_stay_integers_while_a_double_counts_in_ones() {
     assert_eq!(
-        from_proto(to_proto(&json!(1 << 53))),
+        from_proto(to_proto(&json!(1_i64 << 53))),
         Ok(json!(1_i64 << 53))
     );
     assert_eq!(from_proto(to_proto(&json!(1.0))), Ok(json!(1)));

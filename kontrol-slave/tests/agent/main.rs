@@ -1,0 +1,278 @@
+//! The agent and the program against scripted masters: real gRPC servers on loopback that do as they are told.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod master;
+mod program;
+
+use kontrol_slave::{
+    agent::{Agent, AgentConfig, TierStatus},
+    identity::{Identity, Labels},
+    masters,
+};
+use master::{Master, Reply, SOON};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+/// An interval at which tests see several keepalives.
+const SHORT: Duration = Duration::from_millis(400);
+/// An interval that never ends within a test.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// An agent at work.
+struct Running {
+    identity: watch::Sender<Identity>,
+    payload: watch::Sender<Value>,
+    status: watch::Receiver<Vec<TierStatus>>,
+    token: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    fn start(masters: &str) -> Self {
+        let (identity, identity_receiver) = watch::channel(Identity {
+            app: "web".into(),
+            id: "web-1".into(),
+            ip: [127, 0, 0, 1].into(),
+            role: "front".into(),
+            labels: Labels::from([("app".into(), "web".into())]),
+            annotations: Labels::new(),
+            node: "n1".into(),
+        });
+        let (payload, payload_receiver) = watch::channel(json!(""));
+        let agent = Agent::new(AgentConfig {
+            identity: identity_receiver,
+            payload: payload_receiver,
+            tiers: masters::parse(masters).unwrap(),
+        });
+        assert_eq!(agent.nonce().len(), 16);
+        let (status, token) = (agent.status(), CancellationToken::new());
+        let task = tokio::spawn(agent.run(token.clone()));
+        Self {
+            identity,
+            payload,
+            status,
+            token,
+            task,
+        }
+    }
+
+    /// Waits until a tier's status is as wanted.
+    async fn tier(&mut self, index: usize, wanted: impl Fn(&TierStatus) -> bool) -> TierStatus {
+        let found = timeout(SOON, self.status.wait_for(|all| wanted(&all[index]))).await;
+        found.expect("the status is reached").unwrap()[index].clone()
+    }
+
+    /// Stops it; returns how long that took.
+    async fn stop(self) -> Duration {
+        let start = Instant::now();
+        self.token.cancel();
+        timeout(SOON, self.task).await.unwrap().unwrap();
+        start.elapsed()
+    }
+}
+
+/// An address that takes connections and never says a word.
+async fn silent() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+/// Both masters of a tier, the one that the agent is attached to first.
+async fn attached_first(agent: &mut Running, one: Master, two: Master) -> (Master, Master) {
+    let status = agent.tier(0, |status| status.attached.is_some()).await;
+    if status.attached.as_deref() == Some(one.address().as_str()) {
+        (one, two)
+    } else {
+        (two, one)
+    }
+}
+
+#[tokio::test]
+async fn keepalives_are_paced_by_the_master_and_the_beat_grows() {
+    let mut master = Master::start(Reply::Accept(SHORT)).await;
+    let mut agent = Running::start(&master.address());
+    let heard = master.hears(4).await;
+    let beats: Vec<u64> = heard.iter().map(|ping| ping.request.beat).collect();
+    assert_eq!(beats, [1, 2, 3, 4]);
+    assert!(
+        heard
+            .iter()
+            .all(|ping| ping.request.nonce == heard[0].request.nonce)
+    );
+    // Never faster than the interval less the jitter; half of that leaves room for a late first arrival.
+    assert!(heard[3].at - heard[0].at > SHORT * 3 / 2);
+    let first = &heard[0].request;
+    assert_eq!(
+        (first.app.as_str(), first.id.as_str(), first.ip.as_str()),
+        ("web", "web-1", "127.0.0.1")
+    );
+    assert_eq!((first.role.as_str(), first.node.as_str()), ("front", "n1"));
+    assert_eq!(first.labels["app"], "web");
+    let status = agent.tier(0, |status| status.last_answer.is_some()).await;
+    assert_eq!(status.attached, Some(master.address()));
+    assert_eq!((status.key.as_str(), status.seq), ("2kce4N", Some(7)));
+    assert_eq!((status.interval, status.trouble), (Some(SHORT), None));
+    agent.stop().await;
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_change_is_sent_at_once() {
+    let mut master = Master::start(Reply::Accept(LONG)).await;
+    let agent = Running::start(&master.address());
+    master.hears(1).await;
+    agent.payload.send_replace(json!({"load": 1}));
+    let heard = master.hears(2).await;
+    let payload = heard[1].request.payload.clone().unwrap();
+    assert_eq!(
+        kontrol_slave::payload::from_proto(payload),
+        Ok(json!({"load": 1}))
+    );
+    agent
+        .identity
+        .send_modify(|identity| identity.role = "back".into());
+    let heard = master.hears(3).await;
+    assert_eq!(heard[2].request.role, "back");
+    agent.stop().await;
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn the_other_endpoint_takes_over_when_one_dies() {
+    let one = Master::start(Reply::Accept(SHORT)).await;
+    let two = Master::start(Reply::Accept(SHORT)).await;
+    let mut agent = Running::start(&format!("{}|{}", one.address(), two.address()));
+    let (used, mut spare) = attached_first(&mut agent, one, two).await;
+    assert_eq!(spare.heard().len(), 0, "one endpoint is in use at a time");
+    let last = used.stop().await.last().unwrap().request.beat;
+    let heard = spare.hears(2).await;
+    assert!(heard[0].request.beat > last);
+    let address = spare.address();
+    agent
+        .tier(0, |status| status.attached.as_ref() == Some(&address))
+        .await;
+    agent.stop().await;
+    assert!(spare.stop().await.last().unwrap().request.down);
+}
+
+#[tokio::test]
+async fn a_master_that_is_unavailable_is_left_at_once() {
+    let one = Master::start(Reply::Accept(LONG)).await;
+    let two = Master::start(Reply::Accept(LONG)).await;
+    let mut agent = Running::start(&format!("{}|{}", one.address(), two.address()));
+    let (used, mut spare) = attached_first(&mut agent, one, two).await;
+    used.now(Reply::Refuse(Status::unavailable("no leader")));
+    // The interval is an hour, so only an immediate move brings this there.
+    agent.payload.send_replace(json!(1));
+    spare.hears(1).await;
+    let address = spare.address();
+    agent
+        .tier(0, |status| status.attached.as_ref() == Some(&address))
+        .await;
+    agent.stop().await;
+    used.stop().await;
+    spare.stop().await;
+}
+
+#[tokio::test]
+async fn a_silent_address_is_left_in_time() {
+    let (_listener, address) = silent().await;
+    let mut master = Master::start(Reply::Accept(SHORT)).await;
+    let mut agent = Running::start(&format!("{address}|{}", master.address()));
+    master.hears(2).await;
+    let good = master.address();
+    agent
+        .tier(0, |status| status.attached.as_ref() == Some(&good))
+        .await;
+    agent.stop().await;
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_tier_that_is_away_does_not_delay_another() {
+    let (_listener, address) = silent().await;
+    let mut master = Master::start(Reply::Accept(SHORT)).await;
+    let mut agent = Running::start(&format!("{address},{}", master.address()));
+    let heard = master.hears(4).await;
+    assert_eq!(heard[3].request.beat, 4, "nothing was lost or repeated");
+    let away = agent.tier(0, |status| status.trouble.is_some()).await;
+    assert_eq!((away.attached, away.seq), (None, None));
+    agent.stop().await;
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn down_is_said_to_every_tier_within_two_seconds_though_one_is_silent() {
+    let mut good = Master::start(Reply::Accept(LONG)).await;
+    let mut mute = Master::start(Reply::Accept(LONG)).await;
+    let agent = Running::start(&format!("{},{}", mute.address(), good.address()));
+    good.hears(1).await;
+    mute.hears(1).await;
+    mute.now(Reply::Hang);
+    let took = agent.stop().await;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let heard = good.stop().await;
+    let last = &heard.last().unwrap().request;
+    assert!(last.down && last.beat == 2);
+    mute.stop().await;
+}
+
+#[tokio::test]
+async fn down_goes_to_the_next_endpoint_when_the_one_in_use_is_silent() {
+    let one = Master::start(Reply::Accept(LONG)).await;
+    let two = Master::start(Reply::Accept(LONG)).await;
+    let mut agent = Running::start(&format!("{}|{}", one.address(), two.address()));
+    let (used, spare) = attached_first(&mut agent, one, two).await;
+    used.now(Reply::Hang);
+    agent.stop().await;
+    let heard = spare.stop().await;
+    assert!(heard.last().unwrap().request.down);
+    used.stop().await;
+}
+
+#[tokio::test]
+async fn a_master_that_restarts_is_attached_again_by_the_same_incarnation() {
+    let mut master = Master::start(Reply::Accept(SHORT)).await;
+    let address = master.address();
+    let mut agent = Running::start(&address);
+    let nonce = master.hears(1).await[0].request.nonce.clone();
+    agent.tier(0, |status| status.attached.is_some()).await;
+    let last = master.stop().await.last().unwrap().request.beat;
+    agent.tier(0, |status| status.attached.is_none()).await;
+    let mut master = Master::start_at(&address, Reply::Accept(SHORT)).await;
+    let heard = master.hears(2).await;
+    assert!(heard[0].request.beat > last);
+    assert_eq!(heard[0].request.nonce, nonce);
+    agent.tier(0, |status| status.attached.is_some()).await;
+    agent.stop().await;
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_keepalive_that_is_refused_is_corrected_by_a_change() {
+    let refusal = Status::new(Code::InvalidArgument, "payload nests too deep");
+    let master = Master::start(Reply::Refuse(refusal)).await;
+    let mut agent = Running::start(&master.address());
+    let status = agent.tier(0, |status| status.trouble.is_some()).await;
+    assert_eq!(
+        status.trouble.as_deref(),
+        Some("the keepalive is refused: payload nests too deep")
+    );
+    master.now(Reply::Accept(LONG));
+    agent.payload.send_replace(json!(2));
+    let status = agent.tier(0, |status| status.trouble.is_none()).await;
+    assert_eq!(status.attached, Some(master.address()));
+    assert!(!master.heard().is_empty());
+    agent.stop().await;
+    master.stop().await;
+}

@@ -1,0 +1,149 @@
+//! A scripted master: answers every keepalive as it was last told, and remembers what it heard.
+
+use kontrol_proto::v1::{
+    PingRequest, PingResponse, PingStreamRequest, PingStreamResponse,
+    keepalive_service_server::{KeepaliveService, KeepaliveServiceServer},
+};
+use std::{future::pending, net::SocketAddr, pin::Pin, time::Duration};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Server, server::TcpIncoming},
+};
+
+/// Longer than anything that a test waits for should take.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// How to answer.
+#[derive(Debug, Clone)]
+pub(crate) enum Reply {
+    /// The keepalive counts; come again after this.
+    Accept(Duration),
+    /// With this status.
+    Refuse(Status),
+    /// Not at all.
+    Hang,
+}
+
+/// A keepalive that came.
+#[derive(Debug, Clone)]
+pub(crate) struct Heard {
+    pub(crate) at: Instant,
+    pub(crate) request: PingRequest,
+}
+
+/// A master at work.
+pub(crate) struct Master {
+    address: SocketAddr,
+    reply: watch::Sender<Reply>,
+    heard: watch::Receiver<Vec<Heard>>,
+    token: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+struct Service {
+    reply: watch::Receiver<Reply>,
+    heard: watch::Sender<Vec<Heard>>,
+    token: CancellationToken,
+}
+
+impl Master {
+    pub(crate) async fn start(reply: Reply) -> Self {
+        Self::start_at("127.0.0.1:0", reply).await
+    }
+
+    pub(crate) async fn start_at(address: &str, reply: Reply) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (reply, reply_receiver) = watch::channel(reply);
+        let (heard_sender, heard) = watch::channel(Vec::new());
+        let token = CancellationToken::new();
+        let service = Service {
+            reply: reply_receiver,
+            heard: heard_sender,
+            token: token.clone(),
+        };
+        let serve = Server::builder()
+            .add_service(KeepaliveServiceServer::new(service))
+            .serve_with_incoming_shutdown(
+                TcpIncoming::from(listener),
+                token.clone().cancelled_owned(),
+            );
+        let task = tokio::spawn(async { serve.await.unwrap() });
+        Self {
+            address,
+            reply,
+            heard,
+            token,
+            task,
+        }
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// From now on it answers like this.
+    pub(crate) fn now(&self, reply: Reply) {
+        self.reply.send_replace(reply);
+    }
+
+    pub(crate) fn heard(&self) -> Vec<Heard> {
+        self.heard.borrow().clone()
+    }
+
+    /// Waits until it heard so many keepalives.
+    pub(crate) async fn hears(&mut self, count: usize) -> Vec<Heard> {
+        let heard = timeout(SOON, self.heard.wait_for(|heard| heard.len() >= count)).await;
+        heard.expect("the keepalives come").unwrap().clone()
+    }
+
+    /// Stops it; returns all that it heard.
+    pub(crate) async fn stop(self) -> Vec<Heard> {
+        self.token.cancel();
+        timeout(SOON, self.task).await.unwrap().unwrap();
+        self.heard.borrow().clone()
+    }
+}
+
+#[tonic::async_trait]
+impl KeepaliveService for Service {
+    type PingStreamStream =
+        Pin<Box<dyn futures::Stream<Item = Result<PingStreamResponse, Status>> + Send>>;
+
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
+        let heard = Heard {
+            at: Instant::now(),
+            request: request.into_inner(),
+        };
+        self.heard.send_modify(|all| all.push(heard));
+        let reply = self.reply.borrow().clone();
+        match reply {
+            Reply::Accept(interval) => Ok(Response::new(PingResponse {
+                key: "2kce4N".into(),
+                seq: 7,
+                ttl: prost_types::Duration::try_from(interval * 5).ok(),
+                interval: prost_types::Duration::try_from(interval).ok(),
+            })),
+            Reply::Refuse(status) => Err(status),
+            Reply::Hang => {
+                let hang = self.token.run_until_cancelled(pending::<()>());
+                hang.await;
+                Err(Status::unavailable("stopped"))
+            }
+        }
+    }
+
+    async fn ping_stream(
+        &self,
+        _: Request<Streaming<PingStreamRequest>>,
+    ) -> Result<Response<Self::PingStreamStream>, Status> {
+        Err(Status::unimplemented("the slave uses unary keepalives"))
+    }
+}

@@ -1,0 +1,121 @@
+//! The built program: exit codes, signals, files.
+
+use crate::master::{Master, Reply, SOON};
+use kontrol_slave::payload::from_proto;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use std::{
+    fs,
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+use tokio::time::timeout;
+
+const LABELS: &str = r#"{"app":"web","role":"front"}"#;
+const LONG: Duration = Duration::from_secs(3600);
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kontrol-slave"));
+    // Settings of whoever runs the tests are not ours.
+    command
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn lines(output: &Output) -> Vec<String> {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn wrong_settings_are_told_one_line_each_and_end_with_code_2() {
+    let output = program()
+        .env("KONTROL_MASTER", "https://m")
+        .env("KONTROL_IP", "nowhere")
+        .args([
+            "--labels",
+            r#"{"app":"web"}"#,
+            "--podinfo",
+            "/nowhere/at/all",
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let lines = lines(&output);
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    for flag in ["--master", "--ip", "--podinfo"] {
+        let start = format!("kontrol-slave: {flag}: ");
+        assert!(
+            lines.iter().any(|line| line.starts_with(&start)),
+            "{flag} in {lines:?}"
+        );
+    }
+}
+
+#[test]
+fn an_unknown_flag_ends_with_code_2() {
+    let output = program().arg("--no-such-flag").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn sigterm_says_down_and_ends_with_code_0() {
+    let mut master = Master::start(Reply::Accept(LONG)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let payload = folder.path().join("payload.json");
+    fs::write(&payload, "1").unwrap();
+    let child = program()
+        .env("KONTROL_MASTER", master.address())
+        .env("KONTROL_LABELS", LABELS)
+        .env("KONTROL_ID", "web-1")
+        .env("KONTROL_PAYLOAD", &payload)
+        .spawn()
+        .unwrap();
+    let first = master.hears(1).await[0].request.clone();
+    assert_eq!(
+        (first.id.as_str(), first.ip.as_str()),
+        ("web-1", "127.0.0.1")
+    );
+    assert_eq!(from_proto(first.payload.unwrap()), Ok(json!(1)));
+    fs::write(&payload, "{\"load\": 2}").unwrap();
+    let second = master.hears(2).await[1].request.clone();
+    assert_eq!(from_proto(second.payload.unwrap()), Ok(json!({"load": 2})));
+
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
+    let output = timeout(SOON, ended).await.unwrap().unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{:?}", lines(&output));
+    let heard = master.stop().await;
+    let last = &heard.last().unwrap().request;
+    assert!(last.down && last.nonce == first.nonce);
+}
+
+#[tokio::test]
+async fn sigterm_ends_it_in_time_though_no_master_was_ever_reached() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut child = tokio::process::Command::from({
+        let mut command = program();
+        command
+            .env("KONTROL_MASTER", address)
+            .env("KONTROL_LABELS", LABELS);
+        command
+    })
+    .spawn()
+    .unwrap();
+    // It connected, so it is up and its keepalive is under way.
+    let (_silent, _) = tokio::task::spawn_blocking(move || listener.accept())
+        .await
+        .unwrap()
+        .unwrap();
+    let pid = Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let status = timeout(Duration::from_secs(5), child.wait())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(status.code(), Some(0));
+}
