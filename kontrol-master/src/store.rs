@@ -13,14 +13,18 @@
 //! transaction has one revision, revisions only grow. A transaction that compares revisions may be sent again safely;
 //! nothing else is ever repeated.
 
-pub mod conformance;
+#[cfg(test)]
+mod conformance;
 pub mod embedded;
 pub mod etcd;
 pub mod measured;
+pub mod url;
+
+pub use url::{EtcdOptions, EtcdTls, StoreUrl, open};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 /// Most operations in one transaction: etcd's default `--max-txn-ops` is 128, and counts compares, writes and reads apart.
 pub const MAX_TXN_OPS: usize = 120;
@@ -101,10 +105,53 @@ pub struct Txn {
     pub otherwise: Vec<String>,
 }
 
+impl Txn {
+    /// Refuses, before anything is sent, what not every store could take.
+    fn check(&self) -> Result<(), StoreError> {
+        let counts = [
+            // A fence may come on top.
+            ("compares", self.compares.len(), MAX_TXN_OPS + 1),
+            ("writes", self.ops.len(), MAX_TXN_OPS),
+            ("reads", self.otherwise.len(), MAX_TXN_OPS),
+        ];
+        if let Some((what, count, most)) = counts.iter().find(|(_, count, most)| count > most) {
+            let reason = format!("a transaction of {count} {what}; {most} is the most");
+            return Err(StoreError::Refused(reason));
+        }
+        let mut bytes = 0;
+        let mut seen = HashSet::with_capacity(self.ops.len());
+        for op in &self.ops {
+            let (key, size) = match op {
+                Op::Put { key, value, .. } => (key, value.len()),
+                Op::Delete(key) => (key, 0),
+            };
+            bytes += size;
+            if !seen.insert(key) {
+                let reason = format!("a transaction that writes {key} twice");
+                return Err(StoreError::Refused(reason));
+            }
+        }
+        if bytes > MAX_TXN_BYTES {
+            let reason = format!("a transaction of {bytes} bytes; {MAX_TXN_BYTES} is the most");
+            return Err(StoreError::Refused(reason));
+        }
+        Ok(())
+    }
+
+    /// The first lease that a write is bound to.
+    fn lease(&self) -> Option<LeaseId> {
+        self.ops.iter().find_map(|op| match op {
+            Op::Put { lease, .. } => *lease,
+            Op::Delete(_) => None,
+        })
+    }
+}
+
 /// What became of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was committed and made this revision.
+    /// It was committed and made this revision. One that changed nothing (it deleted what was not there) made none, and
+    /// this is the revision that it found.
     Committed(Revision),
     /// A compare did not hold; nothing was written. The keys of `otherwise` that exist, at this revision.
     Conflict(Snapshot),
