@@ -22,8 +22,8 @@ use super::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Client, CompareOp, GetOptions, GetResponse, KeyValue, KvClient, LeaseClient, PutOptions, ResponseHeader,
-    TxnOp, TxnOpResponse,
+    Client, CompareOp, GetOptions, GetResponse, KeyValue, KvClient, LeaseClient, PutOptions,
+    ResponseHeader, TxnOp, TxnOpResponse,
 };
 use std::{
     collections::HashMap,
@@ -317,7 +317,9 @@ impl Store for EtcdStore {
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
         let ttl = self.lifetime(lease).await?;
         let beat = |mut client: LeaseClient| async move { client.keep_alive(lease.0).await };
-        let result = self.lease_call(lease, CALL_TIMEOUT.min(ttl / 3), beat).await;
+        let result = self
+            .lease_call(lease, CALL_TIMEOUT.min(ttl / 3), beat)
+            .await;
         if matches!(result, Err(StoreError::LeaseGone(_))) {
             self.remember(lease, None);
         }

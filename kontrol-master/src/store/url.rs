@@ -168,7 +168,8 @@ pub fn open(
 fn prefix(namespace: &str, app: &str) -> Result<String, StoreError> {
     for (what, name) in [("namespace", namespace), ("app", app)] {
         if name.is_empty() || name.contains('/') || name.contains(char::is_control) {
-            let reason = format!("the {what} {name:?} can't be part of a key; use a name without a slash");
+            let reason =
+                format!("the {what} {name:?} can't be part of a key; use a name without a slash");
             return Err(StoreError::Refused(reason));
         }
     }
@@ -241,13 +242,22 @@ mod tests {
             tls: None,
         };
         let shown = format!("{options:?}");
-        assert!(shown.contains("kontrol") && !shown.contains("geheim"), "{shown}");
+        assert!(
+            shown.contains("kontrol") && !shown.contains("geheim"),
+            "{shown}"
+        );
     }
 
     #[test]
     fn a_name_that_could_reach_into_another_ensemble_is_refused() {
         assert_eq!(prefix("default", "web").unwrap(), "/kontrol/default/web/");
-        for (namespace, app) in [("", "a"), ("a", ""), ("a/b", "c"), ("a", "b/"), ("a", "b\n")] {
+        for (namespace, app) in [
+            ("", "a"),
+            ("a", ""),
+            ("a/b", "c"),
+            ("a", "b/"),
+            ("a", "b\n"),
+        ] {
             let refused = open(&StoreUrl::Memory, namespace, app, EtcdOptions::default());
             assert!(matches!(refused, Err(StoreError::Refused(_))));
         }

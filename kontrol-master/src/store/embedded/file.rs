@@ -160,9 +160,7 @@ impl fmt::Debug for File {
 }
 
 fn open_database(path: &Path) -> Result<Database, DatabaseError> {
-    Database::builder()
-        .set_cache_size(CACHE_BYTES)
-        .create(path)
+    Database::builder().set_cache_size(CACHE_BYTES).create(path)
 }
 
 /// The ensemble that the file belongs to: a new file, from now on, to this one.
@@ -234,8 +232,7 @@ fn write_step(database: &Database, step: &Step, floor: Revision) -> Result<(), W
         }
         history.retain_in(..(floor + 1, 0), |_, _| false)?;
         drop((keys, history));
-        txn.open_table(NUMBERS)?
-            .insert("revision", step.revision)?;
+        txn.open_table(NUMBERS)?.insert("revision", step.revision)?;
         Ok(txn)
     };
     let txn = stage().map_err(|error| WriteError::Before(error.to_string()))?;

@@ -177,9 +177,7 @@ impl State {
         if behind == self.revision {
             return Ok(None);
         }
-        let first = self
-            .history
-            .partition_point(|step| step.revision <= behind);
+        let first = self.history.partition_point(|step| step.revision <= behind);
         let (mut revision, mut bytes, mut events) = (behind, 0, Vec::new());
         for step in self.history.range(first..) {
             revision = step.revision;

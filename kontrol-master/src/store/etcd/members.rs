@@ -147,10 +147,9 @@ impl Members {
                     member.forget(&slot);
                     sent == Sent::Repeatedly
                 }
-                Failure::Token(_)
-                | Failure::Compacted
-                | Failure::Lease
-                | Failure::Refused(_) => return Err(failure),
+                Failure::Token(_) | Failure::Compacted | Failure::Lease | Failure::Refused(_) => {
+                    return Err(failure);
+                }
             };
             if !go_on || tried >= tries || Instant::now() >= end {
                 self.hand_over(first, (index + 1) % self.members.len());
@@ -164,9 +163,9 @@ impl Members {
         if from == to {
             return;
         }
-        let swapped =
-            self.current
-                .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+        let swapped = self
+            .current
+            .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
         if swapped.is_ok() {
             tracing::info!(
                 from = self.members[from].address,
@@ -226,13 +225,19 @@ impl Members {
         }
         let mut client = Client::connect([format!("{scheme}://{address}")], Some(options)).await?;
         if let (Some(user), Some(password)) = (&self.options.user, &self.options.password) {
-            match client.update_user(Some((user.clone(), password.clone()))).await {
+            match client
+                .update_user(Some((user.clone(), password.clone())))
+                .await
+            {
                 // As etcd's own clients do: whoever turns authentication on later is served with this password.
                 Err(Error::GRpcStatus(status))
                     if status.code() == Code::FailedPrecondition
                         && status.message().contains("not enabled") =>
                 {
-                    tracing::warn!(address, "etcd has no authentication, the password is not used");
+                    tracing::warn!(
+                        address,
+                        "etcd has no authentication, the password is not used"
+                    );
                 }
                 result => result?,
             }
