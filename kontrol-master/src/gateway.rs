@@ -1,1 +1,113 @@
-//! To come.
+//! The HTTP face of the gRPC services: JSON in, gRPC in process, JSON out.
+//!
+//! ```text
+//! PUT /ping {"app":…} ──▶ rule/template: which RPC ──▶ request: path, query and body become a message
+//!                                                          │
+//! {"key":…} ◀── answer: proto3 JSON, NDJSON or SSE ◀── call: the very service that serves gRPC, over no socket
+//! ```
+//!
+//! The `google.api.http` annotations of the .proto files are the one source of the routes: they are read from the
+//! descriptors once, at start-up, so that a new annotated RPC is served without a line of code here. Nothing here knows
+//! a service by name, holds state between requests, or decides anything that gRPC callers would not get as well.
+//!
+//! JSON is proto3 JSON with one deviation: 64-bit integers are written as numbers, not as strings, because operators
+//! compare `seq`, `epoch` and `revision` with jq. Both are read. Fields that hold their default are written too.
+//! Errors are `{"code","message","details"}`; `code` is the number of a `google.rpc.Code`.
+
+mod answer;
+mod call;
+mod endpoint;
+mod error;
+mod input;
+mod json;
+mod request;
+mod rule;
+mod template;
+#[cfg(test)]
+mod tests;
+
+use axum::{Router, extract::Request, response::Response, routing::any};
+use endpoint::Endpoint;
+use http::header::CONTENT_TYPE;
+use prost_reflect::DescriptorPool;
+use rule::Operation;
+use std::{collections::BTreeMap, sync::Arc};
+use tonic::service::Routes;
+use tower::ServiceExt;
+
+/// Largest request body, in bytes. A larger one is INVALID_ARGUMENT, as is every other body that can't be taken.
+pub const MAX_BODY_BYTES: usize = 2 * 1024 * 1024;
+
+/// Why the annotations don't make routes. A mistake in a .proto file: it shows at the first start, on any machine.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The descriptors can't be read.
+    #[error("read the protobuf descriptors: {0}")]
+    Descriptors(#[from] prost_reflect::DescriptorError),
+    /// An annotation that the gateway can't serve.
+    #[error("the google.api.http rule of {rpc} can't be served: {reason}")]
+    Rule {
+        /// Full name of the RPC.
+        rpc: String,
+        /// What is wrong with the rule.
+        reason: String,
+    },
+    /// Two RPCs claim the same route.
+    #[error("{method} {path} is the route of both {first} and {second}")]
+    Duplicate {
+        /// HTTP method.
+        method: String,
+        /// Path template.
+        path: String,
+        /// Full name of the RPC that has the route.
+        first: String,
+        /// Full name of the RPC that wants it too.
+        second: String,
+    },
+}
+
+/// Builds the router of the whole port: every annotated route, gRPC itself (whatever says `application/grpc`), and a
+/// JSON 404 for the rest. More routes can be merged in, from routers that have no fallback of their own.
+pub fn router(grpc: Routes) -> Result<Router, GatewayError> {
+    router_of(kontrol_proto::FILE_DESCRIPTOR_SET, grpc)
+}
+
+fn router_of(descriptors: &[u8], grpc: Routes) -> Result<Router, GatewayError> {
+    let grpc = grpc.prepare();
+    let pool = DescriptorPool::decode(descriptors)?;
+    let mut endpoints: BTreeMap<String, Vec<Operation>> = BTreeMap::new();
+    for operation in rule::operations(&pool)? {
+        let same_path = endpoints.entry(operation.template.pattern()).or_default();
+        if let Some(first) = same_path.iter().find(|other| other.collides(&operation)) {
+            return Err(GatewayError::Duplicate {
+                method: operation.method.to_string(),
+                path: operation.template.to_string(),
+                first: first.rpc.name.clone(),
+                second: operation.rpc.name.clone(),
+            });
+        }
+        same_path.push(operation);
+    }
+    let mut router = Router::new();
+    for (pattern, operations) in endpoints {
+        let endpoint = Arc::new(Endpoint::new(operations, grpc.clone(), pool.clone()));
+        let handler = move |request: Request| Arc::clone(&endpoint).answer(request);
+        router = router.route(&pattern, any(handler));
+    }
+    Ok(router.fallback(move |request: Request| fallback(grpc.clone(), request)))
+}
+
+/// gRPC, or nothing that is here.
+async fn fallback(grpc: Routes, request: Request) -> Response {
+    let is_grpc = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if is_grpc {
+        return match grpc.oneshot(request).await {
+            Ok(response) => response.map(axum::body::Body::new),
+            Err(never) => match never {},
+        };
+    }
+    error::not_found(request.uri().path())
+}

@@ -1,0 +1,212 @@
+//! Makes the HTTP response of an RPC's answer: one JSON document, or a stream of them.
+//!
+//! A stream is NDJSON, or Server-Sent Events for who asks for them. It is pulled: the next message is taken from the
+//! service when the connection has room for it, so that a slow reader slows the service's stream and nothing piles up
+//! here. An error before the first message is an HTTP status; a later one is the last line, `{"error":{…}}`.
+
+use super::{
+    call::Frames,
+    error::ErrorBody,
+    json,
+    rule::{Operation, Rpc},
+};
+use axum::{body::Body, response::Response};
+use bytes::Bytes;
+use futures::stream;
+use http::{
+    HeaderMap, HeaderValue,
+    header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE},
+};
+use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor};
+use std::{convert::Infallible, sync::Arc, time::Duration};
+use tokio::time::timeout;
+use tonic::Status;
+
+/// How long a quiet event stream stays without a sign of life, so that no proxy takes it for dead.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How long a stream's first message is waited for before the response starts without it: an error until then becomes
+/// the HTTP status, and a stream that has nothing to say yet opens all the same.
+const FIRST_MESSAGE: Duration = Duration::from_secs(1);
+/// The field whose value is the id of an event.
+const REVISION: &str = "revision";
+
+/// The response of a unary RPC.
+pub(super) async fn unary(operation: &Operation, mut frames: Frames) -> Result<Response, Status> {
+    let first = frames.next().await;
+    let first = first.unwrap_or_else(|| Err(Status::internal("the service gave no answer")))?;
+    // The status follows the message.
+    if let Some(Err(status)) = frames.next().await {
+        return Err(status);
+    }
+    let message = decode(&operation.rpc, first)?;
+    let text = write(operation.response_field.as_ref(), &message)?;
+    Ok(response(Body::from(text), "application/json"))
+}
+
+/// The response of an RPC that streams.
+pub(super) async fn stream(
+    operation: &Operation,
+    mut frames: Frames,
+    format: Format,
+    pool: DescriptorPool,
+) -> Result<Response, Status> {
+    let first = match timeout(FIRST_MESSAGE, frames.next()).await {
+        Ok(Some(first)) => Next::Message(first?),
+        Ok(None) => Next::End,
+        Err(_) => Next::Wait,
+    };
+    let events = Events {
+        rpc: Arc::clone(&operation.rpc),
+        response_field: operation.response_field.clone(),
+        frames,
+        format,
+        pool,
+        next: first,
+    };
+    let lines = stream::unfold(events, |mut events| async {
+        let line = events.line().await?;
+        Some((Ok::<_, Infallible>(line), events))
+    });
+    let mut response = response(Body::from_stream(lines), format.content_type());
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx would else collect the stream before it passes anything on.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+fn response(body: Body, content_type: &'static str) -> Response {
+    let mut response = Response::new(body);
+    let content_type = HeaderValue::from_static(content_type);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+fn decode(rpc: &Rpc, message: Bytes) -> Result<DynamicMessage, Status> {
+    DynamicMessage::decode(rpc.output.clone(), message).map_err(|error| unwritable(&error))
+}
+
+fn write(field: Option<&FieldDescriptor>, message: &DynamicMessage) -> Result<Vec<u8>, Status> {
+    match field {
+        Some(field) => json::write_field(message, field),
+        None => json::write(message),
+    }
+    .map_err(|error| unwritable(&error))
+}
+
+/// A service's answer that has no JSON form, such as a timestamp beyond the year 9999.
+fn unwritable(error: &dyn std::error::Error) -> Status {
+    tracing::error!(%error, "turn an answer into json");
+    Status::internal("the answer can't be written as JSON")
+}
+
+/// How a stream is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// One JSON document a line.
+    Ndjson,
+    /// Server-Sent Events.
+    Sse,
+}
+
+impl Format {
+    /// What the request asks for.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let accepts_events = headers
+            .get_all(ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|range| {
+                let essence = range.split(';').next().unwrap_or_default();
+                essence.trim().eq_ignore_ascii_case("text/event-stream")
+            });
+        if accepts_events {
+            Self::Sse
+        } else {
+            Self::Ndjson
+        }
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Ndjson => "application/x-ndjson",
+            Self::Sse => "text/event-stream",
+        }
+    }
+}
+
+/// A stream on its way to the connection.
+struct Events {
+    rpc: Arc<Rpc>,
+    response_field: Option<FieldDescriptor>,
+    frames: Frames,
+    format: Format,
+    pool: DescriptorPool,
+    next: Next,
+}
+
+/// What the stream does next.
+enum Next {
+    /// Writes a message that is here already.
+    Message(Bytes),
+    /// Waits for the service.
+    Wait,
+    /// Ends.
+    End,
+}
+
+impl Events {
+    /// The next piece of the body.
+    async fn line(&mut self) -> Option<Bytes> {
+        let message = match std::mem::replace(&mut self.next, Next::Wait) {
+            Next::Message(message) => Ok(message),
+            Next::End => return None,
+            Next::Wait if self.format == Format::Sse => {
+                match timeout(HEARTBEAT, self.frames.next()).await {
+                    Ok(next) => next?,
+                    Err(_) => return Some(Bytes::from_static(b":\n\n")),
+                }
+            }
+            Next::Wait => self.frames.next().await?,
+        };
+        Some(match message.and_then(|message| self.written(message)) {
+            Ok(line) => line,
+            Err(status) => {
+                self.next = Next::End;
+                self.failed(&status)
+            }
+        })
+    }
+
+    fn written(&self, message: Bytes) -> Result<Bytes, Status> {
+        let message = decode(&self.rpc, message)?;
+        let mut text = write(self.response_field.as_ref(), &message)?;
+        if self.format == Format::Ndjson {
+            text.push(b'\n');
+            return Ok(text.into());
+        }
+        let mut event = Vec::with_capacity(text.len() + 40);
+        if let Some(revision) = message.get_field_by_name(REVISION) {
+            let id = revision
+                .as_i64()
+                .map(|id| id.to_string())
+                .or_else(|| revision.as_u64().map(|id| id.to_string()));
+            if let Some(id) = id {
+                event.extend_from_slice(format!("id: {id}\n").as_bytes());
+            }
+        }
+        event.extend_from_slice(b"data: ");
+        event.append(&mut text);
+        event.extend_from_slice(b"\n\n");
+        Ok(event.into())
+    }
+
+    fn failed(&self, status: &Status) -> Bytes {
+        let error = serde_json::json!({"error": ErrorBody::new(status, &self.pool)});
+        match self.format {
+            Format::Ndjson => format!("{error}\n").into(),
+            Format::Sse => format!("event: error\ndata: {error}\n\n").into(),
+        }
+    }
+}

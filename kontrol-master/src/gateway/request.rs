@@ -1,0 +1,209 @@
+//! Makes the RPC's request of an HTTP request: body first, then query parameters, then path variables, which win.
+
+use super::{
+    MAX_BODY_BYTES, input, json,
+    rule::{self, BodyRule, Operation},
+};
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap,
+    header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT},
+    request::Parts,
+};
+use http_body_util::BodyExt;
+use percent_encoding::percent_decode_str;
+use prost_reflect::{DynamicMessage, FieldDescriptor, ReflectMessage};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use tonic::Status;
+
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of a body that is too large is read and thrown away, so that the client gets to read why.
+const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
+/// Most dots in the name of a query parameter: recursive messages would let a caller nest without end.
+const MAX_FIELD_PATH: usize = 8;
+/// What a browser's EventSource says when it comes back.
+const LAST_EVENT_ID: &str = "last-event-id";
+/// The request field that it fills.
+const REVISION: &str = "revision";
+
+/// The message that an HTTP request asks for.
+pub(super) async fn message(
+    operation: &Operation,
+    parts: &Parts,
+    body: Body,
+) -> Result<DynamicMessage, Status> {
+    let mut message = from_body(operation, parts, body).await?;
+    for (fields, values) in query(operation, parts.uri.query().unwrap_or_default())?.values() {
+        let texts: Vec<&str> = values.iter().map(AsRef::as_ref).collect();
+        input::set(&mut message, fields, &texts).map_err(|reason| {
+            let name = dotted(fields);
+            Status::invalid_argument(format!("query parameter {name}: {reason}"))
+        })?;
+    }
+    if !operation.variables.is_empty() {
+        let values = operation.template.capture(parts.uri.path());
+        let values = values.ok_or_else(|| Status::invalid_argument("the path is not UTF-8"))?;
+        for (fields, value) in operation.variables.iter().zip(values) {
+            input::set(&mut message, fields, &[&value]).map_err(|reason| {
+                Status::invalid_argument(format!("{}: {reason}", dotted(fields)))
+            })?;
+        }
+    }
+    Ok(message)
+}
+
+/// Lets a stream go on where an EventSource lost it, unless the query says where.
+pub(super) fn resume(message: &mut DynamicMessage, headers: &HeaderMap) -> Result<(), Status> {
+    let Some(id) = headers.get(LAST_EVENT_ID) else {
+        return Ok(());
+    };
+    match message.descriptor().get_field_by_name(REVISION) {
+        Some(field) if !message.has_field(&field) => {
+            let text = id.to_str().unwrap_or_default();
+            input::set(message, &[field], &[text])
+                .map_err(|reason| Status::invalid_argument(format!("Last-Event-ID: {reason}")))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+async fn from_body(
+    operation: &Operation,
+    parts: &Parts,
+    body: Body,
+) -> Result<DynamicMessage, Status> {
+    let input = &operation.rpc.input;
+    if matches!(operation.body, BodyRule::Nothing) {
+        return Ok(DynamicMessage::new(input.clone()));
+    }
+    check_content(&parts.headers)?;
+    let text = tokio::time::timeout(BODY_TIMEOUT, collect(&parts.headers, body))
+        .await
+        .map_err(|_| Status::invalid_argument("the body took too long to arrive"))??;
+    let text = text.trim_ascii();
+    match &operation.body {
+        _ if text.is_empty() => Ok(DynamicMessage::new(input.clone())),
+        BodyRule::Field(field) => json::read_field(field, text),
+        BodyRule::Everything | BodyRule::Nothing => json::read(input, text),
+    }
+}
+
+/// Takes what may be JSON: unlabelled bodies, and those that curl labels as a form unless told otherwise.
+fn check_content(headers: &HeaderMap) -> Result<(), Status> {
+    let encoding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes());
+    if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
+        let message = "the body is compressed: send it without a content-encoding";
+        return Err(Status::invalid_argument(message));
+    }
+    let Some(kind) = headers.get(CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let kind = String::from_utf8_lossy(kind.as_bytes());
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    let essence = essence.to_ascii_lowercase();
+    let known = [
+        "",
+        "application/json",
+        "text/json",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+    ];
+    if known.contains(&essence.as_str()) || essence.ends_with("+json") {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!(
+        "content-type {essence} is not taken: send application/json"
+    )))
+}
+
+async fn collect(headers: &HeaderMap, mut body: Body) -> Result<Bytes, Status> {
+    let too_large =
+        || Status::invalid_argument(format!("the body is larger than {MAX_BODY_BYTES} bytes"));
+    let announced = http_body::Body::size_hint(&body).lower();
+    if announced > MAX_BODY_BYTES as u64 && headers.contains_key(EXPECT) {
+        // The client waits for a word before it sends anything.
+        return Err(too_large());
+    }
+    let mut text = BytesMut::new();
+    let mut received = 0_usize;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Status::invalid_argument("the body broke off"))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        received += data.len();
+        if received <= MAX_BODY_BYTES {
+            text.extend_from_slice(&data);
+        } else if received > MAX_BODY_BYTES + DISCARDED_BYTES {
+            break;
+        } else {
+            text = BytesMut::new();
+        }
+    }
+    if received > MAX_BODY_BYTES {
+        return Err(too_large());
+    }
+    Ok(text.freeze())
+}
+
+/// The fields that query parameters fill, with their values: by field, so that two spellings of a name are one name.
+type Query<'q> = BTreeMap<String, (Vec<FieldDescriptor>, Vec<Cow<'q, str>>)>;
+
+fn query<'q>(operation: &Operation, query: &'q str) -> Result<Query<'q>, Status> {
+    let mut given = Query::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = decode(name)?;
+        let fields = parameter(operation, &name).map_err(|reason| {
+            Status::invalid_argument(format!("unknown query parameter {name:?}: {reason}"))
+        })?;
+        let is_list = fields.last().is_some_and(FieldDescriptor::is_list);
+        let (_, values) = given
+            .entry(dotted(&fields))
+            .or_insert_with(|| (fields, Vec::new()));
+        if !values.is_empty() && !is_list {
+            let message = format!("query parameter {name} is given twice");
+            return Err(Status::invalid_argument(message));
+        }
+        values.push(decode(value)?);
+    }
+    Ok(given)
+}
+
+/// The fields that a query parameter's name leads through.
+fn parameter(operation: &Operation, name: &str) -> Result<Vec<FieldDescriptor>, String> {
+    if name.split('.').count() > MAX_FIELD_PATH {
+        return Err(format!("has more than {MAX_FIELD_PATH} parts"));
+    }
+    let fields = rule::field_path(&operation.rpc.input, name)?;
+    match &operation.body {
+        BodyRule::Everything => return Err("give it in the body".into()),
+        BodyRule::Field(body) if fields.first() == Some(body) => {
+            return Err("it is the body".into());
+        }
+        BodyRule::Field(_) | BodyRule::Nothing => {}
+    }
+    if operation.variables.contains(&fields) {
+        return Err("it is in the path".into());
+    }
+    Ok(fields)
+}
+
+fn decode(text: &str) -> Result<Cow<'_, str>, Status> {
+    let not_utf8 = || Status::invalid_argument("the query is not UTF-8");
+    if text.contains('+') {
+        let spaced = text.replace('+', " ");
+        let decoded = percent_decode_str(&spaced).decode_utf8();
+        return Ok(Cow::Owned(decoded.map_err(|_| not_utf8())?.into_owned()));
+    }
+    percent_decode_str(text)
+        .decode_utf8()
+        .map_err(|_| not_utf8())
+}
+
+fn dotted(fields: &[FieldDescriptor]) -> String {
+    let names: Vec<&str> = fields.iter().map(FieldDescriptor::name).collect();
+    names.join(".")
+}
