@@ -1,1 +1,151 @@
-//! To come.
+//! The callback: one run of the user's program, with the roster as its input and the new state as its output.
+//!
+//! ```text
+//! master ──control pipe──▶ guard ──▶ shim = exec ▶ the program      stdin: input.json
+//!    ▲                       │ polls the pipe, its children, a clock    stdout, stderr ──▶ master
+//!    └── exit, report file ──┘
+//! ```
+//!
+//! What always holds, `kill -9` and SIGSTOP of the master included: when the guard has ended, so has everything that the
+//! program started; and the program has ended before the leader's lease can. The guard is a process of its own because a
+//! master that is stopped cannot end anything. It kills at the time that the master last told it, from its own clock,
+//! and when the control pipe closes. A guard that is killed itself takes the program's main process along
+//! (PR_SET_PDEATHSIG), which is why the shim forbids the program to gain privileges: a set-user-ID program could be
+//! killed neither way.
+//!
+//! Nothing here persists, retries, or decides when to run: the term does.
+
+pub mod changes;
+mod control;
+mod documents;
+pub mod guard;
+mod output;
+pub mod program;
+mod run;
+pub mod shim;
+
+pub use program::Program;
+pub use run::run;
+
+use crate::model::Digest;
+use serde_json::Value;
+use std::{path::PathBuf, time::Duration};
+use tokio::time::Instant;
+
+/// The path by which a program runs its own executable again, even one that was replaced on disk meanwhile.
+pub const OWN_EXECUTABLE: &str = "/proc/self/exe";
+
+/// What is the same for every run.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The user's program.
+    pub program: Program,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// How long it has between SIGTERM and SIGKILL.
+    pub grace: Duration,
+    /// The executable of the master, which is guard and shim as well; `OWN_EXECUTABLE` but in tests.
+    pub guard: PathBuf,
+    /// Where the program reaches this master: `KONTROL_ENDPOINT`.
+    pub endpoint: String,
+    /// Most bytes of standard output.
+    pub max_output: usize,
+}
+
+impl Settings {
+    /// The settings of a program that is reached back at this endpoint, with the defaults for all else.
+    pub fn new(program: Program, endpoint: impl Into<String>) -> Self {
+        Self {
+            program,
+            timeout: Duration::from_secs(60),
+            grace: Duration::from_secs(2),
+            guard: OWN_EXECUTABLE.into(),
+            endpoint: endpoint.into(),
+            max_output: 1024 * 1024,
+        }
+    }
+}
+
+/// What one run is about.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// The digest to handle: MD5 of `pods`.
+    pub digest: Digest,
+    /// The PODS document.
+    pub pods: Vec<u8>,
+    /// The state that the last successful run left.
+    pub state: Option<Value>,
+    /// The CHANGES document, see [`changes::document`].
+    pub changes: Vec<u8>,
+    /// The epoch of the leader that runs it.
+    pub epoch: i64,
+}
+
+/// Until when the leader knows itself to be the leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Validity {
+    /// As long as the process lives: the store is inside of it.
+    Forever,
+    /// Until the lease may have ended, if it is not confirmed again.
+    Until {
+        /// When the program gets SIGTERM.
+        soft: Instant,
+        /// When it gets SIGKILL, early enough that it is gone when the lease ends.
+        hard: Instant,
+    },
+}
+
+impl Validity {
+    /// The validity that follows from a keep-alive which the store confirmed: `asked` is when it was sent.
+    pub fn confirmed(asked: Instant, ttl: Duration) -> Self {
+        Self::Until {
+            soft: asked + ttl.mul_f64(0.65),
+            hard: asked + ttl.mul_f64(0.85),
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+pub struct Run {
+    /// The exit code of the program; 128 + N when signal N ended it; -1 when it was not started.
+    pub exit_code: i32,
+    /// From the start until everything had ended.
+    pub duration: Duration,
+    /// The new state, or none when the program wrote nothing.
+    pub outcome: Result<Option<Value>, Failure>,
+}
+
+/// Why a run counts for nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// It exited with a code other than 0.
+    #[error("the callback exited with code {0}")]
+    Exit(i32),
+    /// A signal that the guard did not send ended it.
+    #[error("the callback was killed by signal {0}")]
+    Signal(i32),
+    /// It took too long.
+    #[error(
+        "the callback did not end within {0:?}; if it needs longer, raise KONTROL_CALLBACK_TIMEOUT"
+    )]
+    Timeout(Duration),
+    /// Standard output is not one JSON value.
+    #[error("the callback must write one JSON value or nothing to standard output, but {0}")]
+    NotJson(String),
+    /// Standard output is too long.
+    #[error("the callback wrote more than {0} bytes to standard output")]
+    TooLong(usize),
+    /// It could not be started.
+    #[error("the callback could not be started: {0}")]
+    NotStarted(String),
+    /// Leadership was given up or lost, or the master shuts down.
+    #[error("the callback was stopped: this master leads no more, or shuts down")]
+    Stopped,
+    /// The leader's lease was not confirmed in time.
+    #[error("the callback was stopped: the leader's lease was not confirmed in time")]
+    LeaseUnconfirmed,
+    /// Something ended the guard, and the program with it.
+    #[error("the callback was stopped: its guard process ended ({0})")]
+    GuardLost(String),
+}

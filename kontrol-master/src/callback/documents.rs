@@ -1,0 +1,287 @@
+//! What the program is given: environment, standard input and files. PURE.
+//!
+//! The files and standard input always hold everything. A variable holds what fits into it: Linux refuses to execute
+//! anything with a longer one.
+
+use super::Input;
+use crate::model::{Digest, json};
+use std::{
+    ffi::{OsStr, OsString},
+    path::Path,
+};
+
+/// Longest `NAME=value` with its closing NUL that Linux passes on (MAX_ARG_STRLEN with pages of 4 KiB).
+pub(super) const MAX_VARIABLE_BYTES: usize = 128 * 1024;
+
+/// The file that becomes the program's standard input.
+pub(super) const INPUT_FILE: &str = "input.json";
+/// Every file of documents in the run directory.
+pub(super) const FILES: [&str; 4] = [INPUT_FILE, PODS.file, STATE.file, CHANGES.file];
+
+/// A document's names: the variable that holds it, the variable that names its file, the file.
+struct Names {
+    variable: &'static str,
+    file_variable: &'static str,
+    file: &'static str,
+}
+
+const PODS: Names = Names {
+    variable: "PODS",
+    file_variable: "PODS_FILE",
+    file: "pods.json",
+};
+const STATE: Names = Names {
+    variable: "STATE",
+    file_variable: "STATE_FILE",
+    file: "state.json",
+};
+const CHANGES: Names = Names {
+    variable: "CHANGES",
+    file_variable: "CHANGES_FILE",
+    file: "changes.json",
+};
+
+/// Variables that are about one run, so that none must come from the master's own environment.
+const OWN: [&str; 10] = [
+    "HASH",
+    "MD5",
+    "KONTROL_EPOCH",
+    "KONTROL_ENDPOINT",
+    PODS.variable,
+    PODS.file_variable,
+    STATE.variable,
+    STATE.file_variable,
+    CHANGES.variable,
+    CHANGES.file_variable,
+];
+
+/// The documents of one run.
+pub(super) struct Documents {
+    digest: Digest,
+    epoch: i64,
+    pods: Vec<u8>,
+    state: Option<Vec<u8>>,
+    changes: Vec<u8>,
+}
+
+/// The environment of one run.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Environment {
+    /// All variables.
+    pub(super) variables: Vec<(OsString, OsString)>,
+    /// The documents that are too long for a variable.
+    pub(super) left_out: Vec<&'static str>,
+}
+
+impl Documents {
+    pub(super) fn new(input: Input) -> Self {
+        Self {
+            digest: input.digest,
+            epoch: input.epoch,
+            pods: input.pods,
+            state: input.state.as_ref().map(json::canonical),
+            changes: input.changes,
+        }
+    }
+
+    fn parts(&self) -> impl Iterator<Item = (&'static Names, &[u8])> {
+        [
+            (&PODS, Some(&self.pods)),
+            (&STATE, self.state.as_ref()),
+            (&CHANGES, Some(&self.changes)),
+        ]
+        .into_iter()
+        .filter_map(|(names, document)| Some((names, document?.as_slice())))
+    }
+
+    /// The files with their contents, standard input apart.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        self.parts().map(|(names, document)| (names.file, document))
+    }
+
+    /// Standard input: everything as one JSON object; `state` is null when there is none.
+    pub(super) fn input(&self) -> Vec<u8> {
+        let Self { digest, epoch, .. } = self;
+        let head =
+            format!("\"epoch\":{epoch},\"hash\":\"{digest}\",\"md5\":\"{digest}\",\"pods\":");
+        let state = self.state.as_deref().unwrap_or(b"null");
+        [
+            b"{\"changes\":",
+            self.changes.as_slice(),
+            b",",
+            head.as_bytes(),
+            self.pods.as_slice(),
+            b",\"state\":",
+            state,
+            b"}\n",
+        ]
+        .concat()
+    }
+
+    /// The environment: what the master has itself, without secrets and leftovers, and this run's variables, documents
+    /// only up to `limit` bytes of `NAME=value` and NUL.
+    pub(super) fn environment(
+        &self,
+        inherited: impl IntoIterator<Item = (OsString, OsString)>,
+        directory: &Path,
+        endpoint: &str,
+        limit: usize,
+    ) -> Environment {
+        let mut variables: Vec<_> = inherited
+            .into_iter()
+            .filter(|(name, _)| !is_own(name) && !is_secret(name))
+            .collect();
+        let mut left_out = Vec::new();
+        let digest = self.digest.to_string();
+        let mut set = |name: &str, value: OsString| variables.push((name.into(), value));
+        set("HASH", digest.as_str().into());
+        set("MD5", digest.into());
+        set("KONTROL_EPOCH", self.epoch.to_string().into());
+        set("KONTROL_ENDPOINT", endpoint.into());
+        for (names, document) in self.parts() {
+            set(
+                names.file_variable,
+                directory.join(names.file).into_os_string(),
+            );
+            let fits = names.variable.len() + 1 + document.len() < limit;
+            match str::from_utf8(document) {
+                Ok(text) if fits => set(names.variable, text.into()),
+                _ => left_out.push(names.variable),
+            }
+        }
+        Environment {
+            variables,
+            left_out,
+        }
+    }
+}
+
+fn is_own(name: &OsStr) -> bool {
+    OWN.iter().any(|own| name == *own)
+}
+
+/// What the master alone may know.
+fn is_secret(name: &OsStr) -> bool {
+    let name = name.to_string_lossy().to_ascii_uppercase();
+    name.starts_with("KONTROL_")
+        && ["PASSWORD", "TOKEN", "SECRET"]
+            .iter()
+            .any(|word| name.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::json::tests::any_json;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn documents(pods: &str, state: Option<Value>) -> Documents {
+        Documents::new(Input {
+            digest: Digest::of_nothing(),
+            pods: pods.into(),
+            state,
+            changes: br#"{"since":null}"#.to_vec(),
+            epoch: 7,
+        })
+    }
+
+    fn environment(documents: &Documents, inherited: &[(&str, &str)]) -> Environment {
+        let inherited = inherited
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        let directory = Path::new("/run");
+        documents.environment(
+            inherited,
+            directory,
+            "http://[::1]:8000",
+            MAX_VARIABLE_BYTES,
+        )
+    }
+
+    fn value<'a>(environment: &'a Environment, name: &str) -> Option<&'a str> {
+        let mut values = environment.variables.iter().filter(|(n, _)| n == name);
+        let value = values.next().map(|(_, value)| value.to_str().unwrap());
+        assert!(values.next().is_none(), "{name} is set twice");
+        value
+    }
+
+    #[test]
+    fn a_first_run_has_no_state() {
+        let environment = environment(
+            &documents("[]", None),
+            &[("STATE", "old"), ("STATE_FILE", "/old"), ("HASH", "old")],
+        );
+        assert_eq!(value(&environment, "STATE"), None);
+        assert_eq!(value(&environment, "STATE_FILE"), None);
+        let digest = Digest::of_nothing().to_string();
+        assert_eq!(value(&environment, "HASH"), Some(digest.as_str()));
+        assert_eq!(value(&environment, "MD5"), Some(digest.as_str()));
+        assert_eq!(value(&environment, "PODS"), Some("[]"));
+        assert_eq!(value(&environment, "PODS_FILE"), Some("/run/pods.json"));
+        assert_eq!(value(&environment, "CHANGES"), Some("{\"since\":null}"));
+        assert_eq!(value(&environment, "KONTROL_EPOCH"), Some("7"));
+    }
+
+    #[test]
+    fn a_null_state_is_a_state() {
+        let environment = environment(&documents("[]", Some(json!(null))), &[]);
+        assert_eq!(value(&environment, "STATE"), Some("null"));
+        assert_eq!(value(&environment, "STATE_FILE"), Some("/run/state.json"));
+    }
+
+    #[test]
+    fn secrets_stay_with_the_master_and_all_else_is_passed_on() {
+        let environment = environment(
+            &documents("[]", None),
+            &[
+                ("KONTROL_ETCD_PASSWORD", "x"),
+                ("KONTROL_PEER_TOKEN_FILE", "x"),
+                ("KONTROL_SECRET", "x"),
+                ("KONTROL_TTL", "25s"),
+                ("PATH", "/bin"),
+                ("MY_TOKEN", "mine"),
+            ],
+        );
+        for secret in [
+            "KONTROL_ETCD_PASSWORD",
+            "KONTROL_PEER_TOKEN_FILE",
+            "KONTROL_SECRET",
+        ] {
+            assert_eq!(value(&environment, secret), None);
+        }
+        assert_eq!(value(&environment, "KONTROL_TTL"), Some("25s"));
+        assert_eq!(value(&environment, "PATH"), Some("/bin"));
+        assert_eq!(value(&environment, "MY_TOKEN"), Some("mine"));
+    }
+
+    #[test]
+    fn a_variable_is_left_out_as_soon_as_linux_would_refuse_it() {
+        // PODS= and the closing NUL take six bytes.
+        let longest = "x".repeat(MAX_VARIABLE_BYTES - 6);
+        let fits = environment(&documents(&longest, None), &[]);
+        assert_eq!(value(&fits, "PODS").map(str::len), Some(longest.len()));
+        assert_eq!(fits.left_out, [""; 0]);
+
+        let too_long = environment(&documents(&format!("{longest}x"), None), &[("PODS", "old")]);
+        assert_eq!(value(&too_long, "PODS"), None);
+        assert_eq!(value(&too_long, "PODS_FILE"), Some("/run/pods.json"));
+        assert_eq!(too_long.left_out, ["PODS"]);
+    }
+
+    proptest! {
+        #[test]
+        fn input_is_one_object_with_every_document(state in prop::option::of(any_json()), pods in any_json()) {
+            let document = documents(&pods.to_string(), state.clone());
+            let input: Value = serde_json::from_slice(&document.input()).unwrap();
+            let digest = Digest::of_nothing().to_string();
+            prop_assert_eq!(&input["hash"], &json!(digest));
+            prop_assert_eq!(&input["md5"], &json!(digest));
+            prop_assert_eq!(&input["epoch"], &json!(7));
+            prop_assert_eq!(&input["changes"], &json!({"since": null}));
+            prop_assert!(json::same(&input["pods"], &pods));
+            prop_assert!(json::same(&input["state"], &state.unwrap_or_default()));
+            prop_assert_eq!(input.as_object().unwrap().len(), 6);
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The guard: a small synchronous process beside the master that runs the program once and sees to its end.
+//!
+//! The hidden subcommand `guard <run directory> <grace in ms> <program> [argument...]`, with the control pipe as standard
+//! input and the program's own standard output and error. It lives in a process group of its own, so that what stops
+//! the master's (Ctrl-C, Ctrl-Z) leaves it alone, and is the subreaper of whatever the program starts.
+//!
+//! It ends only when none of that is alive. Its own failures end the program too.
+
+mod family;
+mod plan;
+
+use super::{
+    OWN_EXECUTABLE,
+    control::{self, Cause, NOT_STARTED_FILE, Order, PID_FILE, REPORT_FILE, Report, Status},
+    documents,
+};
+use family::Family;
+use plan::{Act, Plan};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{getpid, set_child_subreaper},
+    time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create,
+        timerfd_settime,
+    },
+};
+use signal_hook::{
+    consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM},
+    flag, low_level,
+};
+use std::{
+    ffi::OsString,
+    fs,
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+/// The longest line that the master ever sends is far below this.
+const MAX_LINE_BYTES: usize = 4096;
+/// How long to wait before looking again for what is left after SIGKILL, if nothing is heard of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// The process of the guard.
+pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let (Some(directory), Some(grace)) = (arguments.next(), arguments.next()) else {
+        return ExitCode::from(2);
+    };
+    let Some(grace_ms) = grace.to_str().and_then(|text| text.parse().ok()) else {
+        return ExitCode::from(2);
+    };
+    let directory = PathBuf::from(directory);
+    let mut control = Control::default();
+    let report = guard(&directory, grace_ms, arguments.collect(), &mut control)
+        .unwrap_or_else(|error| Report::NotStarted(format!("its guard fails: {error}")));
+    let code = match &report {
+        Report::NotStarted(_) => -1,
+        Report::Ended(_, status) => status.code(),
+    };
+    if control.is_closed() {
+        remove(&directory);
+    } else if let Err(error) = fs::write(directory.join(REPORT_FILE), report.to_string()) {
+        complain(&format!("write the report of the callback: {error}"));
+    }
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// Runs the program to its end. An error means that it did not start.
+fn guard(
+    directory: &Path,
+    grace_ms: u64,
+    argv: Vec<OsString>,
+    control: &mut Control,
+) -> io::Result<Report> {
+    set_child_subreaper(Some(getpid()))?;
+    let mut signals = Signals::new()?;
+    let timer = timerfd_create(
+        TimerfdClockId::Boottime,
+        TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+    )?;
+
+    // Nothing runs before it is known how long it may run.
+    let mut plan = match control.wait_first()? {
+        Told::Order(Order::Until(lease)) => Plan::new(lease, grace_ms),
+        Told::Order(Order::Stop) => return Ok(Report::Ended(Cause::Stop, Status::NotRun)),
+        Told::Gone => return Ok(Report::Ended(Cause::MasterGone, Status::NotRun)),
+    };
+    if !matches!(plan.act(control::boottime_ms()), Act::Wait(_)) {
+        return Ok(Report::Ended(plan.cause(), Status::NotRun));
+    }
+    let mut family = match start(directory, argv) {
+        Ok(family) => family,
+        Err(error) => return Ok(Report::NotStarted(error.to_string())),
+    };
+    // For the master, should this process be killed. Then PDEATHSIG remains, even without the file.
+    let _ = fs::write(directory.join(PID_FILE), family.id().to_string());
+
+    if let Err(error) = supervise(&mut family, &mut plan, control, &mut signals, &timer) {
+        complain(&format!("end the callback, its guard fails: {error}"));
+        plan.end(Cause::Signal, control::boottime_ms());
+    }
+    let mut passes = 0_u32;
+    while !family.kill_all()? {
+        passes += 1;
+        if passes.is_multiple_of(50) {
+            complain(&format!(
+                "still waiting for processes of the callback to die: {:?}",
+                family.others()
+            ));
+        }
+        signals.wait(LOOK_AGAIN)?;
+    }
+    let status = family.bury()?;
+    Ok(match fs::read_to_string(directory.join(NOT_STARTED_FILE)) {
+        Ok(reason) if plan.cause() == Cause::Itself => Report::NotStarted(reason),
+        _ => Report::Ended(plan.cause(), status),
+    })
+}
+
+/// Starts the program behind the shim, in a process group of its own.
+fn start(directory: &Path, argv: Vec<OsString>) -> io::Result<Family> {
+    let input = fs::File::open(directory.join(documents::INPUT_FILE))?;
+    let child = Command::new(OWN_EXECUTABLE)
+        .arg0("kontrol-master")
+        .arg("shim")
+        .arg(getpid().as_raw_nonzero().to_string())
+        .arg(directory)
+        .args(argv)
+        .stdin(input)
+        .process_group(0)
+        .spawn()?;
+    Family::new(child.id()).ok_or_else(|| io::Error::other("the program has no pid"))
+}
+
+/// Returns when the program's main process has ended.
+fn supervise(
+    family: &mut Family,
+    plan: &mut Plan,
+    control: &mut Control,
+    signals: &mut Signals,
+    timer: &OwnedFd,
+) -> io::Result<()> {
+    while !family.main_has_ended()? {
+        let now = control::boottime_ms();
+        match plan.act(now) {
+            Act::Terminate => {
+                family.terminate();
+                continue;
+            }
+            Act::Kill => {
+                family.kill();
+                arm(timer, Some(now + 100))?;
+            }
+            Act::Wait(at) => arm(timer, at)?,
+        }
+        let stdin = io::stdin();
+        let mut fds = vec![
+            PollFd::new(&signals.pipe, PollFlags::IN),
+            PollFd::new(timer, PollFlags::IN),
+        ];
+        if !control.closed {
+            fds.push(PollFd::new(&stdin, PollFlags::IN));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let has_signal = !fds[0].revents().is_empty();
+        let has_word = fds.get(2).is_some_and(|fd| !fd.revents().is_empty());
+        if has_signal {
+            if signals.take() {
+                plan.end(Cause::Signal, control::boottime_ms());
+            }
+            family.reap_adopted();
+        }
+        if has_word {
+            for told in control.read()? {
+                match told {
+                    Told::Order(Order::Until(lease)) => plan.renew(lease),
+                    Told::Order(Order::Stop) => plan.end(Cause::Stop, control::boottime_ms()),
+                    Told::Gone => plan.end(Cause::MasterGone, control::boottime_ms()),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sets the timer to a time of CLOCK_BOOTTIME, in which the sleep of the machine counts.
+fn arm(timer: &OwnedFd, at: Option<u64>) -> io::Result<()> {
+    // All zero would disarm it.
+    let at = at.map(|at| Duration::from_millis(at.max(1)));
+    let spec = |value: Duration| Timespec {
+        tv_sec: i64::try_from(value.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: value.subsec_nanos().into(),
+    };
+    let value = Itimerspec {
+        it_interval: spec(Duration::ZERO),
+        it_value: spec(at.unwrap_or(Duration::ZERO)),
+    };
+    timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &value)?;
+    Ok(())
+}
+
+/// What came from the master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Order(Order),
+    Gone,
+}
+
+/// The control pipe: standard input.
+#[derive(Debug, Default)]
+struct Control {
+    buffer: Vec<u8>,
+    closed: bool,
+}
+
+impl Control {
+    /// Waits for the first word of the master.
+    fn wait_first(&mut self) -> io::Result<Told> {
+        loop {
+            // The last of several lines is the newest; nothing has begun that an earlier one could be about.
+            if let Some(told) = self.read()?.pop() {
+                return Ok(told);
+            }
+        }
+    }
+
+    /// Reads once, which blocks when there is nothing.
+    fn read(&mut self) -> io::Result<Vec<Told>> {
+        let mut chunk = [0; MAX_LINE_BYTES];
+        match rustix::io::read(io::stdin().as_fd(), &mut chunk[..]) {
+            Ok(0) => Ok(self.take(&[])),
+            Ok(length) => Ok(self.take(&chunk[..length])),
+            Err(Errno::INTR | Errno::AGAIN) => Ok(Vec::new()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes what was read; nothing is the end.
+    fn take(&mut self, bytes: &[u8]) -> Vec<Told> {
+        if bytes.is_empty() {
+            self.closed = true;
+            return vec![Told::Gone];
+        }
+        self.buffer.extend_from_slice(bytes);
+        let mut told = Vec::new();
+        while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.buffer.drain(..=end).collect();
+            let order = str::from_utf8(&line[..end])
+                .ok()
+                .and_then(|l| l.parse().ok());
+            // What can't be understood must not keep a program alive.
+            told.push(Told::Order(order.unwrap_or(Order::Stop)));
+        }
+        if self.buffer.len() > MAX_LINE_BYTES {
+            self.buffer.clear();
+            told.push(Told::Order(Order::Stop));
+        }
+        told
+    }
+
+    /// Whether the master is gone, as far as can be known without waiting.
+    fn is_closed(&mut self) -> bool {
+        let stdin = io::stdin();
+        let now = Timespec::default();
+        while !self.closed {
+            let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+            if !matches!(poll(&mut fds, Some(&now)), Ok(ready) if ready > 0) || self.read().is_err()
+            {
+                break;
+            }
+        }
+        self.closed
+    }
+}
+
+/// Signals as something to poll.
+struct Signals {
+    pipe: UnixStream,
+    asked: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let (pipe, writer) = UnixStream::pair()?;
+        pipe.set_nonblocking(true)?;
+        let asked = Arc::new(AtomicBool::new(false));
+        // A service manager sends its SIGTERM to every process of the service.
+        for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
+            flag::register(signal, asked.clone())?;
+            low_level::pipe::register(signal, writer.try_clone()?)?;
+        }
+        low_level::pipe::register(SIGCHLD, writer)?;
+        Ok(Self { pipe, asked })
+    }
+
+    /// Takes what has come; tells whether this process was asked to end.
+    fn take(&mut self) -> bool {
+        let mut bytes = [0; 64];
+        while matches!(self.pipe.read(&mut bytes), Ok(length) if length > 0) {}
+        self.asked.swap(false, Ordering::Relaxed)
+    }
+
+    /// Waits for a signal, but not forever.
+    fn wait(&mut self, at_most: Duration) -> io::Result<()> {
+        let at_most = Timespec::try_from(at_most).map_err(io::Error::other)?;
+        let mut fds = [PollFd::new(&self.pipe, PollFlags::IN)];
+        match poll(&mut fds, Some(&at_most)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.take();
+        Ok(())
+    }
+}
+
+/// Removes the run directory of a master that can't. By name, so that a wrong argument costs nobody a directory.
+fn remove(directory: &Path) {
+    for file in documents::FILES.iter().chain(&control::FILES) {
+        let _ = fs::remove_file(directory.join(file));
+    }
+    let _ = fs::remove_dir(directory);
+}
+
+/// Says it on standard error, which goes to the master's log. That end may be closed.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "kontrol guard: {text}");
+}
+
+#[cfg(test)]
+mod tests;

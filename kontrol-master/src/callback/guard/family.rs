@@ -1,0 +1,158 @@
+//! The processes of one run: the program's main process, its process group, and whatever was re-parented to the guard.
+//!
+//! Only pids that can't mean another process are ever signalled: children of the guard, which keep their pid until the
+//! guard reaps them, and the group of the main process, which is reaped last. A descendant that is neither (a child of
+//! a child that left the group) becomes a child of the guard when its parent is killed; hence the passes.
+
+use super::super::control::Status;
+use rustix::{
+    io::Errno,
+    process::{
+        Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpgid, getpid, kill_process,
+        kill_process_group, waitid, waitpid,
+    },
+};
+use std::{fs, io};
+
+/// The processes of one run.
+#[derive(Debug)]
+pub(super) struct Family {
+    main: Pid,
+}
+
+impl Family {
+    /// The family of a child that leads its own process group.
+    pub(super) fn new(main: u32) -> Option<Self> {
+        let main = i32::try_from(main).ok().and_then(Pid::from_raw)?;
+        Some(Self { main })
+    }
+
+    /// The pid of the main process and the id of the group.
+    pub(super) fn id(&self) -> i32 {
+        self.main.as_raw_nonzero().get()
+    }
+
+    /// Whether the main process has ended. It is not reaped, so that its pid stays what it is.
+    pub(super) fn main_has_ended(&self) -> io::Result<bool> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        match waitid(WaitId::Pid(self.main), options) {
+            Ok(status) => Ok(status.is_some()),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks the group to end.
+    pub(super) fn terminate(&self) {
+        let _ = kill_process_group(self.main, Signal::TERM);
+        // The main process may have moved to another group of its session.
+        if getpgid(Some(self.main)).is_ok_and(|group| group != self.main) {
+            let _ = kill_process(self.main, Signal::TERM);
+        }
+    }
+
+    /// Kills the group and the main process.
+    pub(super) fn kill(&self) {
+        let _ = kill_process_group(self.main, Signal::KILL);
+        let _ = kill_process(self.main, Signal::KILL);
+    }
+
+    /// One pass: kills everything that is left and reaps what is dead. True when only the dead main process was there:
+    /// a child stays visible until it is reaped here, so nothing slips through between two parents.
+    pub(super) fn kill_all(&self) -> io::Result<bool> {
+        self.kill();
+        let others = self.others();
+        for pid in &others {
+            let _ = kill_process(*pid, Signal::KILL);
+            let _ = waitpid(Some(*pid), WaitOptions::NOHANG);
+        }
+        Ok(others.is_empty() && self.main_has_ended()?)
+    }
+
+    /// Reaps what was re-parented to the guard and is dead.
+    pub(super) fn reap_adopted(&self) {
+        for pid in self.others() {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+
+    /// The children of this process, the main process apart.
+    pub(super) fn others(&self) -> Vec<Pid> {
+        let mut others = children();
+        others.retain(|pid| *pid != self.main);
+        others
+    }
+
+    /// Reaps the main process, which has ended.
+    pub(super) fn bury(self) -> io::Result<Status> {
+        loop {
+            match waitpid(Some(self.main), WaitOptions::empty()) {
+                Ok(Some((_, status))) => {
+                    return Ok(match (status.exit_status(), status.terminating_signal()) {
+                        (Some(code), _) => Status::Exited(code),
+                        (None, Some(signal)) => Status::Killed(signal),
+                        (None, None) => continue,
+                    });
+                }
+                Ok(None) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// The children of this process, dead ones included.
+fn children() -> Vec<Pid> {
+    let own = getpid();
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+            // A process that ends meanwhile has no file any more, and is no child if it was another's.
+            let stat = fs::read(entry.path().join("stat")).ok()?;
+            (parent(&stat) == Some(own)).then_some(pid)
+        })
+        .collect()
+}
+
+/// The parent in `/proc/<pid>/stat`: `pid (name) state parent ...`, where the name may hold anything.
+fn parent(stat: &[u8]) -> Option<Pid> {
+    let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    let rest = str::from_utf8(&stat[after_name..]).ok()?;
+    Pid::from_raw(rest.split_ascii_whitespace().nth(1)?.parse().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_hides_no_parent() {
+        let pid = |pid| Pid::from_raw(pid);
+        assert_eq!(parent(b"7 (sh) S 42 7 7 0"), pid(42));
+        assert_eq!(parent(b"7 (a) S 1 (\xff) R 42 7 7 0"), pid(42));
+        assert_eq!(parent(b"7 (sh"), None);
+        assert_eq!(parent(b"7 (kthreadd) S 0 0"), None);
+    }
+
+    #[test]
+    fn a_child_is_seen_alive_and_dead() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let family = Family::new(child.id()).unwrap();
+        assert!(children().contains(&family.main));
+        assert!(!family.main_has_ended().unwrap());
+        family.kill();
+        while !family.main_has_ended().unwrap() {
+            std::thread::yield_now();
+        }
+        assert!(children().contains(&family.main), "it is not reaped");
+        assert_eq!(family.bury().unwrap(), Status::Killed(9));
+        assert!(child.wait().is_err(), "it was reaped");
+    }
+}
