@@ -18,7 +18,10 @@ use serde_json::Value;
 use std::{
     collections::BTreeSet,
     env, fs, io,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, process::ExitStatusExt},
+    },
     path::Path,
     process::{ExitStatus, Stdio},
     sync::{Mutex, PoisonError},
@@ -116,6 +119,7 @@ async fn start(
 fn write(documents: &Documents) -> io::Result<TempDir> {
     let directory = tempfile::Builder::new()
         .prefix("kontrol-callback-")
+        .permissions(fs::Permissions::from_mode(0o700))
         .tempdir()?;
     fs::write(directory.path().join(INPUT_FILE), documents.input())?;
     for (file, document) in documents.files() {
