@@ -23,6 +23,7 @@ mod output;
 pub mod program;
 mod run;
 pub mod shim;
+mod verdict;
 
 pub use program::Program;
 pub use run::run;

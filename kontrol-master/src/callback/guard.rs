@@ -7,6 +7,7 @@
 //! It ends only when none of that is alive. Its own failures end the program too.
 
 mod family;
+mod orders;
 mod plan;
 
 use super::{
@@ -15,6 +16,7 @@ use super::{
     documents,
 };
 use family::Family;
+use orders::{Orders, Told};
 use plan::{Act, Plan};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -34,7 +36,7 @@ use std::{
     fs,
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::OwnedFd,
         unix::{net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
@@ -46,8 +48,6 @@ use std::{
     time::Duration,
 };
 
-/// The longest line that the master ever sends is far below this.
-const MAX_LINE_BYTES: usize = 4096;
 /// How long to wait before looking again for what is left after SIGKILL, if nothing is heard of it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -60,14 +60,14 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         return ExitCode::from(2);
     };
     let directory = PathBuf::from(directory);
-    let mut control = Control::default();
-    let report = guard(&directory, grace_ms, arguments.collect(), &mut control)
+    let mut orders = Orders::default();
+    let report = guard(&directory, grace_ms, arguments.collect(), &mut orders)
         .unwrap_or_else(|error| Report::NotStarted(format!("its guard fails: {error}")));
     let code = match &report {
         Report::NotStarted(_) => -1,
         Report::Ended(_, status) => status.code(),
     };
-    if control.is_closed() {
+    if orders.is_over() {
         remove(&directory);
     } else if let Err(error) = fs::write(directory.join(REPORT_FILE), report.to_string()) {
         complain(&format!("write the report of the callback: {error}"));
@@ -80,7 +80,7 @@ fn guard(
     directory: &Path,
     grace_ms: u64,
     argv: Vec<OsString>,
-    control: &mut Control,
+    orders: &mut Orders,
 ) -> io::Result<Report> {
     set_child_subreaper(Some(getpid()))?;
     let mut signals = Signals::new()?;
@@ -90,7 +90,7 @@ fn guard(
     )?;
 
     // Nothing runs before it is known how long it may run.
-    let mut plan = match control.wait_first()? {
+    let mut plan = match orders.wait_first()? {
         Told::Order(Order::Until(lease)) => Plan::new(lease, grace_ms),
         Told::Order(Order::Stop) => return Ok(Report::Ended(Cause::Stop, Status::NotRun)),
         Told::Gone => return Ok(Report::Ended(Cause::MasterGone, Status::NotRun)),
@@ -105,7 +105,7 @@ fn guard(
     // For the master, should this process be killed. Then PDEATHSIG remains, even without the file.
     let _ = fs::write(directory.join(PID_FILE), family.id().to_string());
 
-    if let Err(error) = supervise(&mut family, &mut plan, control, &mut signals, &timer) {
+    if let Err(error) = supervise(&mut family, &mut plan, orders, &mut signals, &timer) {
         complain(&format!("end the callback, its guard fails: {error}"));
         plan.end(Cause::Signal, control::boottime_ms());
     }
@@ -146,7 +146,7 @@ fn start(directory: &Path, argv: Vec<OsString>) -> io::Result<Family> {
 fn supervise(
     family: &mut Family,
     plan: &mut Plan,
-    control: &mut Control,
+    orders: &mut Orders,
     signals: &mut Signals,
     timer: &OwnedFd,
 ) -> io::Result<()> {
@@ -168,7 +168,7 @@ fn supervise(
             PollFd::new(&signals.pipe, PollFlags::IN),
             PollFd::new(timer, PollFlags::IN),
         ];
-        if !control.closed {
+        if !orders.is_closed() {
             fds.push(PollFd::new(&stdin, PollFlags::IN));
         }
         match poll(&mut fds, None) {
@@ -184,7 +184,7 @@ fn supervise(
             family.reap_adopted();
         }
         if has_word {
-            for told in control.read()? {
+            for told in orders.read()? {
                 match told {
                     Told::Order(Order::Until(lease)) => plan.renew(lease),
                     Told::Order(Order::Stop) => plan.end(Cause::Stop, control::boottime_ms()),
@@ -210,80 +210,6 @@ fn arm(timer: &OwnedFd, at: Option<u64>) -> io::Result<()> {
     };
     timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &value)?;
     Ok(())
-}
-
-/// What came from the master.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    Order(Order),
-    Gone,
-}
-
-/// The control pipe: standard input.
-#[derive(Debug, Default)]
-struct Control {
-    buffer: Vec<u8>,
-    closed: bool,
-}
-
-impl Control {
-    /// Waits for the first word of the master.
-    fn wait_first(&mut self) -> io::Result<Told> {
-        loop {
-            // The last of several lines is the newest; nothing has begun that an earlier one could be about.
-            if let Some(told) = self.read()?.pop() {
-                return Ok(told);
-            }
-        }
-    }
-
-    /// Reads once, which blocks when there is nothing.
-    fn read(&mut self) -> io::Result<Vec<Told>> {
-        let mut chunk = [0; MAX_LINE_BYTES];
-        match rustix::io::read(io::stdin().as_fd(), &mut chunk[..]) {
-            Ok(0) => Ok(self.take(&[])),
-            Ok(length) => Ok(self.take(&chunk[..length])),
-            Err(Errno::INTR | Errno::AGAIN) => Ok(Vec::new()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Takes what was read; nothing is the end.
-    fn take(&mut self, bytes: &[u8]) -> Vec<Told> {
-        if bytes.is_empty() {
-            self.closed = true;
-            return vec![Told::Gone];
-        }
-        self.buffer.extend_from_slice(bytes);
-        let mut told = Vec::new();
-        while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.buffer.drain(..=end).collect();
-            let order = str::from_utf8(&line[..end])
-                .ok()
-                .and_then(|l| l.parse().ok());
-            // What can't be understood must not keep a program alive.
-            told.push(Told::Order(order.unwrap_or(Order::Stop)));
-        }
-        if self.buffer.len() > MAX_LINE_BYTES {
-            self.buffer.clear();
-            told.push(Told::Order(Order::Stop));
-        }
-        told
-    }
-
-    /// Whether the master is gone, as far as can be known without waiting.
-    fn is_closed(&mut self) -> bool {
-        let stdin = io::stdin();
-        let now = Timespec::default();
-        while !self.closed {
-            let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
-            if !matches!(poll(&mut fds, Some(&now)), Ok(ready) if ready > 0) || self.read().is_err()
-            {
-                break;
-            }
-        }
-        self.closed
-    }
 }
 
 /// Signals as something to poll.

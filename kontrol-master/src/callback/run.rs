@@ -6,9 +6,10 @@
 
 use super::{
     Failure, Input, Run, Settings, Validity,
-    control::{Cause, Lease, Order, PID_FILE, REPORT_FILE, Report, Status},
+    control::{Lease, Order, PID_FILE, REPORT_FILE},
     documents::{Documents, INPUT_FILE, MAX_VARIABLE_BYTES},
-    output::{self, Lines},
+    output::Lines,
+    verdict::judge,
 };
 use rustix::{
     io::{Errno, ioctl_fionbio},
@@ -304,101 +305,5 @@ fn kill_left_over(directory: &Path) {
     let pid = fs::read_to_string(directory.join(PID_FILE)).ok();
     if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid.parse().ok()?)) {
         let _ = kill_process_group(pid, Signal::KILL);
-    }
-}
-
-/// What came of a run: the guard's report and exit status, what it was asked to stop for, and the output.
-fn judge(
-    report: Option<Report>,
-    guard: ExitStatus,
-    asked: Option<Failure>,
-    stdout: &[u8],
-) -> (i32, Result<Option<Value>, Failure>) {
-    let (cause, status) = match report {
-        Some(Report::Ended(cause, status)) => (cause, status),
-        Some(Report::NotStarted(reason)) => return (-1, Err(Failure::NotStarted(reason))),
-        None => {
-            let code = guard.code().or(guard.signal().map(|signal| 128 + signal));
-            let lost = Failure::GuardLost(guard.to_string());
-            return (code.unwrap_or(-1), Err(asked.unwrap_or(lost)));
-        }
-    };
-    let outcome = match (cause, status, asked) {
-        (_, _, Some(failure @ Failure::TooLong(_))) => Err(failure),
-        (Cause::Itself, Status::Exited(0), _) => output::state(stdout).map_err(Failure::NotJson),
-        (Cause::Itself, Status::Exited(code), _) => Err(Failure::Exit(code)),
-        (Cause::Itself, Status::Killed(signal), _) => Err(Failure::Signal(signal)),
-        (Cause::Lease, _, _) => Err(Failure::LeaseUnconfirmed),
-        (_, _, asked) => Err(asked.unwrap_or(Failure::Stopped)),
-    };
-    (status.code(), outcome)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn judged(
-        cause: Cause,
-        status: Status,
-        asked: Option<Failure>,
-    ) -> (i32, Result<Option<Value>, Failure>) {
-        let report = Some(Report::Ended(cause, status));
-        judge(report, ExitStatus::from_raw(0), asked, b"{\"a\":1}")
-    }
-
-    #[test]
-    fn only_a_program_that_ended_by_itself_with_0_succeeds() {
-        let state = Ok(Some(json!({"a": 1})));
-        let (exited, killed) = (Status::Exited(0), Status::Killed(15));
-        assert_eq!(judged(Cause::Itself, exited, None), (0, state.clone()));
-        assert_eq!(
-            judged(Cause::Itself, exited, Some(Failure::Stopped)),
-            (0, state),
-            "the stop came too late"
-        );
-        for (cause, status, asked, code, failure) in [
-            (Cause::Itself, Status::Exited(3), None, 3, Failure::Exit(3)),
-            (Cause::Itself, killed, None, 143, Failure::Signal(15)),
-            (
-                Cause::Stop,
-                exited,
-                Some(Failure::Stopped),
-                0,
-                Failure::Stopped,
-            ),
-            (
-                Cause::Lease,
-                killed,
-                Some(Failure::Stopped),
-                143,
-                Failure::LeaseUnconfirmed,
-            ),
-            (Cause::Signal, killed, None, 143, Failure::Stopped),
-            (
-                Cause::Lease,
-                Status::NotRun,
-                None,
-                -1,
-                Failure::LeaseUnconfirmed,
-            ),
-            (
-                Cause::Itself,
-                exited,
-                Some(Failure::TooLong(9)),
-                0,
-                Failure::TooLong(9),
-            ),
-        ] {
-            assert_eq!(judged(cause, status, asked), (code, Err(failure)));
-        }
-    }
-
-    #[test]
-    fn a_guard_without_a_report_is_a_failure() {
-        let (code, outcome) = judge(None, ExitStatus::from_raw(9), None, b"{}");
-        assert_eq!(code, 137);
-        assert!(matches!(outcome, Err(Failure::GuardLost(_))));
     }
 }

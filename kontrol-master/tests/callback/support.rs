@@ -1,0 +1,114 @@
+//! What the tests share: settings, rosters, and how to look at processes.
+
+use kontrol_master::{
+    callback::{self, Failure, Input, Program, Run, Settings, Validity, changes},
+    model::{Digest, Pod, Report, digest::pods_document},
+};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Longer than anything here takes on a busy machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) fn settings(script: &str) -> Settings {
+    Settings {
+        guard: env!("CARGO_BIN_EXE_kontrol-master").into(),
+        timeout: DEADLINE,
+        grace: Duration::from_millis(500),
+        ..Settings::new(Program::shell(script).unwrap(), "http://127.0.0.1:8000")
+    }
+}
+
+pub(crate) fn pods(count: u32) -> Vec<Arc<Pod>> {
+    let pod = |n: u32| {
+        let report = Report {
+            app: "web".into(),
+            id: format!("web-{n}"),
+            ip: IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0001 + n)),
+            role: "front".into(),
+            nonce: format!("{n:016x}"),
+            payload: json!({"text": "quotes ' \" and $HOME, é\n"}),
+            down: false,
+            beat: 1,
+            labels: BTreeMap::from([("app".into(), "web".into())]),
+            annotations: BTreeMap::new(),
+            node: String::new(),
+        };
+        Arc::new(Pod::join(report, u64::from(n), 1))
+    };
+    (0..count).map(pod).collect()
+}
+
+pub(crate) fn input(count: u32, state: Option<Value>) -> Input {
+    let pods = pods(count);
+    Input {
+        digest: Digest::of(pods.iter()),
+        changes: changes::document(None::<(Digest, [_; 0])>, &pods),
+        pods: pods_document(pods.iter()),
+        state,
+        epoch: 42,
+    }
+}
+
+/// A run in a store without leases, which nobody stops.
+pub(crate) async fn run(settings: &Settings, input: Input) -> Run {
+    let (_lease, validity) = watch::channel(Validity::Forever);
+    callback::run(settings, input, validity, CancellationToken::new()).await
+}
+
+pub(crate) async fn outcome(script: &str) -> Result<Option<Value>, Failure> {
+    run(&settings(script), input(2, None)).await.outcome
+}
+
+/// Waits until it is so.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not in {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Whether a process runs; a dead one that nobody reaped doesn't.
+pub(crate) fn alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
+    !matches!(state, None | Some(None | Some('Z' | 'X')))
+}
+
+/// The pid that the callback wrote to a file, once it has.
+pub(crate) fn pid(file: &Path) -> Option<u32> {
+    fs::read_to_string(file)
+        .ok()?
+        .strip_suffix('\n')?
+        .parse()
+        .ok()
+}
+
+/// The pid in a file that must be there.
+pub(crate) async fn pid_in(file: PathBuf) -> u32 {
+    until("the callback runs", || pid(&file).is_some()).await;
+    pid(&file).unwrap()
+}
+
+/// Runs a script with `$DIR` set to a directory of the test.
+pub(crate) fn script(directory: &TempDir, text: &str) -> String {
+    format!("DIR={}\n{text}", directory.path().display())
+}
+
+/// Sends a signal.
+pub(crate) fn signal(name: &str, pid: u32) {
+    let mut kill = Command::new("kill");
+    kill.args([format!("-{name}"), pid.to_string()]);
+    assert!(kill.status().unwrap().success());
+}
