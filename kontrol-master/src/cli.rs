@@ -1,1 +1,136 @@
-//! To come.
+//! The command line's clients: `status`, `pods`, `watch`, `state` and `explain` ask any master of a tier.
+//!
+//! They only speak `kontrol.v1`, so that they work against every master, near or far, and know nothing but what it
+//! tells. Answers go to standard output, as tables for a person or as JSON for a program; everything else goes to
+//! standard error. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly. A reader that goes away (`| head`) is no
+//! failure.
+
+mod endpoint;
+mod error;
+mod explain;
+mod masters;
+mod output;
+mod pods;
+mod state;
+mod status;
+mod text;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use clap::{Args, Subcommand};
+use endpoint::MasterUrl;
+use error::CliError;
+use masters::Masters;
+use output::{Format, Output};
+use std::{io, process::ExitCode, time::Duration};
+
+/// What to ask a master.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Tell the ensemble's digest, leader, masters, callback and settings
+    Status(ClientArgs),
+    /// List the live pods in the order of their seq
+    Pods(pods::PodsArgs),
+    /// Follow the ensemble: one line for each change, until Ctrl-C
+    Watch(watch::WatchArgs),
+    /// Show the callback's persisted state, or replace it
+    State(state::StateArgs),
+    /// Explain why a pod is in the roster or not
+    Explain(explain::ExplainArgs),
+}
+
+/// Which masters to ask, and how to show what they answer.
+#[derive(Debug, Clone, Args)]
+pub struct ClientArgs {
+    /// The master to ask: URL or host[:port], the port being 8000 unless given. Of several, separated by commas, the
+    /// first that can answer does
+    #[arg(
+        long,
+        global = true,
+        env = "KONTROL_ENDPOINT",
+        value_name = "URL,...",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:8000"
+    )]
+    endpoint: Vec<MasterUrl>,
+    /// How long each master may take to answer: 5, 5s, 500ms, 2m
+    #[arg(long, global = true, env = "KONTROL_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = parse_timeout)]
+    timeout: Duration,
+    /// How to show the answer [default: table on a terminal, json elsewhere]
+    #[arg(long, global = true, env = "KONTROL_OUTPUT", value_enum)]
+    output: Option<Format>,
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match kontrol_slave::duration::parse(text) {
+        Ok(Duration::ZERO) => Err("must be longer than nothing".to_owned()),
+        Ok(timeout) => Ok(timeout),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl Command {
+    fn client(&self) -> &ClientArgs {
+        match self {
+            Self::Status(client) => client,
+            Self::Pods(args) => &args.client,
+            Self::Watch(args) => &args.client,
+            Self::State(args) => &args.client,
+            Self::Explain(args) => &args.client,
+        }
+    }
+}
+
+/// Does what was asked, says on standard error why it can't, and tells the exit code.
+pub async fn run(command: Command) -> ExitCode {
+    let client = command.client();
+    let mut out = io::stdout();
+    let mut err = io::stderr();
+    let mut output = Output::new(client.output, &mut out, &mut err);
+    let stop = async {
+        // Without a signal handler, Ctrl-C ends the process the hard way: nothing to wait for here.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let code = finish(&command, &mut output, &mut io::stdin(), stop).await;
+    ExitCode::from(code)
+}
+
+/// Does what was asked and says why it can't; tells the exit code.
+async fn finish(
+    command: &Command,
+    output: &mut Output<'_>,
+    input: &mut dyn io::Read,
+    stop: impl Future<Output = ()>,
+) -> u8 {
+    match execute(command, output, input, stop).await {
+        Ok(()) => 0,
+        Err(error) => {
+            if let Some(message) = error.message() {
+                output.note(format_args!("error: {message}"));
+            }
+            error.exit_code()
+        }
+    }
+}
+
+/// `stop` ends what has no end of its own.
+async fn execute(
+    command: &Command,
+    output: &mut Output<'_>,
+    input: &mut dyn io::Read,
+    stop: impl Future<Output = ()>,
+) -> Result<(), CliError> {
+    let client = command.client();
+    let masters = Masters::new(client.endpoint.clone(), client.timeout);
+    match command {
+        Command::Status(_) => status::run(&masters, output).await,
+        Command::Pods(args) => pods::run(&masters, args, output).await,
+        Command::Watch(args) => watch::run(&masters, args, output, stop).await,
+        Command::State(args) => state::run(&masters, args, input, output).await,
+        Command::Explain(args) => explain::run(&masters, args, output).await,
+    }
+}

@@ -1,0 +1,131 @@
+//! How a user names a master: `http://host:port`, `host:port`, `host`, and IPv6 addresses with or without brackets.
+
+use std::{fmt, net::Ipv6Addr, str::FromStr};
+use tonic::transport::Endpoint;
+
+/// The port of a master unless another is given.
+const DEFAULT_PORT: u16 = 8000;
+
+/// Where a master answers: `http://host:port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MasterUrl(String);
+
+impl MasterUrl {
+    /// How to connect to it.
+    pub(super) fn endpoint(&self) -> Result<Endpoint, tonic::transport::Error> {
+        Endpoint::from_shared(self.0.clone())
+    }
+}
+
+impl fmt::Display for MasterUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for MasterUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let authority = match text.split_once("://") {
+            Some(("http", rest)) => rest.strip_suffix('/').unwrap_or(rest),
+            Some(("https", _)) => {
+                return Err("TLS is not in this version: use http://host:port".to_owned());
+            }
+            Some((scheme, _)) => {
+                return Err(format!("unknown scheme {scheme}: use http://host:port"));
+            }
+            None => text,
+        };
+        let (host, port) = split(authority)?;
+        if host.is_empty() || host.contains(|c: char| "/?#@[] ".contains(c) || c.is_control()) {
+            return Err("is not a master: use http://host:port or host[:port]".to_owned());
+        }
+        let url = if host.contains(':') {
+            let ip: Ipv6Addr = host
+                .parse()
+                .map_err(|_| format!("{host} is not an IPv6 address"))?;
+            format!("http://[{ip}]:{port}")
+        } else {
+            format!("http://{host}:{port}")
+        };
+        let url = Self(url);
+        url.endpoint()
+            .map_err(|_| "is not a master: use http://host:port or host[:port]".to_owned())?;
+        Ok(url)
+    }
+}
+
+/// Host, without brackets, and port.
+fn split(authority: &str) -> Result<(&str, u16), String> {
+    let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']').ok_or("lacks the bracket ']'")?;
+        (host, rest.strip_prefix(':'))
+    } else if authority.parse::<Ipv6Addr>().is_ok() {
+        (authority, None)
+    } else {
+        match authority.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, None),
+        }
+    };
+    match port {
+        None => Ok((host, DEFAULT_PORT)),
+        Some(port) => match port.parse::<u16>() {
+            Ok(number) if number > 0 && !port.starts_with('+') => Ok((host, number)),
+            _ => Err(format!("{port:?} is not a port: use 1 to 65535")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn url(text: &str) -> String {
+        text.parse::<MasterUrl>().unwrap().to_string()
+    }
+
+    #[test]
+    fn every_usual_spelling_names_a_master() {
+        assert_eq!(url("http://127.0.0.1:8000"), "http://127.0.0.1:8000");
+        assert_eq!(url("http://m1.example:9000/"), "http://m1.example:9000");
+        assert_eq!(url(" m1 "), "http://m1:8000");
+        assert_eq!(url("m1:81"), "http://m1:81");
+        assert_eq!(url("::1"), "http://[::1]:8000");
+        assert_eq!(url("[::1]"), "http://[::1]:8000");
+        assert_eq!(url("http://[fd00::2]:81"), "http://[fd00::2]:81");
+    }
+
+    #[test]
+    fn what_names_no_master_is_refused_with_a_way_out() {
+        for (text, reason) in [
+            ("", "host[:port]"),
+            ("https://m1", "TLS is not in this version"),
+            ("ftp://m1", "unknown scheme ftp"),
+            ("m1:", "not a port"),
+            ("m1:0", "not a port"),
+            ("m1:+1", "not a port"),
+            ("m1:70000", "not a port"),
+            ("m1:80:90", "not a port"),
+            ("http://m1/path", "host[:port]"),
+            ("user@m1", "host[:port]"),
+            ("[::1", "bracket"),
+            ("[::x]", "IPv6"),
+        ] {
+            let error = text.parse::<MasterUrl>().unwrap_err();
+            assert!(error.contains(reason), "{text:?}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic_and_what_is_accepted_can_be_dialled(text in "\\PC{0,20}|(http://)?[a-z0-9.:\\[\\]%/-]{0,12}") {
+            if let Ok(url) = text.parse::<MasterUrl>() {
+                prop_assert!(url.endpoint().is_ok());
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! `kontrol-master explain`: why a pod is in the roster or not.
+
+use super::{
+    ClientArgs,
+    error::CliError,
+    masters::Masters,
+    output::{Format, Output, Style},
+    status::master,
+    text::{NOTHING, age, clean, or_nothing, proto_span},
+};
+use crate::model::PodKey;
+use clap::Args;
+use kontrol_proto::v1::{
+    ExplainPodRequest, ExplainPodResponse, LeaveReason, ListPodsRequest, MasterView, Removal,
+};
+use std::{net::IpAddr, time::SystemTime};
+
+/// Which pod to explain.
+#[derive(Debug, Clone, Args)]
+pub struct ExplainArgs {
+    /// The pod's key, IP address, or (while it is alive) id
+    #[arg(value_name = "KEY|IP|ID")]
+    pod: String,
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+}
+
+/// Asks for the explanation and shows it.
+pub(super) async fn run(
+    masters: &Masters,
+    args: &ExplainArgs,
+    output: &mut Output<'_>,
+) -> Result<(), CliError> {
+    let answer = find(masters, args.pod.trim()).await?;
+    match output.format() {
+        Format::Json => output.json(&answer, "kontrol.v1.ExplainPodResponse"),
+        Format::Table => show(&answer, output),
+    }
+}
+
+/// An IP address tells the key. Any other name may be a key, an id, or both: a live key comes first, then the id of a
+/// live pod, then the key of a pod that left.
+async fn find(masters: &Masters, pod: &str) -> Result<ExplainPodResponse, CliError> {
+    if let Ok(ip) = pod.parse::<IpAddr>() {
+        return explain(masters, PodKey::from(ip).to_string()).await;
+    }
+    let by_key = match pod.parse::<PodKey>() {
+        Ok(key) => Some(explain(masters, key.to_string()).await?),
+        Err(_) => None,
+    };
+    if let Some(answer) = &by_key
+        && answer.live
+    {
+        return Ok(answer.clone());
+    }
+    let pods = masters
+        .read(async |mut client| client.list_pods(ListPodsRequest::default()).await)
+        .await?
+        .pods;
+    let keys: Vec<String> = pods
+        .into_iter()
+        .filter(|candidate| candidate.id == pod)
+        .map(|candidate| candidate.key)
+        .collect();
+    match (keys.as_slice(), by_key) {
+        ([key], _) => explain(masters, key.clone()).await,
+        ([], Some(answer)) => Ok(answer),
+        ([], None) => Err(CliError::Failed(format!(
+            "no live pod has the id {}: name a pod that left by its key or IP address",
+            clean(pod)
+        ))),
+        (keys, _) => Err(CliError::Failed(format!(
+            "{} live pods have the id {}: name one by its key: {}",
+            keys.len(),
+            clean(pod),
+            clean(&keys.join(", "))
+        ))),
+    }
+}
+
+async fn explain(masters: &Masters, key: String) -> Result<ExplainPodResponse, CliError> {
+    let request = ExplainPodRequest { key };
+    masters
+        .read(async |mut client| client.explain_pod(request.clone()).await)
+        .await
+}
+
+fn show(answer: &ExplainPodResponse, output: &mut Output<'_>) -> Result<(), CliError> {
+    let (style, verdict) = if answer.live {
+        (Style::Good, "in the roster")
+    } else {
+        (Style::Bad, "not in the roster")
+    };
+    let verdict = output.paint(style, verdict);
+    output.line(format_args!("{} is {verdict}", clean(&answer.key)))?;
+    if !answer.summary.is_empty() {
+        output.line(clean(&answer.summary))?;
+    }
+    if let Some(removal) = &answer.removal {
+        output.line(removed(removal, SystemTime::now()))?;
+    }
+    if answer.views.is_empty() {
+        return Ok(());
+    }
+    output.line("")?;
+    output.table(
+        &["MASTER", "LEADS", "HEARD", "EXPIRES", "ERROR"],
+        answer.views.iter().map(row),
+    )
+}
+
+fn row(view: &MasterView) -> Vec<String> {
+    let never = |span: String, mark: &str| {
+        if span == NOTHING || !view.error.is_empty() {
+            NOTHING.to_owned()
+        } else {
+            format!("{mark}{span}")
+        }
+    };
+    let heard = match never(proto_span(view.heard_ago.as_ref()), "") {
+        span if span != NOTHING => format!("{span} ago"),
+        _ if view.error.is_empty() => "never".to_owned(),
+        span => span,
+    };
+    vec![
+        view.master
+            .as_ref()
+            .map_or_else(|| NOTHING.to_owned(), master),
+        if view.leads { "yes" } else { "no" }.to_owned(),
+        heard,
+        never(proto_span(view.expires_in.as_ref()), "in "),
+        or_nothing(&view.error),
+    ]
+}
+
+fn removed(removal: &Removal, now: SystemTime) -> String {
+    let id = removal.pod.as_ref().map_or("", |pod| pod.id.as_str());
+    format!(
+        "last removal: {} ago, {} by {}: {}; it had been silent for {}",
+        age(removal.time.as_ref(), now),
+        or_nothing(id),
+        or_nothing(&removal.master),
+        reason(removal.reason()),
+        proto_span(removal.silence.as_ref()),
+    )
+}
+
+/// Why a pod left, in words.
+pub(super) fn reason(reason: LeaveReason) -> &'static str {
+    match reason {
+        LeaveReason::Unspecified => "for a reason that this master did not see",
+        LeaveReason::Down => "it said goodbye",
+        LeaveReason::Expired => "it was silent for its TTL",
+        LeaveReason::Lost => "its process died while it was attached",
+        LeaveReason::Replaced => "another pod reports from its address",
+    }
+}

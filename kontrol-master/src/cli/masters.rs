@@ -1,0 +1,188 @@
+//! The masters of a tier as a client sees them: asked in the order given, until one can answer.
+//!
+//! A read moves on to the next master when one can't be reached, breaks off or is not ready. A write moves on only
+//! when the master certainly did not do it: sent twice, it could undo what the callback wrote in between.
+
+use super::{endpoint::MasterUrl, error::CliError};
+use kontrol_proto::v1::{
+    WatchRequest, WatchResponse, ensemble_service_client::EnsembleServiceClient,
+};
+use std::{error::Error, time::Duration};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
+
+/// Largest answer: a roster of 100,000 pods fits with room to spare.
+const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
+/// How often a silent connection is probed, so that a dead one is noticed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A connected client.
+pub(super) type Client = EnsembleServiceClient<Channel>;
+
+/// The masters to ask.
+#[derive(Debug)]
+pub(super) struct Masters {
+    urls: Vec<MasterUrl>,
+    timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+}
+
+/// What became of asking one master.
+enum Failure {
+    /// This master can't answer now, and did nothing: another may.
+    Elsewhere(String),
+    /// It broke off without an answer.
+    Unclear(String),
+    /// It answered that it won't.
+    Refused(CliError),
+}
+
+impl Masters {
+    pub(super) fn new(urls: Vec<MasterUrl>, timeout: Duration) -> Self {
+        Self { urls, timeout }
+    }
+
+    /// Asks a question of the first master that can answer it.
+    pub(super) async fn read<T>(
+        &self,
+        call: impl AsyncFn(Client) -> Result<Response<T>, Status>,
+    ) -> Result<T, CliError> {
+        self.ask(Kind::Read, call).await
+    }
+
+    /// Has something changed by the first master that can.
+    pub(super) async fn write<T>(
+        &self,
+        call: impl AsyncFn(Client) -> Result<Response<T>, Status>,
+    ) -> Result<T, CliError> {
+        self.ask(Kind::Write, call).await
+    }
+
+    /// Opens a watch behind a revision.
+    pub(super) async fn watch(&self, revision: i64) -> Result<Streaming<WatchResponse>, CliError> {
+        self.read(async |mut client| client.watch(WatchRequest { revision }).await)
+            .await
+    }
+
+    async fn ask<T>(
+        &self,
+        kind: Kind,
+        call: impl AsyncFn(Client) -> Result<Response<T>, Status>,
+    ) -> Result<T, CliError> {
+        let mut reasons = Vec::new();
+        for url in &self.urls {
+            match self.ask_one(url, &call).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Refused(error)) => return Err(error),
+                Err(Failure::Unclear(reason)) if kind == Kind::Write => {
+                    return Err(CliError::Failed(format!(
+                        "{url} did not answer ({reason}), so it may or may not be done: look before you try again"
+                    )));
+                }
+                Err(Failure::Elsewhere(reason) | Failure::Unclear(reason)) => {
+                    reasons.push(format!("{url} ({reason})"));
+                }
+            }
+        }
+        Err(CliError::Unreachable(reasons.join(", ")))
+    }
+
+    async fn ask_one<T>(
+        &self,
+        url: &MasterUrl,
+        call: &impl AsyncFn(Client) -> Result<Response<T>, Status>,
+    ) -> Result<T, Failure> {
+        let endpoint = url
+            .endpoint()
+            .map_err(|error| Failure::Elsewhere(root_cause(&error)))?
+            .http2_keep_alive_interval(PROBE_INTERVAL)
+            .keep_alive_timeout(self.timeout)
+            .keep_alive_while_idle(true);
+        let deadline = tokio::time::Instant::now() + self.timeout;
+        let late = |_| format!("no answer within {}", super::text::span(self.timeout));
+        let channel = tokio::time::timeout_at(deadline, endpoint.connect())
+            .await
+            .map_err(late)
+            .and_then(|connected| connected.map_err(|error| root_cause(&error)))
+            .map_err(Failure::Elsewhere)?;
+        let client = Client::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
+        match tokio::time::timeout_at(deadline, call(client)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(judge(url, &status)),
+            Err(elapsed) => Err(Failure::Unclear(late(elapsed))),
+        }
+    }
+}
+
+fn judge(url: &MasterUrl, status: &Status) -> Failure {
+    if is_broken(status) {
+        return Failure::Unclear(reason(status));
+    }
+    if status.code() == Code::Unavailable {
+        return Failure::Elsewhere(format!("not ready: {}", reason(status)));
+    }
+    Failure::Refused(refusal(&url.to_string(), status))
+}
+
+/// Whether the connection failed, rather than the master answered. Only such a status has a source.
+fn is_broken(status: &Status) -> bool {
+    status.source().is_some()
+}
+
+/// Whether a stream that ended so may go on when it is opened again.
+pub(super) fn may_resume(status: &Status) -> bool {
+    is_broken(status)
+        || matches!(
+            status.code(),
+            Code::Unavailable
+                | Code::ResourceExhausted
+                | Code::Aborted
+                | Code::Cancelled
+                | Code::DeadlineExceeded
+                | Code::Internal
+                | Code::Unknown
+        )
+}
+
+/// The error of a master that answered, but not with what was asked for.
+pub(super) fn refusal(who: &str, status: &Status) -> CliError {
+    let message = reason(status);
+    let code = status.code();
+    CliError::Failed(if code == Code::Unimplemented {
+        let version = env!("CARGO_PKG_VERSION");
+        format!("{who} does not know this request: is it a kontrol-master {version}?")
+    } else if matches!(code, Code::InvalidArgument | Code::NotFound) {
+        format!("{who} answers: {message}")
+    } else {
+        format!("{who} answers: {message} ({code:?})")
+    })
+}
+
+/// What a status says, for a person.
+pub(super) fn reason(status: &Status) -> String {
+    if let Some(source) = status.source() {
+        return root_cause(source);
+    }
+    if status.message().is_empty() {
+        return status.code().description().to_lowercase();
+    }
+    super::text::clean(status.message())
+}
+
+/// The innermost error, without the number of the operating system.
+fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    let text = cause.to_string();
+    let text = match text.find(" (os error") {
+        Some(end) => &text[..end],
+        None => &text,
+    };
+    super::text::clean(text).to_lowercase()
+}

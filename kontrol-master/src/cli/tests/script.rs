@@ -1,0 +1,265 @@
+//! A master that answers from a script, and a run of the command line against it.
+
+use super::super::{
+    Command, finish,
+    output::{Format, Output},
+};
+use clap::Parser;
+use kontrol_proto::v1::{
+    ensemble_service_server::{EnsembleService, EnsembleServiceServer},
+    *,
+};
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::sync::{Notify, oneshot};
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
+
+/// Longest that a test waits for anything.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The messages of a watch.
+pub(super) type Messages = Vec<Result<WatchResponse, Status>>;
+
+/// What the scripted master answers, and what it was asked.
+#[derive(Default)]
+pub(super) struct Script {
+    pub(super) ensemble: GetEnsembleResponse,
+    pub(super) pods: Vec<Pod>,
+    pub(super) state: GetStateResponse,
+    /// What is known of these keys; of others, nothing.
+    pub(super) explanations: Vec<ExplainPodResponse>,
+    /// One after another, the messages of each watch, or its refusal; a watch beyond them stays silent.
+    pub(super) watches: Mutex<VecDeque<Result<Messages, Status>>>,
+    /// Refuses everything so.
+    pub(super) refuse: Option<Status>,
+    /// Never answers a PutState.
+    pub(super) hang: bool,
+    /// The requests, in the order they came.
+    pub(super) asked: Mutex<Vec<String>>,
+}
+
+impl Script {
+    fn answer<Q: std::fmt::Debug, A>(
+        &self,
+        request: &Request<Q>,
+        answer: A,
+    ) -> Result<Response<A>, Status> {
+        self.asked
+            .lock()
+            .unwrap()
+            .push(format!("{:?}", request.get_ref()));
+        match &self.refuse {
+            Some(status) => Err(status.clone()),
+            None => Ok(Response::new(answer)),
+        }
+    }
+
+    pub(super) fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+/// The service of a script.
+struct Scripted(Arc<Script>);
+
+#[tonic::async_trait]
+impl EnsembleService for Scripted {
+    type WatchStream = futures::stream::BoxStream<'static, Result<WatchResponse, Status>>;
+
+    async fn get_ensemble(
+        &self,
+        request: Request<GetEnsembleRequest>,
+    ) -> Result<Response<GetEnsembleResponse>, Status> {
+        self.0.answer(&request, self.0.ensemble.clone())
+    }
+
+    async fn list_pods(
+        &self,
+        request: Request<ListPodsRequest>,
+    ) -> Result<Response<ListPodsResponse>, Status> {
+        let answer = ListPodsResponse {
+            pods: self.0.pods.clone(),
+            digest: self.0.ensemble.digest.clone(),
+            revision: self.0.ensemble.revision,
+        };
+        self.0.answer(&request, answer)
+    }
+
+    async fn get_pod(
+        &self,
+        _request: Request<GetPodRequest>,
+    ) -> Result<Response<GetPodResponse>, Status> {
+        Err(Status::unimplemented("no command asks for one pod"))
+    }
+
+    async fn explain_pod(
+        &self,
+        request: Request<ExplainPodRequest>,
+    ) -> Result<Response<ExplainPodResponse>, Status> {
+        let key = request.get_ref().key.clone();
+        let known = self.0.explanations.iter().find(|known| known.key == key);
+        let answer = known.cloned().unwrap_or(ExplainPodResponse {
+            summary: "never heard of it".to_owned(),
+            key,
+            ..ExplainPodResponse::default()
+        });
+        self.0.answer(&request, answer)
+    }
+
+    async fn get_state(
+        &self,
+        request: Request<GetStateRequest>,
+    ) -> Result<Response<GetStateResponse>, Status> {
+        self.0.answer(&request, self.0.state.clone())
+    }
+
+    async fn put_state(
+        &self,
+        request: Request<PutStateRequest>,
+    ) -> Result<Response<PutStateResponse>, Status> {
+        let answer = self.0.answer(&request, PutStateResponse { revision: 7 });
+        if self.0.hang {
+            std::future::pending::<()>().await;
+        }
+        answer
+    }
+
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        self.0.answer(&request, ())?;
+        let script = self.0.watches.lock().unwrap().pop_front();
+        Ok(Response::new(match script {
+            Some(messages) => Box::pin(futures::stream::iter(messages?)),
+            None => Box::pin(futures::stream::pending()),
+        }))
+    }
+}
+
+/// A scripted master that serves until it is dropped.
+pub(super) struct Master {
+    pub(super) url: String,
+    pub(super) script: Arc<Script>,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Master {
+    pub(super) async fn start(script: Script) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let script = Arc::new(script);
+        let service = EnsembleServiceServer::new(Scripted(Arc::clone(&script)));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serve = Server::builder()
+            .add_service(service)
+            .serve_with_incoming(TcpIncoming::from(listener));
+        tokio::spawn(async move {
+            tokio::select! {
+                served = serve => served.unwrap(),
+                _ = stopped => (),
+            }
+        });
+        Self {
+            url,
+            script,
+            _stop: stop,
+        }
+    }
+}
+
+/// An address where nobody listens.
+pub(super) async fn nobody() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+/// Text that is written by one and waited for by another.
+#[derive(Clone, Default)]
+pub(super) struct Sink {
+    text: Arc<Mutex<Vec<u8>>>,
+    written: Arc<Notify>,
+}
+
+impl Sink {
+    pub(super) fn text(&self) -> String {
+        String::from_utf8(self.text.lock().unwrap().clone()).unwrap()
+    }
+
+    async fn holds(&self, part: &str) {
+        while !self.text().contains(part) {
+            self.written.notified().await;
+        }
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.lock().unwrap().extend_from_slice(bytes);
+        self.written.notify_one();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub(super) struct Ran {
+    pub(super) code: u8,
+    pub(super) out: String,
+    pub(super) err: String,
+}
+
+#[derive(Debug, Parser)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Parses a command as a shell would hand it over.
+pub(super) fn parse(line: &str) -> Result<Command, clap::Error> {
+    let words = shlex::split(&format!("kontrol-master {line}")).unwrap();
+    Cli::try_parse_from(words).map(|cli| cli.command)
+}
+
+/// Runs a command to its end.
+pub(super) async fn run(line: &str) -> Ran {
+    run_with(line, "", None).await
+}
+
+/// Runs a command with this input, until its output holds `until`, or to its end.
+pub(super) async fn run_with(line: &str, input: &str, until: Option<&str>) -> Ran {
+    let command = parse(line).unwrap();
+    let (mut out, mut err) = (Sink::default(), Sink::default());
+    let (seen, told) = (out.clone(), err.clone());
+    let stop = {
+        let seen = seen.clone();
+        async move {
+            match until {
+                Some(part) => seen.holds(part).await,
+                None => std::future::pending().await,
+            }
+        }
+    };
+    let format = command.client().output.unwrap_or(Format::Table);
+    let mut output = Output::to(format, false, &mut out, &mut err);
+    let mut input = input.as_bytes();
+    let code = tokio::time::timeout(DEADLINE, finish(&command, &mut output, &mut input, stop))
+        .await
+        .unwrap_or_else(|_| panic!("{line} does not end: {} {}", seen.text(), told.text()));
+    Ran {
+        code,
+        out: seen.text(),
+        err: told.text(),
+    }
+}

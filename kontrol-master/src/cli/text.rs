@@ -1,0 +1,131 @@
+//! How values read in a table: spans of time, shortened JSON, and text of others that must not drive the terminal.
+
+use super::output::json;
+use prost_types::{Duration as ProtoDuration, Timestamp, Value};
+use std::time::{Duration, SystemTime};
+
+/// What stands where nothing is known.
+pub(super) const NOTHING: &str = "-";
+/// Longest payload in a table, in characters.
+const MAX_PAYLOAD: usize = 40;
+
+/// Text from elsewhere without control characters, so that no pod can drive the user's terminal.
+pub(super) fn clean(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+/// The same, and a mark where there is none.
+pub(super) fn or_nothing(text: &str) -> String {
+    if text.is_empty() {
+        NOTHING.to_owned()
+    } else {
+        clean(text)
+    }
+}
+
+/// A span of time in at most two units: `120ms`, `2.5s`, `3m12s`, `2h05m`, `3d04h`.
+pub(super) fn span(duration: Duration) -> String {
+    let (seconds, millis) = (duration.as_secs(), duration.subsec_millis());
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match seconds {
+        0 => format!("{millis}ms"),
+        1..10 if millis >= 100 => format!("{seconds}.{}s", millis / 100),
+        1..60 => format!("{seconds}s"),
+        60..3600 if seconds % 60 == 0 => format!("{minutes}m"),
+        60..3600 => format!("{minutes}m{:02}s", seconds % 60),
+        3600..86400 => format!("{hours}h{:02}m", minutes % 60),
+        86400.. => format!("{days}d{:02}h", hours % 24),
+    }
+}
+
+/// A protobuf duration as a span; negative ones count as nothing.
+pub(super) fn proto_span(duration: Option<&ProtoDuration>) -> String {
+    duration.map_or_else(
+        || NOTHING.to_owned(),
+        |duration| span(Duration::try_from(*duration).unwrap_or_default()),
+    )
+}
+
+/// How long ago a time was; what is in the future by another clock was just now.
+pub(super) fn age(time: Option<&Timestamp>, now: SystemTime) -> String {
+    let since = |time: &Timestamp| now.duration_since(SystemTime::try_from(*time).ok()?).ok();
+    time.map_or_else(
+        || NOTHING.to_owned(),
+        |time| span(since(time).unwrap_or_default()),
+    )
+}
+
+/// How long until a time.
+pub(super) fn until(time: &Timestamp, now: SystemTime) -> String {
+    let left = SystemTime::try_from(*time)
+        .ok()
+        .and_then(|time| time.duration_since(now).ok());
+    span(left.unwrap_or_default())
+}
+
+/// A payload in one short piece of JSON.
+pub(super) fn payload(value: Option<&Value>) -> String {
+    let text = value.map_or_else(String::new, |value| {
+        json(value, "google.protobuf.Value").unwrap_or_else(|_| "?".to_owned())
+    });
+    if text.is_empty() || text == "\"\"" {
+        return NOTHING.to_owned();
+    }
+    let text = clean(&text);
+    match text.char_indices().nth(MAX_PAYLOAD) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_short_and_exact_enough() {
+        for (millis, text) in [
+            (0, "0ms"),
+            (120, "120ms"),
+            (1000, "1s"),
+            (2500, "2.5s"),
+            (10_900, "10s"),
+            (60_000, "1m"),
+            (192_000, "3m12s"),
+            (7_500_000, "2h05m"),
+            (273_600_000, "3d04h"),
+        ] {
+            assert_eq!(span(Duration::from_millis(millis)), text);
+        }
+    }
+
+    #[test]
+    fn payloads_are_short_and_cannot_drive_a_terminal() {
+        let string = |text: &str| Value {
+            kind: Some(prost_types::value::Kind::StringValue(text.to_owned())),
+        };
+        assert_eq!(payload(None), "-");
+        assert_eq!(payload(Some(&string(""))), "-");
+        assert_eq!(payload(Some(&string("\u{1b}[2J"))), "\"\\u001b[2J\"");
+        assert_eq!(payload(Some(&string("\u{9b}2J"))), "\"\u{fffd}2J\"");
+        assert_eq!(payload(Some(&string(&"é".repeat(99)))).chars().count(), 41);
+        assert_eq!(clean("a\u{1b}b"), "a\u{fffd}b");
+    }
+
+    #[test]
+    fn a_time_in_the_future_was_just_now() {
+        let now = SystemTime::now();
+        let later = Timestamp::from(now + Duration::from_secs(5));
+        assert_eq!(age(Some(&later), now), "0ms");
+        assert_eq!(until(&later, now), "5s");
+        assert_eq!(age(None, now), "-");
+    }
+}

@@ -1,0 +1,212 @@
+//! `kontrol-master watch`: one line for each change of the ensemble, for as long as the user cares.
+//!
+//! ```text
+//! open behind N ──▶ lines … ──▶ breaks ──▶ note on standard error, pause (full jitter) ──▶ open behind the last seen
+//! ```
+//!
+//! The first connection must succeed, so that a wrong address is told at once; later ones are tried for ever.
+
+use super::{
+    ClientArgs,
+    error::CliError,
+    explain::reason as leave_reason,
+    masters::{Masters, may_resume, reason, refusal},
+    output::{Format, Output, Style},
+    status::{master, outcome},
+    text::{clean, or_nothing, payload, span},
+};
+use clap::Args;
+use kontrol_proto::v1::{
+    LeaveReason, Master, Pod, WatchResponse,
+    watch_response::{Event, Snapshot},
+};
+use std::{pin::pin, time::Duration};
+use tonic::Streaming;
+
+/// The first pause is at most this.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Every pause is at most this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Where to start.
+#[derive(Debug, Clone, Args)]
+pub struct WatchArgs {
+    /// Go on behind this revision, as an earlier watch showed it; 0 starts with a snapshot
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
+    revision: i64,
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+}
+
+/// Follows the ensemble until `stop` is done.
+pub(super) async fn run(
+    masters: &Masters,
+    args: &WatchArgs,
+    output: &mut Output<'_>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), CliError> {
+    let mut stop = pin!(stop);
+    // Cancel safe: lines are written whole, between awaits.
+    tokio::select! {
+        result = follow(masters, args.revision, output) => result,
+        () = &mut stop => Ok(()),
+    }
+}
+
+async fn follow(
+    masters: &Masters,
+    mut revision: i64,
+    output: &mut Output<'_>,
+) -> Result<(), CliError> {
+    let mut stream = masters.watch(revision).await?;
+    loop {
+        let mut reason = lines(&mut stream, &mut revision, output).await?;
+        let mut bound = FIRST_PAUSE;
+        stream = loop {
+            let pause = rand::random_range(Duration::ZERO..=bound);
+            output.note(format_args!(
+                "the watch broke ({reason}): going on behind revision {revision} in {}",
+                span(pause)
+            ));
+            tokio::time::sleep(pause).await;
+            bound = LONGEST_PAUSE.min(bound * 2);
+            match masters.watch(revision).await {
+                Ok(stream) => break stream,
+                Err(CliError::Unreachable(reasons)) => reason = reasons,
+                Err(error) => return Err(error),
+            }
+        };
+    }
+}
+
+/// Writes a line for each message; tells why there are no more.
+async fn lines(
+    stream: &mut Streaming<WatchResponse>,
+    revision: &mut i64,
+    output: &mut Output<'_>,
+) -> Result<String, CliError> {
+    loop {
+        let message = match stream.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return Ok("the master ended it".to_owned()),
+            Err(status) if may_resume(&status) => return Ok(reason(&status)),
+            Err(status) => return Err(refusal("the master", &status)),
+        };
+        *revision = match message.event {
+            Some(Event::Snapshot(_)) => message.revision,
+            // What the leader tells of the callback may belong to an earlier revision than the last pod seen.
+            _ => message.revision.max(*revision),
+        };
+        match output.format() {
+            Format::Json => output.json(&message, "kontrol.v1.WatchResponse")?,
+            Format::Table => {
+                let Some(event) = &message.event else {
+                    continue; // of a newer master
+                };
+                let (style, what, text) = describe(event);
+                let what = output.paint(style, &format!("{what:<9}"));
+                let time = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S");
+                output.line(format_args!(
+                    "{time}  {:<8}  {what} {text}",
+                    message.revision
+                ))?;
+            }
+        }
+    }
+}
+
+fn describe(event: &Event) -> (Style, &'static str, String) {
+    match event {
+        Event::Snapshot(snapshot) => (Style::Bold, "snapshot", self::snapshot(snapshot)),
+        Event::PodJoined(joined) => (Style::Good, "joined", pod(joined.pod.as_ref())),
+        Event::PodChanged(changed) => {
+            let what = if changed.restarted {
+                "restarted"
+            } else {
+                "changed"
+            };
+            (Style::Notable, what, pod(changed.pod.as_ref()))
+        }
+        Event::PodLeft(left) => {
+            let reason = leave_reason(left.reason());
+            let text = format!("{}: {reason}", pod(left.pod.as_ref()));
+            let style = match left.reason() {
+                LeaveReason::Down => Style::Notable,
+                LeaveReason::Unspecified
+                | LeaveReason::Expired
+                | LeaveReason::Lost
+                | LeaveReason::Replaced => Style::Bad,
+            };
+            (style, "left", text)
+        }
+        Event::DigestChanged(changed) => {
+            let text = format!("{}, {}", clean(&changed.digest), pods(changed.pod_count));
+            (Style::Plain, "digest", text)
+        }
+        Event::LeaderChanged(changed) => {
+            let style = if changed.leader.is_some() {
+                Style::Notable
+            } else {
+                Style::Bad
+            };
+            let text = leader(changed.leader.as_ref(), changed.epoch);
+            (style, "leader", text)
+        }
+        Event::CallbackStarted(started) => {
+            let text = format!("started for {}", clean(&started.digest));
+            (Style::Plain, "callback", text)
+        }
+        Event::CallbackFinished(finished) => match &finished.run {
+            Some(run) => {
+                let style = if run.error.is_empty() {
+                    Style::Good
+                } else {
+                    Style::Bad
+                };
+                let text = format!("{} for {}", outcome(run), clean(&run.digest));
+                (style, "callback", text)
+            }
+            None => (Style::Plain, "callback", "ended".to_owned()),
+        },
+    }
+}
+
+fn snapshot(snapshot: &Snapshot) -> String {
+    let count = u32::try_from(snapshot.pods.len()).unwrap_or(u32::MAX);
+    format!(
+        "{}, digest {}, leader {}",
+        pods(count),
+        clean(&snapshot.digest),
+        leader(snapshot.leader.as_ref(), snapshot.epoch)
+    )
+}
+
+fn pods(count: u32) -> String {
+    match count {
+        1 => "1 pod".to_owned(),
+        count => format!("{count} pods"),
+    }
+}
+
+fn leader(leader: Option<&Master>, epoch: i64) -> String {
+    match leader {
+        Some(leader) => format!("{}, epoch {epoch}", master(leader)),
+        None => "none".to_owned(),
+    }
+}
+
+fn pod(pod: Option<&Pod>) -> String {
+    let Some(pod) = pod else {
+        return "a pod".to_owned();
+    };
+    format!(
+        "#{} {} {} {} {}/{} payload {}",
+        pod.seq,
+        or_nothing(&pod.key),
+        or_nothing(&pod.id),
+        or_nothing(&pod.ip),
+        or_nothing(&pod.app),
+        or_nothing(&pod.role),
+        payload(pod.payload.as_ref()),
+    )
+}
