@@ -2,7 +2,7 @@
 //!
 //! They only speak `kontrol.v1`, so that they work against every master, near or far, and know nothing but what it
 //! tells. Answers go to standard output, as tables for a person or as JSON for a program; everything else goes to
-//! standard error. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly. A reader that goes away (`| head`) is no
+//! standard error. An empty variable counts as an absent one. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly. A reader that goes away (`| head`) is no
 //! failure.
 
 mod endpoint;
@@ -20,10 +20,10 @@ mod watch;
 mod tests;
 
 use clap::{Args, Subcommand};
-use endpoint::MasterUrl;
+use endpoint::{DEFAULT_ENDPOINT, MasterUrls};
 use error::CliError;
 use masters::Masters;
-use output::{Format, Output};
+use output::{Choice, Output};
 use std::{io, process::ExitCode, time::Duration};
 
 /// What to ask a master.
@@ -41,6 +41,8 @@ pub enum Command {
     Explain(explain::ExplainArgs),
 }
 
+const DEFAULT_TIMEOUT: &str = "5s";
+
 /// Which masters to ask, and how to show what they answer.
 #[derive(Debug, Clone, Args)]
 pub struct ClientArgs {
@@ -51,19 +53,29 @@ pub struct ClientArgs {
         global = true,
         env = "KONTROL_ENDPOINT",
         value_name = "URL,...",
-        value_delimiter = ',',
-        default_value = "http://127.0.0.1:8000"
+        default_value = DEFAULT_ENDPOINT
     )]
-    endpoint: Vec<MasterUrl>,
+    endpoint: MasterUrls,
     /// How long each master may take to answer: 5, 5s, 500ms, 2m
-    #[arg(long, global = true, env = "KONTROL_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = parse_timeout)]
+    #[arg(long, global = true, env = "KONTROL_TIMEOUT", value_name = "DURATION", default_value = DEFAULT_TIMEOUT, value_parser = parse_timeout)]
     timeout: Duration,
-    /// How to show the answer [default: table on a terminal, json elsewhere]
-    #[arg(long, global = true, env = "KONTROL_OUTPUT", value_enum)]
-    output: Option<Format>,
+    /// How to show the answer; auto: as a table on a terminal, as JSON elsewhere
+    #[arg(
+        long,
+        global = true,
+        env = "KONTROL_OUTPUT",
+        value_enum,
+        default_value = "auto"
+    )]
+    output: Choice,
 }
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let text = if text.is_empty() {
+        DEFAULT_TIMEOUT
+    } else {
+        text
+    };
     match kontrol_slave::duration::parse(text) {
         Ok(Duration::ZERO) => Err("must be longer than nothing".to_owned()),
         Ok(timeout) => Ok(timeout),
@@ -125,7 +137,7 @@ async fn execute(
     stop: impl Future<Output = ()>,
 ) -> Result<(), CliError> {
     let client = command.client();
-    let masters = Masters::new(client.endpoint.clone(), client.timeout);
+    let masters = Masters::new(&client.endpoint, client.timeout);
     match command {
         Command::Status(_) => status::run(&masters, output).await,
         Command::Pods(args) => pods::run(&masters, args, output).await,

@@ -6,6 +6,29 @@ use tonic::transport::Endpoint;
 /// The port of a master unless another is given.
 const DEFAULT_PORT: u16 = 8000;
 
+/// The master to ask unless another is given.
+pub(super) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:8000";
+
+/// Where masters answer, one or more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MasterUrls(pub(super) Vec<MasterUrl>);
+
+impl FromStr for MasterUrls {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = if text.is_empty() {
+            DEFAULT_ENDPOINT
+        } else {
+            text
+        };
+        text.split(',')
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
 /// Where a master answers: `http://host:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MasterUrl(String);
@@ -97,6 +120,17 @@ mod tests {
         assert_eq!(url("::1"), "http://[::1]:8000");
         assert_eq!(url("[::1]"), "http://[::1]:8000");
         assert_eq!(url("http://[fd00::2]:81"), "http://[fd00::2]:81");
+    }
+
+    #[test]
+    fn several_masters_stand_between_commas_and_none_is_the_one_on_this_host() {
+        let urls = |text: &str| text.parse::<MasterUrls>().map(|urls| urls.0.len());
+        assert_eq!(urls("m1,m2:81, http://m3"), Ok(3));
+        assert_eq!(
+            "".parse(),
+            Ok(MasterUrls(vec![DEFAULT_ENDPOINT.parse().unwrap()]))
+        );
+        assert!(urls("m1,").is_err());
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! A read moves on to the next master when one can't be reached, breaks off or is not ready. A write moves on only
 //! when the master certainly did not do it: sent twice, it could undo what the callback wrote in between.
 
-use super::{endpoint::MasterUrl, error::CliError};
+use super::{
+    endpoint::{MasterUrl, MasterUrls},
+    error::CliError,
+};
 use kontrol_proto::v1::{
     WatchRequest, WatchResponse, ensemble_service_client::EnsembleServiceClient,
 };
@@ -42,8 +45,11 @@ enum Failure {
 }
 
 impl Masters {
-    pub(super) fn new(urls: Vec<MasterUrl>, timeout: Duration) -> Self {
-        Self { urls, timeout }
+    pub(super) fn new(urls: &MasterUrls, timeout: Duration) -> Self {
+        Self {
+            urls: urls.0.clone(),
+            timeout,
+        }
     }
 
     /// Asks a question of the first master that can answer it.

@@ -15,8 +15,17 @@ use std::{
     sync::OnceLock,
 };
 
-/// How to show an answer.
+/// How the user wants answers shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Choice {
+    #[value(alias = "")]
+    Auto,
+    Table,
+    Json,
+}
+
+/// How to show an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// For a person.
     Table,
@@ -44,20 +53,16 @@ pub(super) struct Output<'a> {
 
 impl<'a> Output<'a> {
     /// The process's own standard output and error.
-    pub(super) fn new(
-        format: Option<Format>,
-        out: &'a mut io::Stdout,
-        err: &'a mut io::Stderr,
-    ) -> Self {
+    pub(super) fn new(choice: Choice, out: &'a mut io::Stdout, err: &'a mut io::Stderr) -> Self {
         let terminal = out.is_terminal();
-        let default = if terminal {
-            Format::Table
-        } else {
-            Format::Json
+        let format = match choice {
+            Choice::Table => Format::Table,
+            Choice::Auto if terminal => Format::Table,
+            Choice::Auto | Choice::Json => Format::Json,
         };
         let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self {
-            format: format.unwrap_or(default),
+            format,
             colour: terminal && !no_colour,
             out,
             err,

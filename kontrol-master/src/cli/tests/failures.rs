@@ -174,13 +174,14 @@ async fn colours_are_only_there_when_asked_for() {
 fn the_parser_is_consistent_and_refuses_what_it_cannot_use() {
     use clap::CommandFactory;
     Cli::command().debug_assert();
+    assert!(parse("pods --output '' --timeout '' --endpoint ''").is_ok());
     for (line, reason) in [
         ("pods --selector 'a in b'", "at character 6"),
         ("pods --endpoint https://m1", "TLS is not in this version"),
         ("pods --endpoint m1,,m2", "is not a master"),
         ("pods --timeout 0", "must be longer than nothing"),
         ("pods --timeout soon", "duration"),
-        ("pods --output xml", "possible values: table, json"),
+        ("pods --output xml", "possible values: auto, table, json"),
         ("watch --revision=-1", "-1"),
         ("explain", "<KEY|IP|ID>"),
         ("state put", "<JSON|->"),

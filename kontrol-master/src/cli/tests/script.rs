@@ -2,7 +2,7 @@
 
 use super::super::{
     Command, finish,
-    output::{Format, Output},
+    output::{Choice, Format, Output},
 };
 use clap::Parser;
 use kontrol_proto::v1::{
@@ -251,7 +251,10 @@ pub(super) async fn run_with(line: &str, input: &str, until: Option<&str>) -> Ra
             }
         }
     };
-    let format = command.client().output.unwrap_or(Format::Table);
+    let format = match command.client().output {
+        Choice::Auto | Choice::Table => Format::Table,
+        Choice::Json => Format::Json,
+    };
     let mut output = Output::to(format, false, &mut out, &mut err);
     let mut input = input.as_bytes();
     let code = tokio::time::timeout(DEADLINE, finish(&command, &mut output, &mut input, stop))
