@@ -2,40 +2,57 @@
 //!
 //! The *folder* is watched, not the file: an atomic rename replaces the file, and Kubernetes swaps the symbolic link
 //! `..data` beside it, neither of which a watch on the file would see. Where the kernel tells nothing (network file
-//! systems, no inotify instance left) a slow tick is all there is, and on a tick callers only compare the file's stamp.
+//! systems, no inotify instance left) a slow tick is all there is. On a tick, and when something else in the folder
+//! changed (it may be `/tmp`), callers only compare the file's stamp. Bursts of events are one.
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher, event};
 use std::{
+    ffi::OsString,
     fs::{File, Metadata},
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
     sync::Notify,
     task::spawn_blocking,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 /// How often to look where the kernel tells nothing.
 const TICK: Duration = Duration::from_secs(5);
+/// How long to let a burst of events pass: writing a file makes several.
+const BURST: Duration = Duration::from_millis(20);
 
 /// Why to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hint {
     /// Something in the folder changed: read.
     Event,
-    /// Time passed: compare stamps.
+    /// Time passed, or something beside the file changed: compare stamps.
     Tick,
+}
+
+/// What the watcher's thread tells.
+#[derive(Debug, Default)]
+struct Signal {
+    wake: Notify,
+    /// Whether it is the file itself that changed.
+    own: AtomicBool,
 }
 
 /// Tells when something in a folder may have changed.
 #[derive(Debug)]
 pub(crate) struct Changes {
     folder: PathBuf,
-    wake: Arc<Notify>,
+    /// The file that counts; none: all of the folder does.
+    file: Option<OsString>,
+    signal: Arc<Signal>,
     watcher: Option<RecommendedWatcher>,
     tick: Instant,
 }
@@ -47,14 +64,19 @@ impl Changes {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             Some(_) | None => Path::new("."),
         };
-        Self::of_folder(folder)
+        Self::new(folder, path.file_name().map(OsString::from))
     }
 
     /// Watches a folder, not the folders in it.
     pub(crate) fn of_folder(folder: &Path) -> Self {
+        Self::new(folder, None)
+    }
+
+    fn new(folder: &Path, file: Option<OsString>) -> Self {
         let mut changes = Self {
             folder: folder.to_owned(),
-            wake: Arc::new(Notify::new()),
+            file,
+            signal: Arc::default(),
             watcher: None,
             tick: Instant::now() + TICK,
         };
@@ -66,33 +88,43 @@ impl Changes {
     }
 
     fn watch(&mut self) -> notify::Result<()> {
-        let wake = self.wake.clone();
+        let (signal, file) = (self.signal.clone(), self.file.clone());
         let mut watcher =
             notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                if event.map_or(true, |event| is_change(&event.kind)) {
-                    wake.notify_one();
-                }
+                let own = match &event {
+                    Ok(event) if !is_change(&event.kind) => return,
+                    Ok(event) => file.as_ref().is_none_or(|file| {
+                        let mut names = event.paths.iter().filter_map(|path| path.file_name());
+                        names.any(|name| name == file)
+                    }),
+                    // Events were lost.
+                    Err(_) => true,
+                };
+                signal.own.fetch_or(own, Ordering::Relaxed);
+                signal.wake.notify_one();
             })?;
         watcher.watch(&self.folder, RecursiveMode::NonRecursive)?;
         self.watcher = Some(watcher);
         Ok(())
     }
 
-    /// Waits for a reason to look. Events that come together are one. Cancel safe.
+    /// Waits for a reason to look. Not cancel safe: a reason may be lost.
     pub(crate) async fn next(&mut self) -> Hint {
-        let hint = tokio::select! {
-            () = self.wake.notified() => Hint::Event,
-            () = sleep_until(self.tick) => Hint::Tick,
+        let event = tokio::select! {
+            () = self.signal.wake.notified() => true,
+            () = sleep_until(self.tick) => false,
         };
-        if hint == Hint::Event {
-            return hint;
+        if event {
+            sleep(BURST).await;
+            let own = self.signal.own.swap(false, Ordering::Relaxed);
+            return if own { Hint::Event } else { Hint::Tick };
         }
         self.tick = Instant::now() + TICK;
         // The folder may have come since; if so, something may have happened in it before the watch.
         if self.watcher.is_none() && self.watch().is_ok() {
             return Hint::Event;
         }
-        hint
+        Hint::Tick
     }
 }
 

@@ -81,6 +81,18 @@ async fn a_swap_of_the_data_link_is_seen() {
 }
 
 #[tokio::test]
+async fn what_else_happens_in_the_folder_only_compares_stamps() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("payload.json");
+    let mut changes = Changes::of_file(&path);
+    fs::write(folder.path().join("other"), "1").unwrap();
+    assert_eq!(timeout(SOON, changes.next()).await, Ok(Hint::Tick));
+    fs::write(&path, "1").unwrap();
+    let own = async { while changes.next().await != Hint::Event {} };
+    assert!(timeout(SOON, own).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_folder_that_comes_later_is_found_by_the_tick() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("late/payload.json");

@@ -94,6 +94,72 @@ async fn sigterm_says_down_and_ends_with_code_0() {
 }
 
 #[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let mut master = Master::start(Reply::Accept(LONG)).await;
+    let mut child = program()
+        .env("KONTROL_MASTER", master.address())
+        .env("KONTROL_LABELS", LABELS)
+        .spawn()
+        .unwrap();
+    master.hears(1).await;
+    // The goodbye goes unanswered, so there is time for a second signal.
+    master.now(Reply::Hang);
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::TERM).unwrap();
+    master.hears(2).await;
+    kill_process(pid, Signal::INT).unwrap();
+    let ended = tokio::task::spawn_blocking(move || child.wait());
+    let status = timeout(SOON, ended).await.unwrap().unwrap().unwrap();
+    assert_eq!(status.code(), Some(130));
+    master.stop().await;
+}
+
+/// Prints what an idle slave costs; run it by hand with `--ignored --nocapture`.
+#[tokio::test]
+#[ignore = "measures for a minute, checks nothing"]
+async fn idle_cost() {
+    let mut master = Master::start(Reply::Accept(Duration::from_secs(5))).await;
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(
+        folder.path().join("labels"),
+        "app=\"web\"\nrole=\"front\"\n",
+    )
+    .unwrap();
+    fs::write(folder.path().join("payload.json"), "1").unwrap();
+    let mut child = program()
+        .env("KONTROL_MASTER", master.address())
+        .env("KONTROL_PODINFO", folder.path())
+        .env("KONTROL_PAYLOAD", folder.path().join("payload.json"))
+        .spawn()
+        .unwrap();
+    let proc = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", child.id())).unwrap();
+    // User and system time, in hundredths of a second.
+    let ticks = || -> u64 {
+        let stat = proc("stat");
+        let fields: Vec<&str> = stat.split_whitespace().collect();
+        fields[13].parse::<u64>().unwrap() + fields[14].parse::<u64>().unwrap()
+    };
+    master.hears(2).await;
+    let (before, start) = (ticks(), master.heard().len());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    println!(
+        "CPU: {} ms a minute, {} keepalives",
+        (ticks() - before) * 10,
+        master.heard().len() - start
+    );
+    let status = proc("status");
+    for name in ["VmRSS", "RssAnon", "RssFile", "Threads"] {
+        println!(
+            "{}",
+            status.lines().find(|line| line.starts_with(name)).unwrap()
+        );
+    }
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    child.wait().unwrap();
+    master.stop().await;
+}
+
+#[tokio::test]
 async fn sigterm_ends_it_in_time_though_no_master_was_ever_reached() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
