@@ -318,6 +318,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_known_serves_while_the_name_server_is_away() {
+        let mut link = link("no-such-name.invalid");
+        let known: SocketAddr = "127.0.0.1:8000".parse().unwrap();
+        link.lookups[0].known = vec![known];
+        assert_eq!(link.next(LIMIT).await.unwrap().1, known);
+        assert!(link.exhausted());
+    }
+
+    #[tokio::test]
+    async fn each_round_looks_the_names_up_again() {
+        let mut link = link("127.0.0.1:1");
+        assert_eq!(round(&mut link).await.len(), 1);
+        link.lookups[0].known = vec!["127.0.0.9:9".parse().unwrap()];
+        assert_eq!(round(&mut link).await, ["127.0.0.1:1".parse().unwrap()]);
+    }
+
+    #[tokio::test]
     async fn a_refused_connection_names_the_address() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
