@@ -21,7 +21,7 @@ use std::{
 #[derive(Debug, Clone, Parser)]
 #[command(name = "kontrol-slave", version, max_term_width = 120)]
 pub struct Args {
-    /// Masters: host[:port] or http://host[:port], port 8000 unless given. `,` separates tiers, each of which gets
+    /// Masters: `host[:port]` or `http://host[:port]`, port 8000 unless given. `,` separates tiers, each of which gets
     /// every keepalive; `|` separates the endpoints of one tier, of which one is in use at a time; a name stands for
     /// all its addresses. Default: the annotation `kontrol/master` in the folder of --podinfo.
     #[arg(
