@@ -25,7 +25,7 @@ mod run;
 pub mod shim;
 mod verdict;
 
-pub use program::Program;
+pub use program::{Program, ProgramError};
 pub use run::run;
 
 use crate::model::Digest;
