@@ -60,6 +60,16 @@ pub async fn serve(
     token: CancellationToken,
     drain: Duration,
 ) -> io::Result<()> {
+    serve_at_most(listener, router, token, drain, MAX_CONNECTIONS).await
+}
+
+async fn serve_at_most(
+    listener: TcpListener,
+    router: Router,
+    token: CancellationToken,
+    drain: Duration,
+    most: usize,
+) -> io::Result<()> {
     let local = listener.local_addr()?;
     // Saves the router from finishing itself at each request.
     let router = router.with_state(());
@@ -73,7 +83,7 @@ pub async fn serve(
             biased;
             () = token.cancelled() => break,
             Some(ended) = connections.join_next() => report(ended),
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+            accepted = listener.accept(), if connections.len() < most => match accepted {
                 Ok((stream, peer)) => {
                     pause = FIRST_PAUSE;
                     let info = TcpConnectInfo { local_addr: Some(local), remote_addr: Some(peer) };

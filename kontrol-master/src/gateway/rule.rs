@@ -156,9 +156,12 @@ fn pattern(rule: &DynamicMessage) -> Result<(Method, String), String> {
             return Ok((method, text(rule, name)));
         }
     }
+    if !rule.has_field_by_name("custom") {
+        return Err("it names no HTTP method".into());
+    }
     let custom = rule.get_field_by_name("custom");
     let custom = custom.as_deref().and_then(Value::as_message);
-    let custom = custom.ok_or("it names no HTTP method")?;
+    let custom = custom.ok_or("its custom pattern is no message")?;
     let method = text(custom, "kind")
         .parse()
         .map_err(|_| "its custom kind is no HTTP method")?;
