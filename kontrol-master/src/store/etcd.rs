@@ -218,9 +218,12 @@ impl EtcdStore {
         self.members
             .call(Sent::Repeatedly, Connection::Shared, deadline, send)
             .await
-            .map_err(|failure| match failure {
-                Failure::Lease => StoreError::LeaseGone(lease),
-                failure => failure.of_read(0),
+            .map_err(|failure| {
+                if failure == Failure::Lease {
+                    StoreError::LeaseGone(lease)
+                } else {
+                    failure.of_read(0)
+                }
             })
     }
 }

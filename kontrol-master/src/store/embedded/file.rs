@@ -93,12 +93,13 @@ impl File {
 
     /// Opens the database and reads all of it.
     fn load(&mut self) -> Result<State, StoreError> {
-        let database = (self.open)(&self.path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::Refused(format!(
-                "{} is in use by another process; give each master a directory of its own, or use etcd",
-                self.path.display()
-            )),
-            error => self.refused(&error),
+        let database = (self.open)(&self.path).map_err(|error| {
+            if matches!(error, DatabaseError::DatabaseAlreadyOpen) {
+                return self.refused(
+                    &"is in use by another process; give each master a directory of its own, or use etcd",
+                );
+            }
+            self.refused(&error)
         })?;
         self.prepare(&database)?;
         let state = read_state(&database).map_err(|error| self.refused(&error))?;

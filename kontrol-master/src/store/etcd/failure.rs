@@ -97,13 +97,11 @@ impl From<Status> for Failure {
         // etcd's own words, which are part of its API: its other clients go by them as well.
         let says = |text: &str| message.contains(text);
         match status.code() {
-            Code::Unauthenticated => Self::Token(message.to_owned()),
+            Code::Unauthenticated => Self::Token(no_user(message)),
             Code::InvalidArgument
                 if says("user name is empty") || says("revision of auth store is old") =>
             {
-                Self::Token(format!(
-                    "{message} (etcd wants a user: KONTROL_ETCD_USER, KONTROL_ETCD_PASSWORD)"
-                ))
+                Self::Token(no_user(message))
             }
             Code::InvalidArgument if says("authentication failed") => Self::Refused(
                 "wrong user or password; check KONTROL_ETCD_USER and KONTROL_ETCD_PASSWORD".into(),
@@ -141,6 +139,11 @@ impl From<Status> for Failure {
             | Code::DataLoss => Self::Unclear(deepest(&status)),
         }
     }
+}
+
+/// Told only when a new token did not help, so there is no user or no longer one.
+fn no_user(message: &str) -> String {
+    format!("{message} (etcd wants a user: set KONTROL_ETCD_USER and KONTROL_ETCD_PASSWORD)")
 }
 
 /// Whether no connection could be made, so that nothing was sent.

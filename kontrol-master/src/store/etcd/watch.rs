@@ -71,9 +71,12 @@ fn cancellation(answer: &WatchResponse) -> Status {
     if answer.compact_revision() > 0 || reason.contains("compacted") {
         return Status::out_of_range("compacted");
     }
-    // The token is as new as the connection, so it is not what is wrong.
-    if reason.contains("permission denied") || reason.contains("auth") {
-        return Status::permission_denied(reason);
+    if reason.contains("permission denied") {
+        return Status::permission_denied("etcdserver: permission denied");
+    }
+    // Newer servers name what is wrong with the token; it is refused before anything else is looked at.
+    if reason.contains("auth") || reason.contains("user name is empty") {
+        return Status::unauthenticated(reason);
     }
     Status::unavailable(format!("etcd cancelled the watch: {reason}"))
 }
