@@ -46,8 +46,8 @@ const DEFAULT_TIMEOUT: &str = "5s";
 /// Which masters to ask, and how to show what they answer.
 #[derive(Debug, Clone, Args)]
 pub struct ClientArgs {
-    /// The master to ask: URL or host[:port], the port being 8000 unless given. Of several, separated by commas, the
-    /// first that can answer does
+    /// The master to ask: a URL or `host[:port]`, the port being 8000 unless given. Of several, separated by commas,
+    /// the first that can answer does
     #[arg(
         long,
         global = true,

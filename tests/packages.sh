@@ -1,0 +1,47 @@
+# Installs what Kontrol needs from Debian, and only what is not there. Sourced by deploy/demo, tests/run and .ci/run:
+#
+#   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
+#   need_tests   what it takes to run every test: etcd, and Python for callbacks written in it
+#   install      installs what was found missing, if anything, with one apt-get update
+
+missing=()
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+need_build() {
+    has cargo || {
+        echo "error: there is no cargo: install Rust first, see https://rustup.rs" >&2
+        exit 1
+    }
+    has cc || missing+=(gcc libc6-dev)
+    local protoc
+    protoc=$(command -v "${PROTOC:-protoc}") || {
+        missing+=(protobuf-compiler libprotobuf-dev)
+        return
+    }
+    # A protoc from elsewhere brings its files along, beside its bin folder.
+    local types=include/google/protobuf/struct.proto
+    [[ -f /usr/$types || -f $(dirname "$(readlink -f "$protoc")")/../$types ]] || missing+=(libprotobuf-dev)
+}
+
+need_tests() {
+    # The tests start an etcd of their own on free ports; a service that the package may start is left alone.
+    has etcd || missing+=(etcd-server)
+    has python3 || missing+=(python3)
+}
+
+install() {
+    ((${#missing[@]})) || return 0
+    local command=(apt-get install -y --no-install-recommends "${missing[@]}") root=()
+    if ((EUID != 0)); then
+        has sudo && root=(sudo)
+    fi
+    if ! has apt-get || { ((EUID != 0)) && ! has sudo; }; then
+        echo "error: ${missing[*]} are missing, and can't be installed from here; as root: ${command[*]}" >&2
+        exit 1
+    fi
+    echo "installing ${missing[*]}" >&2
+    "${root[@]}" apt-get update -q </dev/null >&2
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" </dev/null >&2
+    missing=()
+}
