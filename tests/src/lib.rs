@@ -1,1 +1,52 @@
 //! The harness of the end-to-end tests: real etcd, real masters, real slaves, each a process of its own.
+//!
+//! ```text
+//! test ── Cluster ── Master (process) x N ─┐
+//!      ├─ Slave (process)                  ├── Etcd (process) x 1 or 3
+//!      ├─ Fleet (pods in this process) ────┘
+//!      └─ Recorder (callback script + its log) ── history::violations
+//! ```
+//!
+//! Written against what users see (protobuf, HTTP, flags, etcd keys), never against the programs' insides. What holds:
+//! whatever a test starts is killed by pid when it ends, panics included; what a process wrote is shown when its test
+//! fails; nothing waits for a time to pass where a condition can be waited for.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap of the harness is a failed test"
+)]
+
+pub mod client;
+pub mod cluster;
+pub mod etcd;
+pub mod fault;
+pub mod fleet;
+pub mod history;
+pub mod node;
+pub mod pod;
+pub mod ports;
+pub mod process;
+pub mod script;
+pub mod wait;
+
+use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// What a slow machine may add to a bound of the contract: scheduling, one poll, one round trip.
+pub const SLACK: Duration = Duration::from_millis(1500);
+
+/// A deadline for what should happen soon, on a machine that is busy.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// How many shares of the machine there are: a small test takes one, a heavy one three.
+static SHARES: Semaphore = Semaphore::const_new(6);
+
+/// Waits until the machine has room for a test with a few processes. Hold the permit until the test ends.
+pub async fn small() -> SemaphorePermit<'static> {
+    SHARES.acquire().await.unwrap()
+}
+
+/// Waits until the machine has room for a test that loads it: several masters under faults, or thousands of pods.
+pub async fn heavy() -> SemaphorePermit<'static> {
+    SHARES.acquire_many(3).await.unwrap()
+}

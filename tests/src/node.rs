@@ -1,0 +1,259 @@
+//! The built programs as processes: masters that serve, slaves that report, and single commands.
+
+use crate::{
+    SOON,
+    client::{Api, exchange},
+    ports,
+    process::Process,
+    wait::eventually,
+};
+use anyhow::ensure;
+use rustix::process::Signal;
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Output},
+    time::Duration,
+};
+
+/// How often a master is started anew on another port when its port was taken.
+const ATTEMPTS: usize = 3;
+
+/// Where a built program is: in `KONTROL_BIN_DIR`, else where cargo puts it.
+pub fn program(name: &str) -> PathBuf {
+    let dir = env::var_os("KONTROL_BIN_DIR").map_or_else(
+        || {
+            let test = env::current_exe().unwrap();
+            // target/<profile>/deps/<test>
+            test.ancestors().nth(2).unwrap().to_owned()
+        },
+        PathBuf::from,
+    );
+    let path = dir.join(name);
+    assert!(
+        path.is_file(),
+        "{} does not exist: run `cargo build --workspace` first",
+        path.display()
+    );
+    path
+}
+
+/// A command of a built program that inherits nothing from the environment of the test but its `PATH`.
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(program(name));
+    command
+        .env_clear()
+        .env("PATH", env::var_os("PATH").unwrap_or_default())
+        .env("RUST_BACKTRACE", "1");
+    command
+}
+
+/// Runs a command of a built program to its end.
+pub async fn run(mut command: Command) -> Output {
+    let text = format!("{command:?}");
+    let run = tokio::task::spawn_blocking(move || command.output());
+    tokio::time::timeout(SOON, run)
+        .await
+        .unwrap_or_else(|_| panic!("{text} did not end within {SOON:?}"))
+        .unwrap()
+        .unwrap()
+}
+
+/// A master as a process. It keeps its id, port and folder over any number of starts.
+#[derive(Debug)]
+pub struct Master {
+    id: String,
+    port: u16,
+    settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
+    log: PathBuf,
+    process: Option<Process>,
+    /// Earlier starts: what they left behind is killed with the test, not before, so that it can be looked at.
+    retired: Vec<Process>,
+}
+
+impl Master {
+    /// A master that is not started yet. Settings are flags without their dashes, with their values.
+    pub fn new(
+        id: &str,
+        settings: Vec<(String, String)>,
+        environment: Vec<(String, String)>,
+        dir: &Path,
+    ) -> Self {
+        Self {
+            id: id.to_owned(),
+            port: ports::free(),
+            settings,
+            environment,
+            log: dir.join(format!("{id}.log")),
+            process: None,
+            retired: Vec::new(),
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// `host:port` of its one port.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// A client of it.
+    pub fn api(&self) -> Api {
+        Api::new(self.url())
+    }
+
+    /// Starts it, and lets it come up by itself.
+    pub fn launch(&mut self) {
+        assert!(self.process.is_none(), "{} runs already", self.id);
+        let mut command = command("kontrol-master");
+        command
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--advertise", &self.address(), "--id", &self.id]);
+        for (flag, value) in &self.settings {
+            command.arg(format!("--{flag}")).arg(value);
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        self.process = Some(Process::spawn(&self.id, &mut command, &self.log));
+    }
+
+    /// Starts it and waits until it listens; with another port when this one was taken meanwhile.
+    pub async fn start(&mut self) {
+        for _ in 0..ATTEMPTS {
+            self.launch();
+            if self.listening().await {
+                return;
+            }
+            self.process = None;
+            self.port = ports::free();
+        }
+        panic!("found no free port for {} in {ATTEMPTS} attempts", self.id);
+    }
+
+    /// Waits until it listens. False when it ended because its port was taken.
+    async fn listening(&mut self) -> bool {
+        let url = format!("{}/healthz", self.url());
+        let id = self.id.clone();
+        let process = self.process.as_mut().unwrap();
+        eventually(SOON, &format!("{id} that listens"), async || {
+            if let Some(status) = process.status() {
+                let log = process.log();
+                if log.to_lowercase().contains("in use") {
+                    return Ok(false);
+                }
+                panic!("{id} ended at once ({status}):\n{log}");
+            }
+            let answer = exchange("GET", &url, "", Vec::new()).await?;
+            ensure!(answer.status == 200, "/healthz answers {}", answer.status);
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&self) {
+        let url = format!("{}/readyz", self.url());
+        eventually(SOON, &format!("{} that is ready", self.id), async || {
+            let answer = exchange("GET", &url, "", Vec::new()).await?;
+            ensure!(answer.status == 200, "{}: {}", answer.status, answer.body);
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Whether it runs.
+    pub fn running(&mut self) -> bool {
+        self.process
+            .as_mut()
+            .is_some_and(|process| process.status().is_none())
+    }
+
+    /// Its process. Panics when it was not started.
+    pub fn process(&mut self) -> &mut Process {
+        self.process
+            .as_mut()
+            .unwrap_or_else(|| panic!("{} does not run", self.id))
+    }
+
+    /// Everything that it logged, over all its starts.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Kills it (SIGKILL). What it had started is left alone until the end of the test.
+    pub fn kill(&mut self) {
+        self.process().kill();
+        self.retire();
+    }
+
+    /// Stops it as an operator would (SIGTERM), and waits for its end.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.process().signal(Signal::TERM);
+        let status = self.process().ended(SOON).await;
+        self.retire();
+        status
+    }
+
+    fn retire(&mut self) {
+        self.retired.extend(self.process.take().map(Process::quiet));
+    }
+
+    /// Pauses it (SIGSTOP).
+    pub fn pause(&mut self) {
+        self.process().signal(Signal::STOP);
+    }
+
+    /// Lets it go on after a pause.
+    pub fn resume(&mut self) {
+        self.process().signal(Signal::CONT);
+    }
+}
+
+/// A slave as a process.
+#[derive(Debug)]
+pub struct Slave {
+    process: Process,
+}
+
+impl Slave {
+    /// Starts one. Settings are flags without their dashes, with their values.
+    pub fn start(name: &str, settings: &[(&str, &str)], dir: &Path) -> Self {
+        let mut command = command("kontrol-slave");
+        for (flag, value) in settings {
+            command.arg(format!("--{flag}")).arg(value);
+        }
+        let log = dir.join(format!("{name}.log"));
+        Self {
+            process: Process::spawn(name, &mut command, &log),
+        }
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Everything that it logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Kills it (SIGKILL).
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Stops it as an operator would (SIGTERM), and waits for its end.
+    pub async fn stop(&mut self, within: Duration) -> ExitStatus {
+        self.process.signal(Signal::TERM);
+        self.process.ended(within).await
+    }
+}
