@@ -1,1 +1,21 @@
-fn main() {}
+//! What the contract promises, asked of the built programs on a real etcd. One module for each capability; what happens
+//! under faults is asked in `robustness`.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap of a test is a failed test"
+)]
+
+mod by_hand;
+mod callback;
+mod chain;
+mod cli;
+mod config;
+mod file_store;
+mod input;
+mod keepalive;
+mod keys;
+mod liveness;
+mod serving;
+mod slave;
+mod watch;

@@ -1,1 +1,14 @@
-fn main() {}
+//! What must hold while things break: a tier with reporting pods and a recording callback, a fault, and then the
+//! question whether anybody was lost, any seq changed, any callback overlapped or ran again for nothing.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap of a test is a failed test"
+)]
+
+mod chaos;
+mod leader;
+mod load;
+mod restart;
+mod scene;
+mod store;

@@ -39,6 +39,11 @@ impl Builder {
         Self { ttl, ..self }
     }
 
+    /// A TTL that no test outlasts, for tests that send few keepalives.
+    pub fn patient(self) -> Self {
+        self.ttl(Duration::from_secs(60))
+    }
+
     /// The damper.
     pub fn damper(self, damper: Duration) -> Self {
         Self { damper, ..self }

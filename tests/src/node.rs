@@ -111,6 +111,12 @@ impl Master {
         Api::new(self.url())
     }
 
+    /// Sets a flag, without its dashes, for the next start, in place of what it was set to.
+    pub fn set(&mut self, flag: &str, value: &str) {
+        self.settings.retain(|(name, _)| name != flag);
+        self.settings.push((flag.into(), value.into()));
+    }
+
     /// Starts it, and lets it come up by itself.
     pub fn launch(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.id);
