@@ -22,7 +22,7 @@ impl Backoff {
     }
 
     /// The delay after one more failure.
-    pub fn next(&mut self) -> Duration {
+    pub fn failed(&mut self) -> Duration {
         let bound = self
             .base
             .saturating_mul(1 << self.failures.min(16))

@@ -139,7 +139,7 @@ impl Campaign {
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "could not become a candidate yet");
-                    token.run_until_cancelled(sleep(backoff.next())).await;
+                    token.run_until_cancelled(sleep(backoff.failed())).await;
                 }
             }
         }

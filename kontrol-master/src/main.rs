@@ -1,14 +1,92 @@
 //! `kontrol-master`: serves, or asks a master that does.
 
-use kontrol_master::callback;
-use std::{env, process::ExitCode};
+use clap::Parser;
+use kontrol_master::{callback, cli, config::ServeArgs, server::Server};
+use kontrol_slave::{logging, supervise};
+use std::{env, ffi::OsStr, process::ExitCode};
+use tokio_util::sync::CancellationToken;
+
+/// Exit code of a wrong configuration.
+const WRONG_CONFIGURATION: u8 = 2;
+
+/// Keeps the roster of live pods in etcd, elects a leader, and runs your callback there when the roster changes.
+///
+/// Without a command it serves. With one it asks a master that does.
+#[derive(Debug, Parser)]
+#[command(name = "kontrol-master", version, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    serve: ServeArgs,
+
+    #[command(subcommand)]
+    command: Option<cli::Command>,
+}
 
 fn main() -> ExitCode {
-    // These two are for the master itself. They start before any thread does.
+    // These two are for the master itself, beside the callback. They start before any thread does.
     let mut arguments = env::args_os().skip(1);
-    match arguments.next().as_deref().and_then(|name| name.to_str()) {
-        Some("guard") => callback::guard::main(arguments),
-        Some("shim") => callback::shim::main(arguments),
-        _ => ExitCode::SUCCESS,
+    match arguments.next().as_deref().and_then(OsStr::to_str) {
+        Some("guard") => return callback::guard::main(arguments),
+        Some("shim") => return callback::shim::main(arguments),
+        Some(_) | None => {}
+    }
+    let cli = Cli::parse();
+    match cli.command {
+        Some(command) => ask(command),
+        None => serve(cli.serve),
+    }
+}
+
+fn ask(command: cli::Command) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => {
+            let code = runtime.block_on(cli::run(command));
+            // Standard input may still be read by a thread that nobody waits for.
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => fail(&format!("can't start the runtime: {error}")),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("kontrol-master: {message}");
+    ExitCode::FAILURE
+}
+
+fn serve(args: ServeArgs) -> ExitCode {
+    let (format, verbose) = (args.log_format, args.wants_verbose());
+    let config = match args.check(|name| std::env::var(name).ok()) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            for mistake in mistakes {
+                eprintln!("kontrol-master: {mistake}");
+            }
+            return ExitCode::from(WRONG_CONFIGURATION);
+        }
+    };
+    logging::init(format, verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("can't start the runtime: {error}")),
+    };
+    let served = runtime.block_on(async {
+        let token = CancellationToken::new();
+        let signals = supervise::signals(token.clone())?;
+        let server = Server::bind(config).await?;
+        tokio::select! {
+            served = server.run(token) => served,
+            never = signals => match never {},
+        }
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("{error:#}")),
     }
 }

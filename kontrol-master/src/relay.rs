@@ -205,7 +205,7 @@ impl RelayTask {
                         );
                     }
                     self.drop_late();
-                    sleep(backoff.next()).await;
+                    sleep(backoff.failed()).await;
                 }
                 None => {
                     // All arms are cancel safe; a lost wake-up costs at most a heart-beat.
@@ -409,9 +409,10 @@ impl Item {
 
 impl From<&RpcStatus> for Ended {
     fn from(status: &RpcStatus) -> Self {
-        match status.code() {
-            Code::FailedPrecondition => Self::NotLeading,
-            _ => Self::Broken(status.message().to_owned()),
+        if status.code() == Code::FailedPrecondition {
+            Self::NotLeading
+        } else {
+            Self::Broken(status.message().to_owned())
         }
     }
 }

@@ -194,10 +194,10 @@ pub(super) fn field_path(
     while let Some(name) = names.next() {
         let field = field(&message, name)?;
         if names.peek().is_some() {
-            match field.kind() {
-                Kind::Message(inner) if !field.is_list() && !field.is_map() => message = inner,
-                _ => return Err(format!("{name} has no fields")),
-            }
+            let inner = field.kind().as_message().cloned();
+            message = inner
+                .filter(|_| !field.is_list() && !field.is_map())
+                .ok_or_else(|| format!("{name} has no fields"))?;
         }
         fields.push(field);
     }

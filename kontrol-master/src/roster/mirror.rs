@@ -134,7 +134,7 @@ impl Mirror {
                 std::mem::replace(&mut progress.connected, false)
             });
             if token
-                .run_until_cancelled(sleep(backoff.next()))
+                .run_until_cancelled(sleep(backoff.failed()))
                 .await
                 .is_none()
             {

@@ -39,9 +39,12 @@ pub(crate) const FLOOD_BYTES: usize = 64 * 1024;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Script(Arc<Inner>);
 
+/// Who called, with which authority, and what was said.
+type Heard = (Option<SocketAddr>, Option<String>, PingRequest);
+
 #[derive(Debug, Default)]
 struct Inner {
-    pings: Mutex<Vec<(Option<SocketAddr>, Option<String>, PingRequest)>>,
+    pings: Mutex<Vec<Heard>>,
     listed: Mutex<Option<ListPodsRequest>>,
     stored: Mutex<Option<PutStateRequest>>,
     watched_from: Mutex<Vec<i64>>,

@@ -95,7 +95,7 @@ async fn json_has_every_field_in_proto3_json_with_plain_numbers() {
                 {"id": "m1", "address": "m1.example:8000"},
                 {"id": "m2", "address": "m2.example:8000"},
             ],
-            "callback": {"configured": true, "failures": 0},
+            "callback": {"configured": true, "failures": 0, "runningDigest": ""},
             "handledDigest": DIGEST, "revision": 9_007_199_254_740_993_i64,
             "settings": {"ttl": "25s", "interval": "8s", "damper": "2.500s", "damperMax": "60s", "fover": "5s"},
             "master": "m1",

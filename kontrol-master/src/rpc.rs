@@ -1,0 +1,108 @@
+//! The gRPC face: thin adapters between `kontrol.v1` and the domain. Nothing is decided here.
+
+mod convert;
+mod ensemble;
+mod keepalive;
+mod peer;
+mod status;
+mod watch;
+
+use crate::{
+    config::Settings, election::Election, keepalive::Keepalives, liveness::MasterId, relay::Relay,
+    roster::Roster, status::Status, store::SharedStore,
+};
+use kontrol_proto::{
+    FILE_DESCRIPTOR_SET,
+    internal::v1::peer_service_server::PeerServiceServer,
+    v1::{
+        ensemble_service_server::{EnsembleServiceServer, SERVICE_NAME as ENSEMBLE},
+        keepalive_service_server::{KeepaliveServiceServer, SERVICE_NAME as KEEPALIVE},
+    },
+};
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+/// Largest message taken in: a keepalive with the largest payload, labels and annotations fits well.
+const MAX_REQUEST_BYTES: usize = 2 * 1024 * 1024;
+/// Largest batch of a relay.
+const MAX_RELAY_BYTES: usize = 4 * 1024 * 1024;
+
+/// What the services work with.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The store.
+    pub store: SharedStore,
+    /// The roster.
+    pub roster: Roster,
+    /// The election.
+    pub election: Election,
+    /// The relay.
+    pub relay: Relay,
+    /// The callback's status.
+    pub status: Status,
+    /// The intake.
+    pub keepalives: Keepalives,
+    /// This master.
+    pub me: MasterId,
+    /// Settings.
+    pub settings: Arc<Settings>,
+    /// Cancelled when streams are to end.
+    pub token: CancellationToken,
+}
+
+/// Every service, with reflection and health. The reporter tells the health of all of them.
+pub fn routes(
+    context: Context,
+) -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+    };
+    let keepalive = KeepaliveServiceServer::new(keepalive::Service::new(context.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let ensemble = EnsembleServiceServer::new(ensemble::Service::new(context.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_encoding_message_size(usize::MAX);
+    let peer = PeerServiceServer::new(peer::Service::new(context))
+        .max_decoding_message_size(MAX_RELAY_BYTES);
+    let routes = Routes::new(keepalive)
+        .add_service(ensemble)
+        .add_service(peer)
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    Ok((routes, reporter))
+}
+
+/// Keeps the health service true, until the token is cancelled: serving while this master is ready.
+pub async fn report_health(
+    reporter: HealthReporter,
+    roster: Roster,
+    relay: Relay,
+    token: CancellationToken,
+) {
+    let mut before = None;
+    loop {
+        let ready = crate::server::ready(&roster, &relay).is_ok() && !token.is_cancelled();
+        if before != Some(ready) {
+            let status = if ready {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            for service in ["", KEEPALIVE, ENSEMBLE] {
+                reporter.set_service_status(service, status).await;
+            }
+            before = Some(ready);
+        }
+        if token.is_cancelled() {
+            return;
+        }
+        token
+            .run_until_cancelled(tokio::time::sleep(Duration::from_millis(200)))
+            .await;
+    }
+}

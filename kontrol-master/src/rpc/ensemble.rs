@@ -1,0 +1,337 @@
+//! EnsembleService: reads from this master's roster, and PutState.
+
+use super::{Context, convert, watch};
+use crate::{
+    error::Error,
+    keepalive::committer::now_ms,
+    model::{PodKey, Selector, pod::Invalid},
+    roster::{Member, PeerMaster, StateRecord, View, view::STATE},
+    store::{Compare, Op, Outcome, Revision, StoreError, Txn},
+};
+use futures::{Stream, future::join_all};
+use kontrol_proto::{
+    internal::v1::{InspectRequest, peer_service_client::PeerServiceClient},
+    v1::{
+        self, ExplainPodRequest, ExplainPodResponse, GetEnsembleRequest, GetEnsembleResponse,
+        GetPodRequest, GetPodResponse, GetStateRequest, GetStateResponse, ListPodsRequest,
+        ListPodsResponse, MasterView, PutStateRequest, PutStateResponse, WatchRequest,
+        WatchResponse, ensemble_service_server::EnsembleService,
+    },
+};
+use std::{pin::Pin, time::Duration};
+use tokio::time::timeout;
+use tonic::{Request, Response, Status, transport::Endpoint};
+
+/// Largest state, in bytes of JSON: it must fit into one write of etcd (1.5 MiB by default).
+const MAX_STATE_BYTES: usize = 1024 * 1024;
+/// How often a PutState that others keep overtaking is tried.
+const MAX_ATTEMPTS: usize = 16;
+/// How long another master may take to tell what it heard.
+const INSPECT_LIMIT: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Service {
+    context: Context,
+}
+
+/// Reads a key that a caller gave.
+pub(super) fn key(text: &str) -> Result<PodKey, Error> {
+    text.parse()
+        .map_err(|error| Invalid::new("key", format!("{:?} {error}", convert::clip(text))).into())
+}
+
+impl Service {
+    pub(super) fn new(context: Context) -> Self {
+        Self { context }
+    }
+
+    fn view(&self) -> Result<std::sync::Arc<View>, Error> {
+        if self.context.roster.started() {
+            Ok(self.context.roster.view())
+        } else {
+            Err(Error::Unavailable(
+                "this master has not read the roster yet; try another master".to_owned(),
+            ))
+        }
+    }
+
+    async fn put_state(&self, state: serde_json::Value) -> Result<Revision, Error> {
+        let view = self.view()?;
+        let (record, revision) = view.state();
+        let mut current = (StateRecord::clone(record), revision);
+        for _ in 0..MAX_ATTEMPTS {
+            let record = StateRecord {
+                state: Some(state.clone()),
+                ..current.0
+            };
+            let txn = Txn {
+                compares: vec![match current.1 {
+                    0 => Compare::Absent(STATE.to_owned()),
+                    revision => Compare::ModRevision(STATE.to_owned(), revision),
+                }],
+                // A record of strings, numbers and JSON has no way to fail to become JSON.
+                ops: vec![Op::put(
+                    STATE,
+                    serde_json::to_vec(&record).unwrap_or_default(),
+                )],
+                otherwise: vec![STATE.to_owned()],
+            };
+            let outcome = match self.context.store.commit(txn).await {
+                Err(StoreError::Indeterminate(_)) => {
+                    let read = self.context.store.read(&[STATE.to_owned()]).await;
+                    read.map(Outcome::Conflict)
+                }
+                outcome => outcome,
+            };
+            match outcome.map_err(|error| Error::from_store(&error))? {
+                Outcome::Committed(revision) => return Ok(revision),
+                Outcome::Conflict(snapshot) => {
+                    let entry = snapshot.entries.first();
+                    current = entry
+                        .map(|entry| {
+                            let record = serde_json::from_slice(&entry.value).unwrap_or_default();
+                            (record, entry.mod_revision)
+                        })
+                        .unwrap_or_default();
+                    if current.0.state.as_ref() == Some(&state) {
+                        return Ok(current.1);
+                    }
+                }
+            }
+        }
+        Err(Error::Unavailable(
+            "others kept changing the state; try again".to_owned(),
+        ))
+    }
+
+    async fn inspect(&self, master: &PeerMaster, key: PodKey) -> MasterView {
+        let mut view = MasterView {
+            master: Some(convert::master(master)),
+            ..MasterView::default()
+        };
+        let ask = async {
+            let endpoint = Endpoint::from_shared(format!("http://{}", master.address))
+                .map_err(|error| error.to_string())?;
+            let channel = endpoint
+                .connect()
+                .await
+                .map_err(|_| "can't be reached".to_owned())?;
+            let request = InspectRequest {
+                key: key.to_string(),
+            };
+            let answer = PeerServiceClient::new(channel).inspect(request).await;
+            answer
+                .map(Response::into_inner)
+                .map_err(|status| status.message().to_owned())
+        };
+        match timeout(INSPECT_LIMIT, ask).await {
+            Ok(Ok(answer)) => {
+                view.leads = answer.leads;
+                view.heard_ago = answer.heard_ago;
+                view.expires_in = answer.expires_in;
+            }
+            Ok(Err(error)) => view.error = error,
+            Err(_) => "does not answer".clone_into(&mut view.error),
+        }
+        view
+    }
+}
+
+#[tonic::async_trait]
+impl EnsembleService for Service {
+    async fn get_ensemble(
+        &self,
+        _: Request<GetEnsembleRequest>,
+    ) -> Result<Response<GetEnsembleResponse>, Status> {
+        let view = self.view()?;
+        let settings = &self.context.settings;
+        let leader = view.leader();
+        Ok(Response::new(GetEnsembleResponse {
+            namespace: settings.namespace.clone(),
+            app: settings.app.clone(),
+            digest: view.digest().to_string(),
+            pod_count: u32::try_from(view.len()).unwrap_or(u32::MAX),
+            epoch: leader.map_or(0, |leader| leader.epoch),
+            leader: leader.map(|leader| convert::master(&leader.master)),
+            masters: view.masters().map(convert::master).collect(),
+            callback: Some(self.context.status.now()),
+            handled_digest: view.state().0.digest.clone(),
+            revision: view.revision(),
+            settings: Some(v1::Settings {
+                ttl: convert::duration(settings.ttl),
+                interval: convert::duration(settings.interval()),
+                damper: convert::duration(settings.damper),
+                damper_max: convert::duration(settings.damper_max),
+                fover: convert::duration(settings.fover),
+            }),
+            master: self.context.me.to_string(),
+        }))
+    }
+
+    async fn list_pods(
+        &self,
+        request: Request<ListPodsRequest>,
+    ) -> Result<Response<ListPodsResponse>, Status> {
+        let request = request.into_inner();
+        let selector: Selector = request
+            .selector
+            .parse()
+            .map_err(|error| Error::from(Invalid::new("selector", error)))?;
+        let view = self.view()?;
+        let wanted = |member: &&Member| {
+            (request.role.is_empty() || member.pod.role() == request.role)
+                && selector.matches(member.pod.labels())
+        };
+        let members = view.pods().filter_map(|pod| view.member(pod.key()));
+        Ok(Response::new(ListPodsResponse {
+            pods: members.filter(wanted).map(convert::member).collect(),
+            digest: view.digest().to_string(),
+            revision: view.revision(),
+        }))
+    }
+
+    async fn get_pod(
+        &self,
+        request: Request<GetPodRequest>,
+    ) -> Result<Response<GetPodResponse>, Status> {
+        let key = key(&request.into_inner().key)?;
+        let view = self.view()?;
+        let member = view.member(key).ok_or_else(|| {
+            Error::NotFound(format!(
+                "no live pod has the key {key}; explain it to see why"
+            ))
+        })?;
+        Ok(Response::new(GetPodResponse {
+            pod: Some(convert::member(member)),
+        }))
+    }
+
+    async fn explain_pod(
+        &self,
+        request: Request<ExplainPodRequest>,
+    ) -> Result<Response<ExplainPodResponse>, Status> {
+        let key = key(&request.into_inner().key)?;
+        let view = self.view()?;
+        let member = view.member(key);
+        let removal = view.removal(key);
+        let views = join_all(view.masters().map(|master| self.inspect(master, key))).await;
+        Ok(Response::new(ExplainPodResponse {
+            key: key.to_string(),
+            live: member.is_some(),
+            pod: member.map(convert::member),
+            summary: summary(key, member, removal.map(AsRef::as_ref), &views),
+            removal: removal.map(|removal| convert::removal(removal)),
+            views,
+        }))
+    }
+
+    async fn get_state(
+        &self,
+        _: Request<GetStateRequest>,
+    ) -> Result<Response<GetStateResponse>, Status> {
+        let view = self.view()?;
+        let (record, _) = view.state();
+        Ok(Response::new(GetStateResponse {
+            state: record.state.as_ref().map(convert::to_proto),
+            digest: record.digest.clone(),
+            epoch: record.epoch,
+        }))
+    }
+
+    async fn put_state(
+        &self,
+        request: Request<PutStateRequest>,
+    ) -> Result<Response<PutStateResponse>, Status> {
+        let invalid = |reason: String| Error::from(Invalid::new("state", reason));
+        let state = request.into_inner().state;
+        let state = state.ok_or_else(|| invalid("is required".to_owned()))?;
+        let state = convert::from_proto(state).map_err(|error| invalid(error.to_string()))?;
+        let size = crate::model::json::canonical(&state).len();
+        if size > MAX_STATE_BYTES {
+            let reason = format!("has {size} bytes of JSON, and {MAX_STATE_BYTES} are the limit");
+            return Err(invalid(reason).into());
+        }
+        let revision = self.put_state(state).await?;
+        // So that a GetState that follows shows it. Missing the limit does no harm.
+        self.context
+            .roster
+            .caught_up(revision, Duration::from_millis(500))
+            .await;
+        Ok(Response::new(PutStateResponse { revision }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let revision = request.into_inner().revision;
+        if revision < 0 {
+            return Err(Error::from(Invalid::new("revision", "is negative")).into());
+        }
+        self.view()?;
+        let stream = watch::stream(&self.context.roster, revision, self.context.token.clone());
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+/// Why a pod is in the roster or not, in a sentence.
+fn summary(
+    key: PodKey,
+    member: Option<&Member>,
+    removal: Option<&crate::roster::Removal>,
+    views: &[MasterView],
+) -> String {
+    let show = |duration: prost_types::Duration| {
+        Duration::try_from(duration)
+            .map(|duration| format!("{:.1} s", duration.as_secs_f64()))
+            .unwrap_or_default()
+    };
+    if let Some(member) = member {
+        let pod = &member.pod;
+        let leader = views.iter().find(|view| view.leads);
+        let deadline = match leader {
+            Some(MasterView {
+                heard_ago: Some(heard),
+                expires_in: Some(expires),
+                ..
+            }) => format!(
+                "the leader last heard it {} ago and removes it in {} if it stays silent",
+                show(*heard),
+                show(*expires)
+            ),
+            Some(_) | None => {
+                "no leader could tell its deadline, and without one nothing expires".to_owned()
+            }
+        };
+        return format!(
+            "{key} ({}) is in the roster with seq {}: {deadline}",
+            pod.id(),
+            pod.seq()
+        );
+    }
+    let Some(removal) = removal else {
+        return format!("{key} is not in the roster, and this master remembers no removal of it");
+    };
+    let ago = removal.record.as_ref().map_or_else(String::new, |record| {
+        let ago = Duration::from_millis(now_ms().saturating_sub(record.time_ms));
+        format!(
+            " {:.0} s ago, after {:.1} s of silence, by master {}",
+            ago.as_secs_f64(),
+            Duration::from_millis(record.silence_ms).as_secs_f64(),
+            record.master
+        )
+    });
+    let why = match removal.reason {
+        crate::roster::Reason::Down => "it said that it goes down",
+        crate::roster::Reason::Expired => "it was silent for its TTL",
+        crate::roster::Reason::Lost => "its process died while it was attached",
+        crate::roster::Reason::Replaced => "another pod reports from its address",
+        crate::roster::Reason::Unknown => "nobody wrote why",
+    };
+    format!(
+        "{key} ({}) is not in the roster: it left{ago}, because {why}",
+        removal.pod.id()
+    )
+}

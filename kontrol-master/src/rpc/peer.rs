@@ -1,0 +1,114 @@
+//! PeerService: what the other masters call.
+
+use super::{Context, convert};
+use crate::{liveness::MasterId, model::PodKey};
+use futures::{Stream, StreamExt, stream};
+use kontrol_proto::{
+    internal::v1::{
+        InspectRequest, InspectResponse, RelayRequest, RelayResponse,
+        peer_service_server::PeerService,
+    },
+    v1::CallbackStatus,
+};
+use std::{pin::Pin, time::Duration};
+use tokio::{sync::watch, time::Instant};
+use tonic::{Request, Response, Status, Streaming};
+
+#[derive(Debug)]
+pub(super) struct Service {
+    context: Context,
+}
+
+impl Service {
+    pub(super) fn new(context: Context) -> Self {
+        Self { context }
+    }
+}
+
+/// One relay from a peer.
+struct Relayed {
+    context: Context,
+    requests: Streaming<RelayRequest>,
+    callback: watch::Receiver<CallbackStatus>,
+    told: bool,
+}
+
+impl Relayed {
+    /// Counts the next batch and answers it; `None` when the stream is over.
+    async fn next(&mut self) -> Option<Result<RelayResponse, Status>> {
+        let request = match self.requests.message().await {
+            Ok(Some(request)) => request,
+            Ok(None) => return None,
+            Err(status) => return Some(Err(status)),
+        };
+        let leads = self.context.election.leads();
+        if leads.is_none_or(|fence| fence.epoch() != request.epoch) {
+            let message = format!("not the leader of epoch {}", request.epoch);
+            return Some(Err(Status::failed_precondition(message)));
+        }
+        let Ok(master) = request.master.parse::<MasterId>() else {
+            return Some(Err(Status::invalid_argument("master is not a master's id")));
+        };
+        let now = Instant::now();
+        let view = self.context.roster.view();
+        for refresh in &request.refreshes {
+            let key = u128::from(refresh.key_high) << 64 | u128::from(refresh.key_low);
+            if let Some(member) = view.member(PodKey::from_u128(key)) {
+                let age = Duration::from_millis(refresh.age_ms.into());
+                let at = now.checked_sub(age).unwrap_or(now);
+                member.heard.touch(at, refresh.beat, Some(master));
+            }
+        }
+        let changed = self.callback.has_changed().unwrap_or(false) || !self.told;
+        self.told = true;
+        Some(Ok(RelayResponse {
+            batch: request.batch,
+            callback: changed.then(|| self.callback.borrow_and_update().clone()),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl PeerService for Service {
+    type RelayStream = Pin<Box<dyn Stream<Item = Result<RelayResponse, Status>> + Send>>;
+
+    async fn relay(
+        &self,
+        request: Request<Streaming<RelayRequest>>,
+    ) -> Result<Response<Self::RelayStream>, Status> {
+        let relayed = Relayed {
+            context: self.context.clone(),
+            requests: request.into_inner(),
+            callback: self.context.status.follow(),
+            told: false,
+        };
+        let end = self.context.token.clone().cancelled_owned();
+        let answers = stream::unfold(Some(relayed), async |relayed| {
+            let mut relayed = relayed?;
+            let answer = relayed.next().await?;
+            // A refusal is the last word of a stream.
+            let rest = answer.is_ok().then_some(relayed);
+            Some((answer, rest))
+        });
+        Ok(Response::new(Box::pin(answers.take_until(end))))
+    }
+
+    async fn inspect(
+        &self,
+        request: Request<InspectRequest>,
+    ) -> Result<Response<InspectResponse>, Status> {
+        let key = super::ensemble::key(&request.into_inner().key)?;
+        let leads = self.context.election.leads().is_some();
+        let view = self.context.roster.view();
+        let heard = view.member(key).and_then(|member| member.heard.at());
+        let expires = heard
+            .filter(|_| leads)
+            .map(|heard| heard + self.context.settings.ttl);
+        Ok(Response::new(InspectResponse {
+            leads,
+            heard_ago: heard.and_then(|heard| convert::duration(heard.elapsed())),
+            expires_in: expires
+                .and_then(|at| convert::duration(at.saturating_duration_since(Instant::now()))),
+        }))
+    }
+}

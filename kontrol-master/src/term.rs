@@ -1,0 +1,434 @@
+//! The term: everything that only the leader does. It is built anew when this master is elected and dropped when it no
+//! longer leads; nothing of it outlives the epoch.
+//!
+//! One task owns the deadlines and the damper. A run of the callback is a second task, at most one at a time, joined
+//! before the term ends. Every write carries the term's fence, so that a leader that doesn't know yet that it was
+//! deposed changes nothing.
+
+mod expiry;
+mod handled;
+mod run;
+
+use crate::{
+    callback,
+    damper::{Damper, retry_delay},
+    election::{Confirmed, Election},
+    liveness::{Attention, Deadlines, MasterId, TICK},
+    metrics::Metrics,
+    model::{Digest, Pod},
+    roster::{Roster, View},
+    status::{Status, timestamp},
+    store::{Fence, SharedStore},
+};
+use handled::Handled;
+use imbl::ordmap::DiffItem;
+use run::{Finished, RunTask};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+/// What a keepalive may take from its acceptance on another master until the leader counts it, and a bit more: a pod
+/// expires this long after its TTL at the earliest, and a second after it at the latest.
+const RELAY_SLACK: Duration = Duration::from_millis(250);
+/// How long a new leader waits for its roster to show its own election, before it asks again.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
+/// What a term works with.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The store.
+    pub store: SharedStore,
+    /// The roster.
+    pub roster: Roster,
+    /// The election.
+    pub election: Election,
+    /// Where the callback's status is told.
+    pub status: Status,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// This master.
+    pub me: MasterId,
+    /// Settings.
+    pub settings: Arc<Settings>,
+}
+
+/// The settings of a term.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a pod may be silent.
+    pub ttl: Duration,
+    /// How long the roster must be unchanged before the callback runs.
+    pub damper: Duration,
+    /// How long endless change can put the callback off.
+    pub damper_max: Duration,
+    /// The callback, if there is one.
+    pub callback: Option<Arc<callback::Settings>>,
+}
+
+/// Runs a term whenever this master leads, until the token is cancelled and the last term has ended.
+pub async fn supervise(context: Context, token: CancellationToken) {
+    let mut lead = context.election.changes();
+    loop {
+        let fence = lead.borrow_and_update().clone();
+        if let Some(fence) = fence {
+            let over = token.child_token();
+            let term = Term::new(context.clone(), fence.clone(), over.clone());
+            let mut term = std::pin::pin!(term.run());
+            loop {
+                // Both arms are cancel safe: the term is pinned and goes on where it was.
+                tokio::select! {
+                    () = &mut term => break,
+                    changed = lead.changed() => {
+                        let now = lead.borrow_and_update().clone();
+                        if changed.is_err() || now.as_ref() != Some(&fence) {
+                            over.cancel();
+                            term.await;
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        if token.is_cancelled() {
+            return;
+        }
+        if lead.borrow().is_none() {
+            match token.run_until_cancelled(lead.changed()).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) | None => return,
+            }
+        } else {
+            // A term that found itself deposed ends before the election has noticed.
+            token.run_until_cancelled(tokio::time::sleep(TICK)).await;
+        }
+    }
+}
+
+struct Term {
+    context: Context,
+    fence: Fence,
+    over: CancellationToken,
+    deadlines: Deadlines,
+    attention: Attention,
+    damper: Damper,
+    /// The roster that the deadlines and the damper know.
+    seen: Arc<View>,
+    /// What the callback handled last.
+    handled: Handled,
+    running: Option<Running>,
+    failed: Option<Failed>,
+}
+
+/// A run that goes on.
+struct Running {
+    task: JoinHandle<Finished>,
+    digest: Digest,
+}
+
+/// The last run failed.
+struct Failed {
+    digest: Digest,
+    count: u32,
+    retry_at: Instant,
+}
+
+/// The term is over: another leads.
+struct Deposed;
+
+impl Term {
+    fn new(context: Context, fence: Fence, over: CancellationToken) -> Self {
+        let now = Instant::now();
+        let settings = &context.settings;
+        Self {
+            deadlines: Deadlines::new(settings.ttl + RELAY_SLACK, now),
+            attention: Attention::new(now),
+            damper: Damper::new(settings.damper, settings.damper_max),
+            seen: Arc::default(),
+            handled: Handled::default(),
+            running: None,
+            failed: None,
+            context,
+            fence,
+            over,
+        }
+    }
+
+    async fn run(mut self) {
+        let epoch = self.fence.epoch();
+        while !self.context.roster.caught_up(epoch, CATCH_UP).await {
+            if self.over.is_cancelled() {
+                return;
+            }
+        }
+        self.context.metrics.leading.set(1);
+        self.handled = Handled::recorded(&self.context.roster.view());
+        let configured = self.context.settings.callback.is_some();
+        self.context.status.update(|status| {
+            status.configured = configured;
+            status.running_since = None;
+            status.running_digest.clear();
+            status.retry_at = None;
+            status.failures = 0;
+        });
+        self.attention = Attention::new(Instant::now());
+        self.work().await;
+        self.stop_running().await;
+        self.context.metrics.leading.set(0);
+    }
+
+    async fn work(&mut self) {
+        let mut changes = self.context.roster.changes();
+        loop {
+            let now = Instant::now();
+            if let Some(blind) = self.attention.tick(now) {
+                tracing::warn!(
+                    ?blind,
+                    "this process stood still; no pod is held to account for that time"
+                );
+                self.deadlines.forgive(blind);
+            }
+            self.observe(now);
+            if let Err(Deposed) = self.expire(now).await {
+                tracing::info!("another master leads; this term changes nothing any more");
+                return;
+            }
+            self.start_due(Instant::now());
+            self.tell();
+            let wake = self.wake(Instant::now());
+            let finished = async {
+                match &mut self.running {
+                    Some(running) => (&mut running.task).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // All arms are cancel safe: a JoinHandle is polled by reference, and the rest loses nothing.
+            tokio::select! {
+                () = self.over.cancelled() => return,
+                finished = finished => {
+                    if let Err(Deposed) = self.on_finished(finished) {
+                        return;
+                    }
+                }
+                more = changes.next() => if !more { return },
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+
+    fn wake(&self, now: Instant) -> Instant {
+        let mut wake = now + TICK;
+        for at in [self.deadlines.next(), self.run_due()]
+            .into_iter()
+            .flatten()
+        {
+            wake = wake.min(at);
+        }
+        wake
+    }
+
+    /// Takes in what changed in the roster.
+    fn observe(&mut self, now: Instant) {
+        let view = self.context.roster.view();
+        if view.revision() == self.seen.revision() {
+            return;
+        }
+        let mut in_digest = false;
+        for item in self.seen.order().diff(view.order()) {
+            match item {
+                DiffItem::Add(seq, pod) => {
+                    self.deadlines.track((pod.key(), *seq), now);
+                    in_digest = true;
+                }
+                DiffItem::Update { old, new } => in_digest |= differs(old.1, new.1),
+                DiffItem::Remove(..) => in_digest = true,
+            }
+        }
+        let first = self.seen.revision() == 0;
+        self.seen = view;
+        if first {
+            in_digest = self.seen.digest() != self.handled.digest();
+        }
+        if in_digest {
+            self.damper.on_change(now);
+        }
+    }
+
+    /// When a run is to be started, or looked at.
+    fn run_due(&self) -> Option<Instant> {
+        if self.running.is_some() || self.context.settings.callback.is_none() {
+            return None;
+        }
+        match (&self.failed, self.damper.due()) {
+            (Some(failed), Some(due)) => Some(due.min(failed.retry_at)),
+            (Some(failed), None) => Some(failed.retry_at),
+            (None, due) => due,
+        }
+    }
+
+    /// Starts the callback if it is due and there is something that it has not handled.
+    fn start_due(&mut self, now: Instant) {
+        let Some(settings) = self.context.settings.callback.clone() else {
+            self.damper.clear();
+            return;
+        };
+        if self.run_due().is_none_or(|due| due > now) {
+            return;
+        }
+        let view = self.context.roster.view();
+        let digest = view.digest();
+        let damped = self.damper.due().is_some_and(|due| due <= now);
+        if damped && digest == self.handled.digest() {
+            // It changed and changed back, or only in what the digest leaves out.
+            self.damper.clear();
+            self.failed = None;
+            return;
+        }
+        match &self.failed {
+            Some(failed) if failed.digest == digest && failed.retry_at > now => {
+                if damped {
+                    self.damper.clear();
+                }
+                return;
+            }
+            // A newer digest replaces the one that failed, but takes its own time in the damper.
+            Some(failed) if failed.digest != digest && !damped => {
+                self.failed = None;
+                return;
+            }
+            _ => {}
+        }
+        self.damper.clear();
+        let task = RunTask {
+            context: self.context.clone(),
+            fence: self.fence.clone(),
+            settings,
+            view,
+            digest,
+            handled: self.handled.clone(),
+            over: self.over.clone(),
+        };
+        tracing::info!(%digest, pods = task.view.len(), "starting the callback");
+        self.context.status.update(|status| {
+            status.running_since = Some(timestamp(now));
+            status.running_digest = digest.to_string();
+            status.pending_since = None;
+            status.retry_at = None;
+        });
+        self.running = Some(Running {
+            task: tokio::spawn(task.run()),
+            digest,
+        });
+    }
+
+    fn on_finished(
+        &mut self,
+        finished: Result<Finished, tokio::task::JoinError>,
+    ) -> Result<(), Deposed> {
+        let digest = self.running.take().map(|running| running.digest);
+        let finished = finished.unwrap_or_else(|error| Finished::broken(digest, error.to_string()));
+        self.context
+            .metrics
+            .callback_run(finished.error.is_none(), finished.duration);
+        let now = Instant::now();
+        match (&finished.error, digest) {
+            (None, _) => self.failed = None,
+            (Some(error), Some(digest)) => {
+                let before = self
+                    .failed
+                    .as_ref()
+                    .filter(|failed| failed.digest == digest);
+                let count = before.map_or(0, |failed| failed.count) + 1;
+                let delay = retry_delay(count);
+                tracing::warn!(%digest, error, count, retry_in = ?delay, "the callback failed; nothing of it is kept");
+                self.failed = Some(Failed {
+                    digest,
+                    count,
+                    retry_at: now + delay,
+                });
+            }
+            (Some(_), None) => {}
+        }
+        let failed = self.failed.as_ref();
+        let (failures, retry_at) = (
+            failed.map_or(0, |failed| failed.count),
+            failed.map(|failed| timestamp(failed.retry_at)),
+        );
+        self.context.status.update(|status| {
+            status.running_since = None;
+            status.running_digest.clear();
+            status.failures = failures;
+            status.retry_at = retry_at;
+            status.last_run = Some(finished.report());
+        });
+        if let Some(handled) = finished.handled {
+            tracing::info!(digest = %handled.digest(), took = ?finished.duration, "the callback handled the roster");
+            self.handled = handled;
+        }
+        if finished.deposed {
+            Err(Deposed)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Tells since when a change waits.
+    fn tell(&self) {
+        let pending = self.damper.pending_since();
+        let told = self.context.status.now().pending_since.is_some();
+        if pending.is_some() != told {
+            self.context
+                .status
+                .update(|status| status.pending_since = pending.map(timestamp));
+        }
+    }
+
+    /// Ends the run that goes on, and waits until nothing of it is left.
+    async fn stop_running(&mut self) {
+        self.over.cancel();
+        if let Some(running) = self.running.take() {
+            let finished = running.task.await;
+            if let Ok(Finished {
+                error: Some(error), ..
+            }) = finished
+            {
+                tracing::info!(error, "the callback ended with the term");
+            }
+        }
+        self.context.status.update(|status| {
+            status.running_since = None;
+            status.running_digest.clear();
+            status.pending_since = None;
+        });
+    }
+}
+
+/// Whether the digest tells two records of a pod apart.
+fn differs(before: &Arc<Pod>, after: &Arc<Pod>) -> bool {
+    before.canonical() != after.canonical()
+}
+
+/// How long the callback may go on, given how far the lease is confirmed.
+fn validity(confirmed: Confirmed) -> callback::Validity {
+    match confirmed {
+        Confirmed::Forever => callback::Validity::Forever,
+        Confirmed::Lease { at, ttl } => callback::Validity::confirmed(at, ttl),
+    }
+}
+
+/// Passes the lease's confirmations on to a run of the callback.
+async fn pass_on(
+    mut confirmed: watch::Receiver<Confirmed>,
+    sender: watch::Sender<callback::Validity>,
+) {
+    while confirmed.changed().await.is_ok() {
+        let now = *confirmed.borrow_and_update();
+        sender.send_replace(validity(now));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! Removes the pods that were silent for too long: a few at a time, each compared against the exact record that was
+//! read, so that a racing change wins.
+
+use super::{Deposed, Term};
+use crate::{
+    keepalive::committer::{now_ms, removals_op},
+    liveness::{Gone, TICK, Tracked},
+    roster::{
+        Reason,
+        view::{RemovalRecord, View, millis, pod_key},
+    },
+    store::{Compare, Fence, MAX_TXN_OPS, Op, Outcome, Snapshot, StoreError, Txn},
+};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Most pods in one transaction, which also has the fence to compare and the removals to write.
+const BATCH: usize = MAX_TXN_OPS - 2;
+/// When a removal is tried again that the store did not take.
+const RETRY: Duration = Duration::from_millis(500);
+
+impl Term {
+    /// Removes every pod whose deadline has passed.
+    pub(super) async fn expire(&mut self, now: Instant) -> Result<(), Deposed> {
+        loop {
+            let view = self.context.roster.view();
+            let expired = self.deadlines.expired(now, BATCH, |(key, seq)| {
+                let member = view.member(key).filter(|member| member.pod.seq() == seq);
+                member.map(|member| member.heard.at()).ok_or(Gone)
+            });
+            if expired.is_empty() || self.over.is_cancelled() {
+                return Ok(());
+            }
+            match self.remove(&view, &expired, now).await {
+                Ok(Outcome::Committed(_)) => tell(&view, &expired, now),
+                Ok(Outcome::Conflict(snapshot)) => {
+                    if deposed(&self.fence, &snapshot) {
+                        return Err(Deposed);
+                    }
+                    // A record changed in between: that pod lives. The others are tried again.
+                    self.retry(&expired, now + TICK / 4);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, pods = expired.len(), "could not remove silent pods yet");
+                    self.retry(&expired, now + RETRY);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn retry(&mut self, pods: &[Tracked], at: Instant) {
+        for pod in pods {
+            self.deadlines.retry(*pod, at);
+        }
+    }
+
+    async fn remove(
+        &self,
+        view: &View,
+        expired: &[Tracked],
+        now: Instant,
+    ) -> Result<Outcome, StoreError> {
+        let mut txn = Txn {
+            otherwise: vec![self.fence.key().to_owned()],
+            ..Txn::default()
+        };
+        let mut removals = Vec::with_capacity(expired.len());
+        for (key, seq) in expired {
+            let Some(member) = view.member(*key) else {
+                continue;
+            };
+            let name = pod_key(*key);
+            txn.compares
+                .push(Compare::ModRevision(name.clone(), member.mod_revision));
+            txn.ops.push(Op::Delete(name));
+            let silence = member
+                .heard
+                .at()
+                .map(|at| now.saturating_duration_since(at));
+            removals.push(RemovalRecord {
+                key: key.to_string(),
+                seq: *seq,
+                reason: Reason::Expired,
+                beat: 0,
+                silence_ms: millis(silence.unwrap_or_default()),
+                time_ms: now_ms(),
+                master: self.context.me.to_string(),
+            });
+        }
+        txn.ops.push(removals_op(&removals));
+        self.context.store.commit(self.fence.guard(txn)).await
+    }
+}
+
+/// Whether the leader key that came back with a conflict is no longer this leader's.
+pub(super) fn deposed(fence: &Fence, snapshot: &Snapshot) -> bool {
+    !snapshot
+        .entries
+        .iter()
+        .any(|entry| entry.key == fence.key() && entry.create_revision == fence.epoch())
+}
+
+fn tell(view: &View, expired: &[Tracked], now: Instant) {
+    for (key, seq) in expired {
+        let Some(member) = view.member(*key) else {
+            continue;
+        };
+        let silence = member
+            .heard
+            .at()
+            .map(|at| now.saturating_duration_since(at));
+        tracing::info!(%key, seq, id = member.pod.id(), ?silence, "removed a pod that was silent for its TTL");
+    }
+}

@@ -1,0 +1,73 @@
+//! What the callback handled last: the digest, and the roster that it stood for, from which `CHANGES` is told.
+
+use crate::{
+    model::{Digest, Pod},
+    roster::{View, view::PODS},
+    store::{Revision, SharedStore, StoreError},
+};
+use std::sync::Arc;
+
+/// The pods of a roster by seq.
+pub(super) type Order = imbl::OrdMap<u64, Arc<Pod>>;
+
+/// What was handled last.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Handled {
+    /// Absent before the first time.
+    digest: Option<Digest>,
+    revision: Revision,
+    /// The roster it stood for; absent while it was not read back.
+    order: Option<Order>,
+}
+
+impl Handled {
+    /// What the store says was handled last.
+    pub(super) fn recorded(view: &View) -> Self {
+        let (state, _) = view.state();
+        match state.digest.parse() {
+            Ok(digest) => Self {
+                digest: Some(digest),
+                revision: state.revision,
+                order: None,
+            },
+            Err(_) => Self::default(),
+        }
+    }
+
+    /// This roster was handled.
+    pub(super) fn view(view: &View) -> Self {
+        Self {
+            digest: Some(view.digest()),
+            revision: view.revision(),
+            order: Some(view.order().clone()),
+        }
+    }
+
+    /// The digest that needs no run: that of an empty roster before the first time.
+    pub(super) fn digest(&self) -> Digest {
+        self.digest.unwrap_or_else(Digest::of_nothing)
+    }
+
+    /// The digest and the roster that it stood for, read back from the store's past after a change of leaders. Nothing
+    /// before the first time, and when the store has forgotten.
+    pub(super) async fn baseline(&self, store: &SharedStore) -> Option<(Digest, Order)> {
+        let digest = self.digest?;
+        if let Some(order) = &self.order {
+            return Some((digest, order.clone()));
+        }
+        let snapshot = match store.snapshot_at(PODS, self.revision).await {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                let compacted = matches!(error, StoreError::Compacted(_));
+                tracing::warn!(%error, compacted, "can't read what was handled last; all pods count as joined");
+                return None;
+            }
+        };
+        let pods = snapshot
+            .entries
+            .iter()
+            .filter_map(|entry| Pod::decode(&entry.value).ok());
+        let order: Order = pods.map(|pod| (pod.seq(), Arc::new(pod))).collect();
+        (Digest::of(order.values()) == digest).then_some((digest, order))
+    }
+}

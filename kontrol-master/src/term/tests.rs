@@ -1,0 +1,261 @@
+//! A whole master without its network, on the store in memory, under virtual time.
+
+use super::*;
+use crate::{
+    election::Campaign,
+    error::Error,
+    keepalive::{Accepted, Committer, Keepalives},
+    model::{Report, pod::tests::report},
+    relay::Relay,
+    roster::{Reason, view::SEQ},
+    store::{EtcdOptions, Op, StoreUrl, Txn, open},
+};
+use kontrol_slave::supervise::Tasks;
+use serde_json::json;
+use tokio::time::sleep;
+
+const TTL: Duration = Duration::from_secs(5);
+
+struct Harness {
+    store: SharedStore,
+    roster: Roster,
+    keepalives: Keepalives,
+    election: Election,
+    token: CancellationToken,
+    tasks: JoinHandle<Result<(), kontrol_slave::supervise::Failure>>,
+}
+
+impl Harness {
+    async fn start() -> Self {
+        let store = open(&StoreUrl::Memory, "n", "a", EtcdOptions::default()).unwrap();
+        Self::on(store).await
+    }
+
+    async fn on(store: SharedStore) -> Self {
+        let me = MasterId(1);
+        let (metrics, status) = (Arc::new(Metrics::default()), Status::default());
+        let (roster, mirror) = Roster::new(store.clone());
+        let (election, campaign) =
+            Campaign::new(store.clone(), roster.clone(), me, "127.0.0.1:1".into(), TTL);
+        let (relay, relay_task) =
+            Relay::new(me, roster.clone(), election.clone(), status.clone(), TTL);
+        let (committer, committer_task) = Committer::new(store.clone(), roster.clone(), me);
+        let keepalives = Keepalives::new(me, roster.clone(), committer, relay, metrics.clone());
+        let context = Context {
+            store: store.clone(),
+            roster: roster.clone(),
+            election: election.clone(),
+            status,
+            metrics,
+            me,
+            settings: Arc::new(Settings {
+                ttl: TTL,
+                damper: Duration::from_secs(1),
+                damper_max: Duration::from_secs(6),
+                callback: None,
+            }),
+        };
+        let token = CancellationToken::new();
+        let mut tasks = Tasks::new(token.clone());
+        tasks.spawn("mirror", mirror.run(token.clone()));
+        tasks.spawn("committer", committer_task.run(token.clone()));
+        tasks.spawn("relay", relay_task.run(token.clone()));
+        tasks.spawn("campaign", campaign.run(token.clone()));
+        tasks.spawn("term", supervise(context, token.clone()));
+        let tasks = tokio::spawn(tasks.run(Duration::from_secs(5)));
+        let mut lead = election.changes();
+        lead.wait_for(Option::is_some).await.unwrap();
+        Self {
+            store,
+            roster,
+            keepalives,
+            election,
+            token,
+            tasks,
+        }
+    }
+
+    async fn ping(&self, report: Report) -> Result<Accepted, Error> {
+        self.keepalives.accept(report, "").await
+    }
+
+    /// Waits until the roster looks like that; virtual time passes in small steps.
+    async fn until(&self, what: impl Fn(&View) -> bool) -> Duration {
+        let start = Instant::now();
+        while !what(&self.roster.view()) {
+            assert!(start.elapsed() < 10 * TTL, "it never happened");
+            sleep(Duration::from_millis(10)).await;
+        }
+        start.elapsed()
+    }
+
+    async fn stop(self) {
+        self.token.cancel();
+        self.tasks.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_pod_leaves_within_a_second_of_its_ttl_and_the_others_stay() {
+    let master = Harness::start().await;
+    for host in 1..=3 {
+        let accepted = master.ping(report(host)).await.unwrap();
+        assert_eq!(accepted.seq, u64::from(host) - 1);
+    }
+    let last = Instant::now();
+    let expired = loop {
+        for host in 1..=2 {
+            master.ping(report(host)).await.unwrap();
+        }
+        if master.roster.view().len() == 2 {
+            break last.elapsed();
+        }
+        assert!(last.elapsed() < 2 * TTL, "the silent pod stays");
+        sleep(Duration::from_millis(50)).await;
+    };
+    assert!(
+        expired >= TTL && expired <= TTL + Duration::from_secs(1),
+        "{expired:?}"
+    );
+    let view = master.roster.view();
+    assert_eq!(
+        view.removal(report(3).key()).unwrap().reason,
+        Reason::Expired
+    );
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_goodbye_removes_at_once_and_a_seq_is_never_given_again() {
+    let master = Harness::start().await;
+    master.ping(report(1)).await.unwrap();
+    master
+        .ping(Report {
+            down: true,
+            beat: 2,
+            ..report(1)
+        })
+        .await
+        .unwrap();
+    assert!(master.roster.view().is_empty());
+    let accepted = master
+        .ping(Report {
+            nonce: "bb".into(),
+            ..report(1)
+        })
+        .await
+        .unwrap();
+    assert_eq!(accepted.seq, 1);
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn joins_that_come_together_are_written_together_in_order() {
+    let master = Harness::start().await;
+    let before = master.roster.view().revision();
+    let joins = (0_u16..1000).map(|n| {
+        let [high, low] = n.to_be_bytes();
+        let ip = std::net::IpAddr::from([10, 0, high, low]);
+        master.ping(Report {
+            ip,
+            id: n.to_string(),
+            ..report(1)
+        })
+    });
+    let accepted = futures::future::try_join_all(joins).await.unwrap();
+    let seqs: Vec<_> = accepted.iter().map(|accepted| accepted.seq).collect();
+    assert_eq!(seqs, (0..1000).collect::<Vec<_>>());
+    let transactions = master.roster.view().revision() - before;
+    assert!(transactions <= 20, "{transactions} transactions");
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn steady_keepalives_write_nothing() {
+    let master = Harness::start().await;
+    master.ping(report(1)).await.unwrap();
+    let before = master.roster.view().revision();
+    for beat in 2..100 {
+        sleep(TTL / 5).await;
+        master.ping(Report { beat, ..report(1) }).await.unwrap();
+    }
+    assert_eq!(master.store.snapshot().await.unwrap().revision, before);
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_key_was_deleted_steps_down_and_expires_nobody_before_a_full_ttl() {
+    let master = Harness::start().await;
+    master.ping(report(1)).await.unwrap();
+    let first = master.election.leads().unwrap();
+    sleep(TTL - Duration::from_millis(100)).await;
+    let txn = Txn {
+        ops: vec![Op::Delete(first.key().to_owned())],
+        ..Txn::default()
+    };
+    master.store.commit(txn).await.unwrap();
+    let mut lead = master.election.changes();
+    lead.wait_for(|fence| {
+        fence
+            .as_ref()
+            .is_some_and(|fence| fence.epoch() > first.epoch())
+    })
+    .await
+    .unwrap();
+    let alone = master.until(View::is_empty).await;
+    assert!(alone >= TTL, "{alone:?}");
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_edited_by_hand_do_no_harm() {
+    let master = Harness::start().await;
+    master.ping(report(1)).await.unwrap();
+    let key = crate::roster::view::pod_key(report(1).key());
+    let put = |key: &str, value: &'static str| Txn {
+        ops: vec![Op::put(key, value)],
+        ..Txn::default()
+    };
+    master.store.commit(put(&key, "{")).await.unwrap();
+    master.store.commit(put(SEQ, "what?")).await.unwrap();
+    master.until(View::is_empty).await;
+    let accepted = master
+        .ping(Report {
+            beat: 2,
+            ..report(1)
+        })
+        .await
+        .unwrap();
+    assert_eq!(accepted.seq, 1);
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_changes_of_one_pod_are_applied_in_order() {
+    let master = Harness::start().await;
+    let change = |beat: u64| Report {
+        beat,
+        payload: json!(beat),
+        ..report(1)
+    };
+    let all = (1..50).map(|beat| master.ping(change(beat)));
+    futures::future::try_join_all(all).await.unwrap();
+    let view = master.roster.view();
+    assert_eq!(
+        view.member(report(1).key()).unwrap().pod.payload(),
+        &json!(49)
+    );
+    let late = master.ping(change(7)).await.unwrap();
+    assert_eq!(late.seq, 0);
+    assert_eq!(
+        master
+            .roster
+            .view()
+            .member(report(1).key())
+            .unwrap()
+            .pod
+            .payload(),
+        &json!(49)
+    );
+    master.stop().await;
+}
