@@ -6,8 +6,7 @@
 use super::{GatewayError, template::Template};
 use http::{Method, Uri};
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
-    Value,
+    DescriptorPool, DynamicMessage, FieldDescriptor, MessageDescriptor, MethodDescriptor, Value,
 };
 use std::sync::Arc;
 
