@@ -43,7 +43,7 @@ mod on_etcd {
         if is_missing() {
             return None;
         }
-        let etcd = ETCD.get_or_init(|| Etcd::start(1));
+        let etcd = ETCD.get_or_init(Etcd::start_forever);
         let client = client(etcd).await;
         Some(Bench {
             store: store(etcd),

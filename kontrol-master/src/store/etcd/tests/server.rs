@@ -6,6 +6,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
@@ -18,6 +19,7 @@ echo $pid
 cat >/dev/null
 kill -9 $pid
 wait $pid 2>/dev/null
+[ -z "$REMOVE" ] || rm -rf "$REMOVE"
 "#;
 /// Long enough for an etcd on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -39,7 +41,9 @@ pub(in crate::store) fn is_missing() -> bool {
     );
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("a test").to_owned();
-    eprintln!(
+    // Not by eprintln!, which is kept from the user when a test passes.
+    let _ = writeln!(
+        std::io::stderr(),
         "SKIPPED {name}: there is no program etcd (KONTROL_REQUIRE_ETCD=1 makes this a failure)"
     );
     true
@@ -49,6 +53,8 @@ pub(in crate::store) fn is_missing() -> bool {
 pub(in crate::store) struct Etcd {
     members: Vec<Member>,
     dir: tempfile::TempDir,
+    /// Nobody will drop this one, so its guard removes the directory.
+    forever: bool,
 }
 
 struct Member {
@@ -65,6 +71,13 @@ impl Etcd {
     /// Starts so many members, and waits until they have a leader.
     pub(in crate::store) fn start(members: usize) -> Self {
         let etcd = Self::prepare(members);
+        etcd.run()
+    }
+
+    /// Starts one member for a `static`, which is never dropped.
+    pub(in crate::store) fn start_forever() -> Self {
+        let mut etcd = Self::prepare(1);
+        etcd.forever = true;
         etcd.run()
     }
 
@@ -85,6 +98,7 @@ impl Etcd {
         Self {
             members: ports.chunks(2).map(member).collect(),
             dir: tempfile::tempdir().unwrap(),
+            forever: false,
         }
     }
 
@@ -126,6 +140,14 @@ impl Etcd {
             .args(["--initial-cluster", &cluster.join(",")])
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
             .env("LOG", self.log(n))
+            .env(
+                "REMOVE",
+                if self.forever {
+                    self.dir.path()
+                } else {
+                    Path::new("")
+                },
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
