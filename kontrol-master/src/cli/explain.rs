@@ -87,16 +87,20 @@ async fn explain(masters: &Masters, key: String) -> Result<ExplainPodResponse, C
 
 fn show(answer: &ExplainPodResponse, output: &mut Output<'_>) -> Result<(), CliError> {
     let (style, verdict) = if answer.live {
-        (Style::Good, "in the roster")
+        (Style::Good, "is in the roster")
     } else {
-        (Style::Bad, "not in the roster")
+        (Style::Bad, "is not in the roster")
     };
-    let verdict = output.paint(style, verdict);
-    output.line(format_args!("{} is {verdict}", clean(&answer.key)))?;
-    if !answer.summary.is_empty() {
-        output.line(clean(&answer.summary))?;
-    }
-    if let Some(removal) = &answer.removal {
+    let told = !answer.summary.is_empty();
+    let summary = if told {
+        clean(&answer.summary)
+    } else {
+        clean(&format!("{} {verdict}", answer.key))
+    };
+    let summary = output.paint(style, &summary);
+    output.line(summary)?;
+    // The summary of a pod that left tells of its removal already.
+    if let Some(removal) = answer.removal.as_ref().filter(|_| answer.live || !told) {
         output.line(removed(removal, SystemTime::now()))?;
     }
     if answer.views.is_empty() {

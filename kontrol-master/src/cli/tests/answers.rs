@@ -305,8 +305,7 @@ async fn explain_shows_what_each_master_heard_and_the_last_removal() {
     let ran = run(&format!("explain a1 --endpoint {}", master.url)).await;
     assert_eq!(
         ran.out,
-        "a1 is in the roster\n\
-         summary of a1\n\
+        "summary of a1\n\
          last removal: 2h01m ago, web by m1: it was silent for its TTL; it had been silent for 25s\n\
          \n\
          MASTER                 LEADS  HEARD   EXPIRES  ERROR\n\
