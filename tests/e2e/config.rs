@@ -27,7 +27,6 @@ async fn a_wrong_setting_is_one_line_that_names_it_and_exit_code_2() {
         ("ttl", "0"),
         ("ttl", "-3s"),
         ("damper", "5 parsecs"),
-        ("damper-max", "1ms"),
         ("fover", "0s"),
         ("callback", "/nonexistent/callback"),
         ("callback-timeout", "x"),
@@ -43,7 +42,7 @@ async fn a_wrong_setting_is_one_line_that_names_it_and_exit_code_2() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "--{flag} {value}: {text}");
         assert!(text.contains(flag), "--{flag} {value} is not named: {text}");
-        assert!(!text.contains("panicked"), "{text}");
+        assert_eq!(text.trim().lines().count(), 1, "{text}");
     }
     for (variable, value) in [
         ("KONTROL_TTL", "soon"),

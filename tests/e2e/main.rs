@@ -11,6 +11,7 @@ mod callback;
 mod chain;
 mod cli;
 mod config;
+mod damper;
 mod file_store;
 mod input;
 mod keepalive;

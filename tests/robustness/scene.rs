@@ -1,13 +1,15 @@
 //! The scene of every fault: three masters, thirty pods that report to any of them, a callback that handled them.
 
 use anyhow::ensure;
-use kontrol_proto::v1::GetEnsembleResponse;
+use kontrol_proto::v1::{GetEnsembleResponse, Pod};
 use kontrol_tests::{
+    SOON,
     cluster::{Builder, Cluster},
     etcd::Etcd,
     fleet::Fleet,
+    pod::from_proto,
     script::Recorder,
-    wait::throughout,
+    wait::{eventually, throughout},
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -91,15 +93,25 @@ impl Scene {
             let payload = format!("after {digest}");
             pod.payload(payload.into())
         });
-        let view = self
-            .cluster
-            .ensemble(leader, "handled change", |view| {
-                view.digest != digest && view.handled_digest == view.digest
-            })
-            .await;
-        let last = self.recorder.successes().pop().unwrap();
-        assert_eq!(last.hash, view.digest, "the last run saw the final roster");
-        assert_eq!(view.pod_count, PODS);
+        let api = self.cluster.api(leader);
+        let said = format!("after {digest}");
+        eventually(SOON * 2, "handled change", async || {
+            let list = api.pods().await?;
+            ensure!(list.pods.len() == PODS as usize, "{} pods", list.pods.len());
+            let told = |pod: &Pod| from_proto(pod.payload.as_ref()) == said.as_str();
+            ensure!(list.pods.iter().any(told), "the change did not arrive");
+            let view = api.ensemble().await?;
+            ensure!(view.handled_digest == list.digest, "{view:#?}");
+            let last = self.recorder.successes().pop();
+            let hash = last.map(|run| run.hash).unwrap_or_default();
+            ensure!(
+                hash == list.digest,
+                "the last run saw {hash}, not {}",
+                list.digest
+            );
+            Ok(())
+        })
+        .await;
         self.fleet.nobody_was_lost();
         self.recorder.check();
     }

@@ -220,7 +220,7 @@ impl Cluster {
         mut wanted: impl FnMut(&GetEnsembleResponse) -> bool,
     ) -> GetEnsembleResponse {
         let api = self.api(index);
-        eventually(SOON, what, async || {
+        eventually(SOON * 2, what, async || {
             let view = api.ensemble().await?;
             ensure!(wanted(&view), "{view:#?}");
             Ok(view)

@@ -253,3 +253,87 @@ impl Task {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kontrol_proto::v1::{
+        PingRequest, PingResponse, PingStreamRequest, PingStreamResponse,
+        keepalive_service_server::{KeepaliveService, KeepaliveServiceServer},
+    };
+    use tokio_stream::Empty;
+    use tonic::{Request, Response, Status, Streaming};
+
+    /// A master that gives every pod the next seq.
+    #[derive(Clone, Default)]
+    struct Fake {
+        seqs: Arc<Mutex<BTreeMap<String, u64>>>,
+        given: Arc<Mutex<u64>>,
+        refuses: bool,
+    }
+
+    #[tonic::async_trait]
+    impl KeepaliveService for Fake {
+        type PingStreamStream = Empty<Result<PingStreamResponse, Status>>;
+
+        async fn ping(&self, ping: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
+            let ping = ping.into_inner();
+            if self.refuses {
+                return Err(Status::unavailable("ask another"));
+            }
+            let mut seqs = self.seqs.lock().unwrap();
+            if ping.down {
+                seqs.remove(&ping.ip);
+                return Ok(Response::new(PingResponse::default()));
+            }
+            let seq = *seqs.entry(ping.ip).or_insert_with(|| {
+                let mut given = self.given.lock().unwrap();
+                *given += 1;
+                *given
+            });
+            Ok(Response::new(PingResponse {
+                seq,
+                ..PingResponse::default()
+            }))
+        }
+
+        async fn ping_stream(
+            &self,
+            _: Request<Streaming<PingStreamRequest>>,
+        ) -> Result<Response<Self::PingStreamStream>, Status> {
+            Err(Status::unimplemented("not here"))
+        }
+    }
+
+    fn serve(fake: &Fake) -> String {
+        let port = crate::ports::free();
+        let service = KeepaliveServiceServer::new(fake.clone());
+        let address = ([127, 0, 0, 1], port).into();
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve(address),
+        );
+        format!("http://127.0.0.1:{port}")
+    }
+
+    #[tokio::test]
+    async fn pods_go_on_past_a_master_that_refuses_and_notice_a_lost_place() {
+        let good = Fake::default();
+        let bad = Fake {
+            refuses: true,
+            ..Fake::default()
+        };
+        let dead = format!("http://127.0.0.1:{}", crate::ports::free());
+        let masters = [serve(&bad), dead, serve(&good)];
+        let fleet = Fleet::numbered(&masters, Duration::from_millis(50), 0, 300);
+        assert_eq!(fleet.joined().await.len(), 300);
+        fleet.heard_again().await;
+        fleet.nobody_was_lost();
+        fleet.leave(7).await;
+        assert_eq!(good.seqs.lock().unwrap().len(), 299);
+        good.seqs.lock().unwrap().clear();
+        fleet.heard_again().await;
+        assert!(fleet.records().iter().any(|record| record.seqs.len() == 2));
+    }
+}
