@@ -17,7 +17,7 @@ use std::process::Output;
 /// Runs a client command against a master.
 async fn client(url: &str, arguments: &[&str]) -> Output {
     let mut client = command("kontrol-master");
-    client.args(arguments).args(["--master", url]);
+    client.args(arguments).args(["--endpoint", url]);
     run(client).await
 }
 
@@ -87,7 +87,7 @@ async fn watch_prints_a_line_for_each_event() {
         "watch",
         "--output",
         "json",
-        "--master",
+        "--endpoint",
         &cluster.masters[0].url(),
     ]);
     let log = cluster.dir.path().join("watch.log");

@@ -120,6 +120,8 @@ impl Master {
     /// Starts it, and lets it come up by itself.
     pub fn launch(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.id);
+        // They share one log, which is to be shown once.
+        self.retired = self.retired.drain(..).map(Process::quiet).collect();
         let mut command = command("kontrol-master");
         command
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
@@ -209,7 +211,7 @@ impl Master {
     }
 
     fn retire(&mut self) {
-        self.retired.extend(self.process.take().map(Process::quiet));
+        self.retired.extend(self.process.take());
     }
 
     /// Pauses it (SIGSTOP).

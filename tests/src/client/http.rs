@@ -131,3 +131,74 @@ impl Lines {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    /// Answers every request alike, and tells the last one.
+    async fn server(answer: &'static str) -> (String, mpsc::Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/path", listener.local_addr().unwrap());
+        let (sender, requests) = mpsc::channel(8);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut buffer = vec![0; 4096];
+                let mut count = 0;
+                let mut text = String::new();
+                while !text.contains("\r\n\r\n")
+                    || (text.contains("length: 2") && !text.ends_with("{}"))
+                {
+                    count += stream.read(&mut buffer[count..]).await.unwrap();
+                    text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+                }
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                sender.send(text).await.unwrap();
+            }
+        });
+        (url, requests)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn every_method_goes_with_and_without_a_body_and_errors_are_answers() {
+        let (url, mut requests) =
+            server("HTTP/1.1 404 No\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 7\r\n\r\n{\"a\":1}").await;
+        for method in ["GET", "PUT", "POST", "DELETE"] {
+            let answer = exchange(method, &url, "a/b", Vec::new()).await.unwrap();
+            assert_eq!(
+                (answer.status, answer.kind.as_str()),
+                (404, "application/json")
+            );
+            assert_eq!(answer.json()["a"], 1);
+            let request = requests.recv().await.unwrap();
+            assert!(
+                request.starts_with(&format!("{method} /path HTTP/1.1")),
+                "{request}"
+            );
+        }
+        exchange("PUT", &url, "a/b", b"{}".to_vec()).await.unwrap();
+        let request = requests.recv().await.unwrap();
+        assert!(
+            request.contains("content-type: a/b") && request.ends_with("{}"),
+            "{request}"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn lines_come_until_the_stream_ends() {
+        let (url, _requests) =
+            server("HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\nconnection: close\r\n\r\none\n\ntwo\n").await;
+        let mut lines = Lines::open(&url, "*/*").await;
+        assert_eq!(
+            (lines.status, lines.kind.as_str()),
+            (200, "application/x-ndjson")
+        );
+        assert_eq!(lines.next(EXCHANGE).await.as_deref(), Some("one"));
+        assert_eq!(lines.next(EXCHANGE).await.as_deref(), Some("two"));
+        assert_eq!(lines.next(EXCHANGE).await, None);
+    }
+}
