@@ -22,9 +22,10 @@ pub(super) struct Bench {
     pub(super) _keep: Box<dyn Any + Send + Sync>,
 }
 
-/// Instantiates the suite for the store that this expression makes: a future of `Option<Bench>`, none to skip.
+/// Instantiates the suite for the stores that these expressions make: futures of `Option<Bench>`, none to skip. The first
+/// may share a server; the second may not, because it is told to forget what others still need.
 macro_rules! conformance {
-    ($bench:expr) => {
+    ($bench:expr, $forgetful:expr) => {
         $crate::store::conformance::conformance! { @each $bench =>
             a_transaction_happens_as_a_whole_or_not_at_all
             a_compare_holds_for_exactly_what_it_says
@@ -38,7 +39,6 @@ macro_rules! conformance {
             a_watch_gives_every_change_once_in_order_and_revisions_whole
             a_watch_goes_on_where_another_ended
             a_watch_that_is_not_polled_to_the_end_loses_nothing
-            what_is_forgotten_is_compacted
             the_future_is_compacted
             revoking_a_lease_deletes_its_keys_in_one_revision
             a_lease_that_is_gone_is_told_everywhere
@@ -48,6 +48,7 @@ macro_rules! conformance {
             large_values_in_large_numbers_come_back_whole
             concurrent_writers_lose_nothing
         }
+        $crate::store::conformance::conformance! { @each $forgetful => what_is_forgotten_is_compacted }
     };
     (@each $bench:expr => $($name:ident)+) => {
         $(

@@ -32,20 +32,26 @@ fn bench(store: EmbeddedStore, keep: Option<tempfile::TempDir>) -> Bench {
     }
 }
 
+fn in_memory() -> Option<Bench> {
+    Some(bench(EmbeddedStore::memory(), None))
+}
+
+fn in_a_file() -> Option<Bench> {
+    let dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::file(dir.path(), ENSEMBLE).unwrap();
+    Some(bench(store, Some(dir)))
+}
+
 mod memory {
     use super::*;
 
-    conformance!(async { Some(bench(EmbeddedStore::memory(), None)) });
+    conformance!(async { in_memory() }, async { in_memory() });
 }
 
 mod on_disk {
     use super::*;
 
-    conformance!(async {
-        let dir = tempfile::tempdir().unwrap();
-        let store = EmbeddedStore::file(dir.path(), ENSEMBLE).unwrap();
-        Some(bench(store, Some(dir)))
-    });
+    conformance!(async { in_a_file() }, async { in_a_file() });
 }
 
 fn file_store(dir: &Path) -> SharedStore {

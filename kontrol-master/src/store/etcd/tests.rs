@@ -34,30 +34,41 @@ async fn client(etcd: &Etcd) -> Client {
     Client::connect(etcd.endpoints(), None).await.unwrap()
 }
 
+async fn bench(etcd: impl FnOnce() -> &'static Etcd) -> Option<Bench> {
+    if is_missing() {
+        return None;
+    }
+    let etcd = etcd();
+    let client = client(etcd).await;
+    Some(Bench {
+        store: store(etcd),
+        forget: Box::new(move |revision| {
+            let mut client = client.clone();
+            async move {
+                client.compact(revision, None).await.unwrap();
+            }
+            .boxed()
+        }),
+        _keep: Box::new(()),
+    })
+}
+
+/// The server of the whole suite, in which each test has an ensemble of its own. It ends with this process.
+fn shared() -> &'static Etcd {
+    static ETCD: OnceLock<Etcd> = OnceLock::new();
+    ETCD.get_or_init(Etcd::start_forever)
+}
+
+/// A server whose history nobody else needs.
+fn forgetful() -> &'static Etcd {
+    static ETCD: OnceLock<Etcd> = OnceLock::new();
+    ETCD.get_or_init(Etcd::start_forever)
+}
+
 mod on_etcd {
     use super::*;
 
-    conformance!(async {
-        // One server for the whole suite: each test has an ensemble of its own. It ends with this process.
-        static ETCD: OnceLock<Etcd> = OnceLock::new();
-        if is_missing() {
-            return None;
-        }
-        let etcd = ETCD.get_or_init(Etcd::start_forever);
-        let client = client(etcd).await;
-        Some(Bench {
-            store: store(etcd),
-            forget: Box::new(move |revision| {
-                let mut client = client.clone();
-                async move {
-                    // Another test may have forgotten more.
-                    let _ = client.compact(revision, None).await;
-                }
-                .boxed()
-            }),
-            _keep: Box::new(()),
-        })
-    });
+    conformance!(bench(shared), bench(forgetful));
 }
 
 /// Waits for a call to succeed. Only for calls that may be repeated.
