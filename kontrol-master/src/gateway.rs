@@ -20,6 +20,7 @@ mod endpoint;
 mod error;
 mod input;
 mod json;
+mod output;
 mod request;
 mod rule;
 mod template;

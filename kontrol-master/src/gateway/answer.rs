@@ -6,8 +6,8 @@
 
 use super::{
     call::Frames,
-    error::ErrorBody,
-    json,
+    error::{ErrorBody, LastLine},
+    output,
     rule::{Operation, Rpc},
 };
 use axum::{body::Body, response::Response};
@@ -17,7 +17,7 @@ use http::{
     HeaderMap, HeaderValue,
     header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE},
 };
-use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor};
+use prost_reflect::{DescriptorPool, FieldDescriptor};
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::Status;
@@ -38,8 +38,7 @@ pub(super) async fn unary(operation: &Operation, mut frames: Frames) -> Result<R
     if let Some(Err(status)) = frames.next().await {
         return Err(status);
     }
-    let message = decode(&operation.rpc, first)?;
-    let text = write(operation.response_field.as_ref(), &message)?;
+    let text = write(&operation.rpc, operation.response_field.as_ref(), &first)?;
     Ok(response(Body::from(text), "application/json"))
 }
 
@@ -82,22 +81,15 @@ fn response(body: Body, content_type: &'static str) -> Response {
     response
 }
 
-fn decode(rpc: &Rpc, message: Bytes) -> Result<DynamicMessage, Status> {
-    DynamicMessage::decode(rpc.output.clone(), message).map_err(|error| unwritable(&error))
-}
-
-fn write(field: Option<&FieldDescriptor>, message: &DynamicMessage) -> Result<Vec<u8>, Status> {
-    match field {
-        Some(field) => json::write_field(message, field),
-        None => json::write(message),
-    }
-    .map_err(|error| unwritable(&error))
-}
-
-/// A service's answer that has no JSON form, such as a timestamp beyond the year 9999.
-fn unwritable(error: &dyn std::error::Error) -> Status {
-    tracing::error!(%error, "turn an answer into json");
-    Status::internal("the answer can't be written as JSON")
+fn write(rpc: &Rpc, field: Option<&FieldDescriptor>, wire: &[u8]) -> Result<Vec<u8>, Status> {
+    let written = match field {
+        Some(field) => output::write_field(field, wire),
+        None => output::write(&rpc.output, wire),
+    };
+    written.map_err(|error| {
+        tracing::error!(rpc = rpc.name, %error, "turn an answer into json");
+        Status::internal("the answer can't be written as JSON")
+    })
 }
 
 /// How a stream is written.
@@ -170,7 +162,7 @@ impl Events {
             }
             Next::Wait => self.frames.next().await?,
         };
-        Some(match message.and_then(|message| self.written(message)) {
+        Some(match message.and_then(|message| self.written(&message)) {
             Ok(line) => line,
             Err(status) => {
                 self.next = Next::End;
@@ -179,22 +171,16 @@ impl Events {
         })
     }
 
-    fn written(&self, message: Bytes) -> Result<Bytes, Status> {
-        let message = decode(&self.rpc, message)?;
-        let mut text = write(self.response_field.as_ref(), &message)?;
+    fn written(&self, message: &[u8]) -> Result<Bytes, Status> {
+        let mut text = write(&self.rpc, self.response_field.as_ref(), message)?;
         if self.format == Format::Ndjson {
             text.push(b'\n');
             return Ok(text.into());
         }
         let mut event = Vec::with_capacity(text.len() + 40);
-        if let Some(revision) = message.get_field_by_name(REVISION) {
-            let id = revision
-                .as_i64()
-                .map(|id| id.to_string())
-                .or_else(|| revision.as_u64().map(|id| id.to_string()));
-            if let Some(id) = id {
-                event.extend_from_slice(format!("id: {id}\n").as_bytes());
-            }
+        let revision = self.rpc.output.get_field_by_name(REVISION);
+        if let Some(id) = revision.and_then(|field| output::integer(&field, message)) {
+            event.extend_from_slice(format!("id: {id}\n").as_bytes());
         }
         event.extend_from_slice(b"data: ");
         event.append(&mut text);
@@ -203,7 +189,9 @@ impl Events {
     }
 
     fn failed(&self, status: &Status) -> Bytes {
-        let error = serde_json::json!({"error": ErrorBody::new(status, &self.pool)});
+        let error = ErrorBody::new(status, &self.pool);
+        // Numbers, strings and JSON have no way to fail to become JSON.
+        let error = serde_json::to_string(&LastLine { error }).unwrap_or_default();
         match self.format {
             Format::Ndjson => format!("{error}\n").into(),
             Format::Sse => format!("event: error\ndata: {error}\n\n").into(),

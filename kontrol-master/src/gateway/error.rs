@@ -1,6 +1,6 @@
 //! Errors as HTTP says them: one table from `google.rpc.Code` to a status, one body, `{"code","message","details"}`.
 
-use super::json;
+use super::output;
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{
@@ -8,7 +8,7 @@ use http::{
     header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage};
+use prost_reflect::DescriptorPool;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
@@ -22,6 +22,12 @@ pub(super) struct ErrorBody<'a> {
     message: &'a str,
     /// The details that the service attached, each an object with its `@type`.
     details: Vec<Value>,
+}
+
+/// An error as the last line of a stream, told from its messages by its one field.
+#[derive(Debug, Serialize)]
+pub(super) struct LastLine<'a> {
+    pub(super) error: ErrorBody<'a>,
 }
 
 /// `google.rpc.Status`, as `grpc-status-details-bin` carries it.
@@ -51,8 +57,7 @@ fn detail(any: &prost_types::Any, pool: &DescriptorPool) -> Value {
     let name = any.type_url.rsplit('/').next().unwrap_or_default();
     let fields = pool
         .get_message_by_name(name)
-        .and_then(|message| DynamicMessage::decode(message, any.value.as_slice()).ok())
-        .and_then(|message| json::write(&message).ok())
+        .and_then(|message| output::write(&message, &any.value).ok())
         .and_then(|text| serde_json::from_slice(&text).ok());
     let kind = Value::from(any.type_url.as_str());
     match fields {

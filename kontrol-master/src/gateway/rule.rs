@@ -193,10 +193,10 @@ pub(super) fn field_path(
     while let Some(name) = names.next() {
         let field = field(&message, name)?;
         if names.peek().is_some() {
-            let inner = field.kind().as_message().cloned();
-            message = inner
-                .filter(|_| !field.is_list() && !field.is_map())
-                .ok_or_else(|| format!("{name} has no fields"))?;
+            let has_fields = !field.is_list() && !field.is_map();
+            let kind = field.kind();
+            let inner = kind.as_message().filter(|_| has_fields).cloned();
+            message = inner.ok_or_else(|| format!("{name} has no fields"))?;
         }
         fields.push(field);
     }

@@ -3,13 +3,19 @@
 
 use super::*;
 use axum::body::{Body, to_bytes};
+use bytes::Bytes;
+use futures::stream;
 use http::{Method, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use prost::Message;
 use prost_reflect::DynamicMessage;
 use serde_json::{Value, json};
+use std::time::Duration;
+use tonic::Status;
 
 /// A field of a descriptor.
-fn field(name: &str, number: u32, kind: &str, more: Value) -> Value {
+pub(super) fn field(name: &str, number: u32, kind: &str, more: Value) -> Value {
     let mut field =
         json!({"name": name, "number": number, "label": "LABEL_OPTIONAL", "type": kind});
     for (name, value) in more.as_object().into_iter().flatten() {
@@ -25,7 +31,7 @@ fn rpc(name: &str, rule: Value) -> Value {
 }
 
 /// The descriptors of kontrol and of a service `test.v1.Echo` with these RPCs.
-fn descriptors(rpcs: Value) -> Vec<u8> {
+pub(super) fn descriptors(rpcs: Value) -> Vec<u8> {
     let (string, int64, message) = ("TYPE_STRING", "TYPE_INT64", "TYPE_MESSAGE");
     let map = json!({"name": "LabelsEntry", "options": {"mapEntry": true}, "field": [
         field("key", 1, string, json!({})), field("value", 2, string, json!({}))]});
@@ -286,6 +292,7 @@ async fn a_wrong_body_names_its_field_or_its_place() {
         "[".repeat(10_000),
         "]".repeat(10_000)
     );
+    let wide = format!("{{\"any\":[0{}]}}", ",0".repeat(1_000_000));
     for (body, reason) in [
         (
             "{",
@@ -324,6 +331,7 @@ async fn a_wrong_body_names_its_field_or_its_place() {
             r#"{"any":1e999}"#,
             "the body is not JSON: number out of range",
         ),
+        (&wide, "any has too many values: JSON may have 40000 here"),
         (&deep, "any nests too deeply: JSON may nest 34 levels here"),
     ] {
         let message = refusal("POST", "/v1/things/x:poke", body).await;
@@ -355,6 +363,107 @@ async fn whatever_nests_no_deeper_than_allowed_reaches_the_service() {
             StatusCode::OK
         );
     }
+}
+
+/// A gRPC service that answers with these bytes of body, some at a time, and then ends well.
+fn answering(frames: &[&'static [u8]]) -> Router {
+    let rpcs = json!([
+        rpc("Unary", json!({"get": "/unary"})),
+        streaming(json!({"get": "/stream"}))
+    ]);
+    let frames = frames.to_vec();
+    let answer = move || async move {
+        let data = frames
+            .into_iter()
+            .map(|data| Ok::<_, Status>(Frame::data(Bytes::from_static(data))));
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+        let body = data
+            .chain([Ok(Frame::trailers(trailers))])
+            .collect::<Vec<_>>();
+        Response::new(Body::new(StreamBody::new(stream::iter(body))))
+    };
+    router_of(
+        &descriptors(rpcs),
+        Routes::from(Router::new().fallback(answer)),
+    )
+    .unwrap()
+}
+
+fn streaming(rule: Value) -> Value {
+    let mut rpc = rpc("Stream", rule);
+    rpc["serverStreaming"] = json!(true);
+    rpc
+}
+
+async fn read(router: Router, target: &str) -> (StatusCode, String) {
+    let request = http::Request::get(target).body(Body::empty()).unwrap();
+    let response = router.oneshot(request).await.unwrap();
+    let status = response.status();
+    let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn messages_are_put_together_however_they_are_cut() {
+    for frames in [
+        &[&b"\0\0\0\0\x03\x0a\x01a\0\0\0\0\x03\x0a\x01b"[..]][..],
+        &[
+            b"\0\0",
+            b"",
+            b"\0\0\x03\x0a",
+            b"\x01a\0\0\0\0\x03\x0a\x01",
+            b"b",
+        ],
+    ] {
+        let (status, text) = read(answering(frames), "/stream").await;
+        assert_eq!(status, StatusCode::OK);
+        let names: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["name"].take())
+            .collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_makes_no_sense_is_an_internal_error() {
+    for frames in [&[&b"\0\0\0\0\x01\xff"[..]][..], &[b"\x01\0\0\0\0"], &[]] {
+        let (status, text) = read(answering(frames), "/unary").await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{text}");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["code"], 13);
+    }
+    let (status, text) = read(
+        answering(&[b"\0\0\0\0\x03\x0a\x01a\0\0\0\0\x01\xff"]),
+        "/stream",
+    )
+    .await;
+    assert_eq!((status, text.lines().count()), (StatusCode::OK, 2));
+    assert!(text.ends_with("{\"error\":{\"code\":13,\"message\":\"the answer can't be written as JSON\",\"details\":[]}}\n"));
+}
+
+/// The clock jumps from time-out to time-out: there is nothing else to wait for.
+#[tokio::test(start_paused = true)]
+async fn a_quiet_event_stream_shows_a_sign_of_life() {
+    let silent =
+        || async { Response::new(Body::from_stream(stream::pending::<Result<Bytes, Status>>())) };
+    let rpcs = json!([streaming(json!({"get": "/stream"}))]);
+    let grpc = Routes::from(Router::new().fallback(silent));
+    let router = router_of(&descriptors(rpcs), grpc).unwrap();
+    let request = http::Request::get("/stream").header("accept", "text/event-stream");
+    let started = tokio::time::Instant::now();
+    let response = router
+        .oneshot(request.body(Body::empty()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(response.headers()[CONTENT_TYPE], "text/event-stream");
+    assert!(started.elapsed() < Duration::from_secs(2));
+    let mut body = response.into_body();
+    for _ in 0..2 {
+        let frame = body.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), ":\n\n");
+    }
+    assert!(started.elapsed() > Duration::from_secs(30));
 }
 
 #[tokio::test]

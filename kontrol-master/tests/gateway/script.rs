@@ -39,18 +39,23 @@ pub(crate) const FLOOD_BYTES: usize = 64 * 1024;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Script(Arc<Inner>);
 
-/// Who called, with which authority, and what was said.
-type Heard = (Option<SocketAddr>, Option<String>, PingRequest);
-
 #[derive(Debug, Default)]
 struct Inner {
-    pings: Mutex<Vec<Heard>>,
+    pings: Mutex<Vec<SeenPing>>,
     listed: Mutex<Option<ListPodsRequest>>,
     stored: Mutex<Option<PutStateRequest>>,
     watched_from: Mutex<Vec<i64>>,
     open_watches: AtomicI32,
     flooded: AtomicU64,
     token: CancellationToken,
+}
+
+/// A keepalive and who sent it.
+#[derive(Debug, Clone)]
+pub(crate) struct SeenPing {
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) authorization: Option<String>,
+    pub(crate) ping: PingRequest,
 }
 
 /// Counts a watch for as long as somebody holds it.
@@ -63,13 +68,8 @@ impl Drop for OpenWatch {
 }
 
 impl Script {
-    pub(crate) fn last_ping(&self) -> PingRequest {
-        self.0.pings.lock().unwrap().last().unwrap().2.clone()
-    }
-    pub(crate) fn last_caller(&self) -> (Option<SocketAddr>, Option<String>) {
-        let pings = self.0.pings.lock().unwrap();
-        let (peer, authorization, _) = pings.last().unwrap();
-        (*peer, authorization.clone())
+    pub(crate) fn last_ping(&self) -> SeenPing {
+        self.0.pings.lock().unwrap().last().unwrap().clone()
     }
     pub(crate) fn pings(&self) -> usize {
         self.0.pings.lock().unwrap().len()
@@ -134,11 +134,11 @@ impl KeepaliveService for Script {
             .app
             .strip_prefix("fail-")
             .map(|code| code.parse::<i32>().unwrap());
-        self.0
-            .pings
-            .lock()
-            .unwrap()
-            .push((peer, authorization, ping));
+        self.0.pings.lock().unwrap().push(SeenPing {
+            peer,
+            authorization,
+            ping,
+        });
         if let Some(code) = code {
             return Err(Status::new(Code::from(code), "scripted: é"));
         }

@@ -1,0 +1,440 @@
+//! Protobuf on the wire to proto3 JSON, without a message in between.
+//!
+//! The answer to ListPods holds every payload of the roster, and generic messages take hundreds of bytes for each JSON value:
+//! some pods with many small values would cost gigabytes. So fields are written as they are found, from slices of the
+//! answer; nothing is built but an index of the fields of the messages around.
+//!
+//! Defaults are written, but absent messages and members of a oneof are not; 64-bit integers are numbers; enums are names.
+//! The few well-known types with a text form of their own (times, wrappers) go through the library's writer.
+
+#[cfg(test)]
+mod tests;
+
+use base64::{display::Base64Display, prelude::BASE64_STANDARD};
+use prost::{
+    bytes::Buf,
+    encoding::{WireType, decode_key, decode_varint},
+};
+use prost_reflect::{
+    DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions,
+};
+use std::{fmt::Display, io::Write, str::Utf8Error};
+
+/// How deep messages may nest, as for every other protobuf reader.
+const MAX_DEPTH: usize = 100;
+
+/// An answer that has no JSON form. The service is wrong, not the caller.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OutputError {
+    /// It is not what its descriptor says.
+    #[error("the answer is no such message: {0}")]
+    Wire(#[from] prost::DecodeError),
+    /// A field has another wire type than its descriptor says, or ends before its end.
+    #[error("the answer's field {0} is broken")]
+    Field(u32),
+    /// A string is not UTF-8.
+    #[error("a string of the answer is not UTF-8: {0}")]
+    Text(#[from] Utf8Error),
+    /// A time beyond the year 9999, or a number in a payload that is none.
+    #[error("a value of the answer has no JSON form: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It nests deeper than protobuf readers go.
+    #[error("the answer nests too deeply")]
+    Depth,
+}
+
+type Result<T> = std::result::Result<T, OutputError>;
+
+/// Writes an encoded message as JSON on one line.
+pub(super) fn write(message: &MessageDescriptor, wire: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(wire.len() * 2);
+    write_message(&mut out, message, wire, 0)?;
+    Ok(out)
+}
+
+/// Writes one field of an encoded message as JSON; an absent one is `null`.
+pub(super) fn write_field(field: &FieldDescriptor, wire: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    let found: Vec<Found<'_>> = index(wire)?
+        .into_iter()
+        .filter(|found| found.number == field.number())
+        .collect();
+    if found.is_empty() && field.supports_presence() {
+        out.extend_from_slice(b"null");
+    } else {
+        write_value(&mut out, field, &found, 0)?;
+    }
+    Ok(out)
+}
+
+/// The whole number in a field of an encoded message, if it has that field and it is one.
+pub(super) fn integer(field: &FieldDescriptor, wire: &[u8]) -> Option<String> {
+    let integers = [Kind::Int64, Kind::Int32, Kind::Uint64, Kind::Uint32];
+    if !integers.contains(&field.kind()) || field.is_list() {
+        return None;
+    }
+    let text = write_field(field, wire).ok()?;
+    String::from_utf8(text).ok().filter(|text| text != "null")
+}
+
+/// A field as it was found on the wire.
+#[derive(Clone, Copy)]
+struct Found<'w> {
+    number: u32,
+    raw: Raw<'w>,
+}
+
+#[derive(Clone, Copy)]
+enum Raw<'w> {
+    Varint(u64),
+    Fixed32(u32),
+    Fixed64(u64),
+    Bytes(&'w [u8]),
+}
+
+/// Reads what one wire type says.
+fn read<'w>(wire: &mut &'w [u8], kind: WireType, number: u32) -> Result<Raw<'w>> {
+    let broken = || OutputError::Field(number);
+    Ok(match kind {
+        WireType::Varint => Raw::Varint(decode_varint(wire)?),
+        WireType::ThirtyTwoBit => Raw::Fixed32(wire.try_get_u32_le().map_err(|_| broken())?),
+        WireType::SixtyFourBit => Raw::Fixed64(wire.try_get_u64_le().map_err(|_| broken())?),
+        WireType::LengthDelimited => {
+            let length = usize::try_from(decode_varint(wire)?).map_err(|_| broken())?;
+            let (bytes, rest) = wire.split_at_checked(length).ok_or_else(broken)?;
+            *wire = rest;
+            Raw::Bytes(bytes)
+        }
+        WireType::StartGroup | WireType::EndGroup => return Err(broken()),
+    })
+}
+
+/// The fields of a message by number, those of one number in the order of the wire.
+fn index(mut wire: &[u8]) -> Result<Vec<Found<'_>>> {
+    let mut index = Vec::new();
+    while !wire.is_empty() {
+        let (number, kind) = decode_key(&mut wire)?;
+        let raw = read(&mut wire, kind, number)?;
+        index.push(Found { number, raw });
+    }
+    index.sort_by_key(|found| found.number);
+    Ok(index)
+}
+
+fn write_message(
+    out: &mut Vec<u8>,
+    message: &MessageDescriptor,
+    wire: &[u8],
+    depth: usize,
+) -> Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(OutputError::Depth);
+    }
+    match message.full_name() {
+        "google.protobuf.Value" => return write_json(out, wire, depth),
+        "google.protobuf.Struct" => return write_struct(out, wire, depth),
+        "google.protobuf.ListValue" => return write_list(out, wire, depth),
+        name if name.starts_with("google.protobuf.") => {
+            const OPTIONS: SerializeOptions = SerializeOptions::new()
+                .stringify_64_bit_integers(false)
+                .skip_default_fields(false);
+            let message = DynamicMessage::decode(message.clone(), wire)?;
+            let mut writer = serde_json::Serializer::new(out);
+            return Ok(message.serialize_with_options(&mut writer, &OPTIONS)?);
+        }
+        _ => {}
+    }
+    let index = index(wire)?;
+    let mut rest = index.as_slice();
+    let mut first = true;
+    out.push(b'{');
+    // Both are in the order of the numbers.
+    for field in message.fields() {
+        let start = rest.partition_point(|found| found.number < field.number());
+        rest = &rest[start..];
+        let end = rest.partition_point(|found| found.number == field.number());
+        let (found, others) = rest.split_at(end);
+        rest = others;
+        if found.is_empty() && field.supports_presence() {
+            continue;
+        }
+        comma(out, &mut first);
+        write_text(out, field.json_name())?;
+        out.push(b':');
+        write_value(out, &field, found, depth)?;
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+/// Writes a field's value, or its default when it wasn't found.
+fn write_value(
+    out: &mut Vec<u8>,
+    field: &FieldDescriptor,
+    found: &[Found<'_>],
+    depth: usize,
+) -> Result<()> {
+    let kind = field.kind();
+    let mut first = true;
+    if field.is_map() {
+        out.push(b'{');
+        let entry = kind
+            .as_message()
+            .ok_or(OutputError::Field(field.number()))?;
+        for found in found {
+            comma(out, &mut first);
+            write_entry(out, entry, bytes(*found)?, depth + 1)?;
+        }
+        out.push(b'}');
+    } else if field.is_list() {
+        out.push(b'[');
+        for found in found {
+            for item in unpacked(&kind, *found)? {
+                comma(out, &mut first);
+                write_one(out, &kind, item, depth)?;
+            }
+        }
+        out.push(b']');
+    } else if kind.as_message().is_some() && found.len() > 1 {
+        // A message in pieces is their concatenation.
+        let pieces: Vec<&[u8]> = found
+            .iter()
+            .map(|piece| bytes(*piece))
+            .collect::<Result<_>>()?;
+        let number = field.number();
+        let raw = Raw::Bytes(&pieces.concat());
+        write_one(out, &kind, Found { number, raw }, depth)?;
+    } else {
+        let number = field.number();
+        let raw = default(&kind);
+        write_one(
+            out,
+            &kind,
+            *found.last().unwrap_or(&Found { number, raw }),
+            depth,
+        )?;
+    }
+    Ok(())
+}
+
+fn write_entry(
+    out: &mut Vec<u8>,
+    entry: &MessageDescriptor,
+    wire: &[u8],
+    depth: usize,
+) -> Result<()> {
+    let index = index(wire)?;
+    let of = |field: &FieldDescriptor| -> Vec<Found<'_>> {
+        let same = |found: &&Found<'_>| found.number == field.number();
+        index.iter().filter(same).copied().collect()
+    };
+    let (key, value) = (entry.map_entry_key_field(), entry.map_entry_value_field());
+    let mut name = Vec::new();
+    write_value(&mut name, &key, &of(&key), depth)?;
+    if key.kind() == Kind::String {
+        out.append(&mut name);
+    } else {
+        // Numbers and booleans need no escapes.
+        write!(out, "\"{}\"", name.escape_ascii()).map_err(serde_json::Error::io)?;
+    }
+    out.push(b':');
+    write_value(out, &value, &of(&value), depth)
+}
+
+/// The items of a repeated field: several may share one packed run of bytes.
+fn unpacked<'w>(kind: &Kind, found: Found<'w>) -> Result<Vec<Found<'w>>> {
+    let (Some(packed), Raw::Bytes(mut wire)) = (packed_as(kind), found.raw) else {
+        return Ok(vec![found]);
+    };
+    let number = found.number;
+    let mut items = Vec::new();
+    while !wire.is_empty() {
+        let raw = read(&mut wire, packed, number)?;
+        items.push(Found { number, raw });
+    }
+    Ok(items)
+}
+
+/// The wire type of a packable kind.
+fn packed_as(kind: &Kind) -> Option<WireType> {
+    match kind {
+        Kind::Double | Kind::Fixed64 | Kind::Sfixed64 => Some(WireType::SixtyFourBit),
+        Kind::Float | Kind::Fixed32 | Kind::Sfixed32 => Some(WireType::ThirtyTwoBit),
+        Kind::Int32 | Kind::Int64 | Kind::Uint32 | Kind::Uint64 => Some(WireType::Varint),
+        Kind::Sint32 | Kind::Sint64 | Kind::Bool | Kind::Enum(_) => Some(WireType::Varint),
+        Kind::String | Kind::Bytes | Kind::Message(_) => None,
+    }
+}
+
+fn default(kind: &Kind) -> Raw<'static> {
+    match packed_as(kind) {
+        Some(WireType::SixtyFourBit) => Raw::Fixed64(0),
+        Some(WireType::ThirtyTwoBit) => Raw::Fixed32(0),
+        Some(_) => Raw::Varint(0),
+        None => Raw::Bytes(b""),
+    }
+}
+
+fn write_one(out: &mut Vec<u8>, kind: &Kind, found: Found<'_>, depth: usize) -> Result<()> {
+    match (kind, found.raw) {
+        (Kind::Double, Raw::Fixed64(bits)) => write_float(out, f64::from_bits(bits)),
+        (Kind::Float, Raw::Fixed32(bits)) => {
+            let value = f32::from_bits(bits);
+            match value.is_finite() {
+                // Through its own shortest text: as a double it would show digits that it doesn't have.
+                true => Ok(serde_json::to_writer(out, &value)?),
+                false => write_float(out, f64::from(value)),
+            }
+        }
+        (Kind::Int32, Raw::Varint(value)) => show(out, value as i32),
+        (Kind::Int64, Raw::Varint(value)) => show(out, value as i64),
+        (Kind::Uint32, Raw::Varint(value)) => show(out, value as u32),
+        (Kind::Uint64, Raw::Varint(value)) => show(out, value),
+        (Kind::Sint32, Raw::Varint(value)) => show(out, unzigzag(value) as i32),
+        (Kind::Sint64, Raw::Varint(value)) => show(out, unzigzag(value)),
+        (Kind::Fixed32, Raw::Fixed32(value)) => show(out, value),
+        (Kind::Fixed64, Raw::Fixed64(value)) => show(out, value),
+        (Kind::Sfixed32, Raw::Fixed32(value)) => show(out, value as i32),
+        (Kind::Sfixed64, Raw::Fixed64(value)) => show(out, value as i64),
+        (Kind::Bool, Raw::Varint(value)) => show(out, value != 0),
+        (Kind::Enum(kind), Raw::Varint(value)) => write_enum(out, kind, value as i32),
+        (Kind::String, Raw::Bytes(text)) => write_text(out, str::from_utf8(text)?),
+        (Kind::Bytes, Raw::Bytes(bytes)) => show(
+            out,
+            format_args!("\"{}\"", Base64Display::new(bytes, &BASE64_STANDARD)),
+        ),
+        (Kind::Message(message), Raw::Bytes(wire)) => write_message(out, message, wire, depth + 1),
+        _ => Err(OutputError::Field(found.number)),
+    }
+}
+
+fn write_enum(out: &mut Vec<u8>, kind: &EnumDescriptor, number: i32) -> Result<()> {
+    match kind.get_value(number) {
+        _ if kind.full_name() == "google.protobuf.NullValue" => show(out, "null"),
+        Some(value) => write_text(out, value.name()),
+        None => show(out, number),
+    }
+}
+
+/// `google.protobuf.Value`: any JSON.
+fn write_json(out: &mut Vec<u8>, wire: &[u8], depth: usize) -> Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(OutputError::Depth);
+    }
+    let mut rest = wire;
+    let mut last = None;
+    while !rest.is_empty() {
+        let (number, kind) = decode_key(&mut rest)?;
+        last = Some((number, read(&mut rest, kind, number)?));
+    }
+    match last {
+        None | Some((1, Raw::Varint(_))) => show(out, "null"),
+        Some((2, Raw::Fixed64(bits))) => {
+            let number = f64::from_bits(bits);
+            if !number.is_finite() {
+                return Err(OutputError::Json(serde::ser::Error::custom(
+                    "a number that is none",
+                )));
+            }
+            write_float(out, number)
+        }
+        Some((3, Raw::Bytes(text))) => write_text(out, str::from_utf8(text)?),
+        Some((4, Raw::Varint(flag))) => show(out, flag != 0),
+        Some((5, Raw::Bytes(wire))) => write_struct(out, wire, depth + 1),
+        Some((6, Raw::Bytes(wire))) => write_list(out, wire, depth + 1),
+        Some((number, _)) => Err(OutputError::Field(number)),
+    }
+}
+
+fn write_struct(out: &mut Vec<u8>, mut wire: &[u8], depth: usize) -> Result<()> {
+    let mut first = true;
+    out.push(b'{');
+    while !wire.is_empty() {
+        let (number, kind) = decode_key(&mut wire)?;
+        let mut entry = bytes(Found {
+            number,
+            raw: read(&mut wire, kind, number)?,
+        })?;
+        let (mut name, mut value) = (&b""[..], &b""[..]);
+        while !entry.is_empty() {
+            let (number, kind) = decode_key(&mut entry)?;
+            let part = bytes(Found {
+                number,
+                raw: read(&mut entry, kind, number)?,
+            })?;
+            match number {
+                1 => name = part,
+                _ => value = part,
+            }
+        }
+        comma(out, &mut first);
+        write_text(out, str::from_utf8(name)?)?;
+        out.push(b':');
+        write_json(out, value, depth + 2)?;
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+fn write_list(out: &mut Vec<u8>, mut wire: &[u8], depth: usize) -> Result<()> {
+    let mut first = true;
+    out.push(b'[');
+    while !wire.is_empty() {
+        let (number, kind) = decode_key(&mut wire)?;
+        let value = bytes(Found {
+            number,
+            raw: read(&mut wire, kind, number)?,
+        })?;
+        comma(out, &mut first);
+        write_json(out, value, depth + 1)?;
+    }
+    out.push(b']');
+    Ok(())
+}
+
+fn bytes(found: Found<'_>) -> Result<&[u8]> {
+    match found.raw {
+        Raw::Bytes(bytes) => Ok(bytes),
+        Raw::Varint(_) | Raw::Fixed32(_) | Raw::Fixed64(_) => Err(OutputError::Field(found.number)),
+    }
+}
+
+/// Whole numbers have no `.0`, though JSON's numbers come as doubles.
+fn write_float(out: &mut Vec<u8>, value: f64) -> Result<()> {
+    // Up to here every whole number is one double, and every one is an i64.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if value.is_nan() {
+        show(out, "\"NaN\"")
+    } else if value.is_infinite() {
+        show(
+            out,
+            if value > 0.0 {
+                "\"Infinity\""
+            } else {
+                "\"-Infinity\""
+            },
+        )
+    } else if value.fract() == 0.0 && value.abs() <= EXACT {
+        show(out, value as i64)
+    } else {
+        Ok(serde_json::to_writer(out, &value)?)
+    }
+}
+
+fn write_text(out: &mut Vec<u8>, text: &str) -> Result<()> {
+    Ok(serde_json::to_writer(out, text)?)
+}
+
+fn show(out: &mut Vec<u8>, value: impl Display) -> Result<()> {
+    Ok(write!(out, "{value}").map_err(serde_json::Error::io)?)
+}
+
+fn comma(out: &mut Vec<u8>, first: &mut bool) {
+    if !std::mem::take(first) {
+        out.push(b',');
+    }
+}
+
+fn unzigzag(value: u64) -> i64 {
+    (value >> 1) as i64 ^ -((value & 1) as i64)
+}
