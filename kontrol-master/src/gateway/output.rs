@@ -9,16 +9,16 @@
 
 #[cfg(test)]
 mod tests;
+mod value;
+mod wire;
 
 use base64::{display::Base64Display, prelude::BASE64_STANDARD};
-use prost::{
-    bytes::Buf,
-    encoding::{WireType, decode_key, decode_varint},
-};
 use prost_reflect::{
     DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions,
 };
 use std::{fmt::Display, io::Write, str::Utf8Error};
+use value::{write_json, write_list, write_struct};
+use wire::{Found, Raw, bytes, default, index, unpacked, unzigzag};
 
 /// How deep messages may nest, as for every other protobuf reader.
 const MAX_DEPTH: usize = 100;
@@ -75,50 +75,6 @@ pub(super) fn integer(field: &FieldDescriptor, wire: &[u8]) -> Option<String> {
     }
     let text = write_field(field, wire).ok()?;
     String::from_utf8(text).ok().filter(|text| text != "null")
-}
-
-/// A field as it was found on the wire.
-#[derive(Clone, Copy)]
-struct Found<'w> {
-    number: u32,
-    raw: Raw<'w>,
-}
-
-#[derive(Clone, Copy)]
-enum Raw<'w> {
-    Varint(u64),
-    Fixed32(u32),
-    Fixed64(u64),
-    Bytes(&'w [u8]),
-}
-
-/// Reads what one wire type says.
-fn read<'w>(wire: &mut &'w [u8], kind: WireType, number: u32) -> Result<Raw<'w>> {
-    let broken = || OutputError::Field(number);
-    Ok(match kind {
-        WireType::Varint => Raw::Varint(decode_varint(wire)?),
-        WireType::ThirtyTwoBit => Raw::Fixed32(wire.try_get_u32_le().map_err(|_| broken())?),
-        WireType::SixtyFourBit => Raw::Fixed64(wire.try_get_u64_le().map_err(|_| broken())?),
-        WireType::LengthDelimited => {
-            let length = usize::try_from(decode_varint(wire)?).map_err(|_| broken())?;
-            let (bytes, rest) = wire.split_at_checked(length).ok_or_else(broken)?;
-            *wire = rest;
-            Raw::Bytes(bytes)
-        }
-        WireType::StartGroup | WireType::EndGroup => return Err(broken()),
-    })
-}
-
-/// The fields of a message by number, those of one number in the order of the wire.
-fn index(mut wire: &[u8]) -> Result<Vec<Found<'_>>> {
-    let mut index = Vec::new();
-    while !wire.is_empty() {
-        let (number, kind) = decode_key(&mut wire)?;
-        let raw = read(&mut wire, kind, number)?;
-        index.push(Found { number, raw });
-    }
-    index.sort_by_key(|found| found.number);
-    Ok(index)
 }
 
 fn write_message(
@@ -241,40 +197,6 @@ fn write_entry(
     write_value(out, &value, &of(&value), depth)
 }
 
-/// The items of a repeated field: several may share one packed run of bytes.
-fn unpacked<'w>(kind: &Kind, found: Found<'w>) -> Result<Vec<Found<'w>>> {
-    let (Some(packed), Raw::Bytes(mut wire)) = (packed_as(kind), found.raw) else {
-        return Ok(vec![found]);
-    };
-    let number = found.number;
-    let mut items = Vec::new();
-    while !wire.is_empty() {
-        let raw = read(&mut wire, packed, number)?;
-        items.push(Found { number, raw });
-    }
-    Ok(items)
-}
-
-/// The wire type of a packable kind.
-fn packed_as(kind: &Kind) -> Option<WireType> {
-    match kind {
-        Kind::Double | Kind::Fixed64 | Kind::Sfixed64 => Some(WireType::SixtyFourBit),
-        Kind::Float | Kind::Fixed32 | Kind::Sfixed32 => Some(WireType::ThirtyTwoBit),
-        Kind::Int32 | Kind::Int64 | Kind::Uint32 | Kind::Uint64 => Some(WireType::Varint),
-        Kind::Sint32 | Kind::Sint64 | Kind::Bool | Kind::Enum(_) => Some(WireType::Varint),
-        Kind::String | Kind::Bytes | Kind::Message(_) => None,
-    }
-}
-
-fn default(kind: &Kind) -> Raw<'static> {
-    match packed_as(kind) {
-        Some(WireType::SixtyFourBit) => Raw::Fixed64(0),
-        Some(WireType::ThirtyTwoBit) => Raw::Fixed32(0),
-        Some(_) => Raw::Varint(0),
-        None => Raw::Bytes(b""),
-    }
-}
-
 fn write_one(out: &mut Vec<u8>, kind: &Kind, found: Found<'_>, depth: usize) -> Result<()> {
     match (kind, found.raw) {
         (Kind::Double, Raw::Fixed64(bits)) => write_float(out, f64::from_bits(bits)),
@@ -316,89 +238,6 @@ fn write_enum(out: &mut Vec<u8>, kind: &EnumDescriptor, number: i32) -> Result<(
     }
 }
 
-/// `google.protobuf.Value`: any JSON.
-fn write_json(out: &mut Vec<u8>, wire: &[u8], depth: usize) -> Result<()> {
-    if depth > MAX_DEPTH {
-        return Err(OutputError::Depth);
-    }
-    let mut rest = wire;
-    let mut last = None;
-    while !rest.is_empty() {
-        let (number, kind) = decode_key(&mut rest)?;
-        last = Some((number, read(&mut rest, kind, number)?));
-    }
-    match last {
-        None | Some((1, Raw::Varint(_))) => show(out, "null"),
-        Some((2, Raw::Fixed64(bits))) => {
-            let number = f64::from_bits(bits);
-            if !number.is_finite() {
-                return Err(OutputError::Json(serde::ser::Error::custom(
-                    "a number that is none",
-                )));
-            }
-            write_float(out, number)
-        }
-        Some((3, Raw::Bytes(text))) => write_text(out, str::from_utf8(text)?),
-        Some((4, Raw::Varint(flag))) => show(out, flag != 0),
-        Some((5, Raw::Bytes(wire))) => write_struct(out, wire, depth + 1),
-        Some((6, Raw::Bytes(wire))) => write_list(out, wire, depth + 1),
-        Some((number, _)) => Err(OutputError::Field(number)),
-    }
-}
-
-fn write_struct(out: &mut Vec<u8>, mut wire: &[u8], depth: usize) -> Result<()> {
-    let mut first = true;
-    out.push(b'{');
-    while !wire.is_empty() {
-        let (number, kind) = decode_key(&mut wire)?;
-        let mut entry = bytes(Found {
-            number,
-            raw: read(&mut wire, kind, number)?,
-        })?;
-        let (mut name, mut value) = (&b""[..], &b""[..]);
-        while !entry.is_empty() {
-            let (number, kind) = decode_key(&mut entry)?;
-            let part = bytes(Found {
-                number,
-                raw: read(&mut entry, kind, number)?,
-            })?;
-            match number {
-                1 => name = part,
-                _ => value = part,
-            }
-        }
-        comma(out, &mut first);
-        write_text(out, str::from_utf8(name)?)?;
-        out.push(b':');
-        write_json(out, value, depth + 2)?;
-    }
-    out.push(b'}');
-    Ok(())
-}
-
-fn write_list(out: &mut Vec<u8>, mut wire: &[u8], depth: usize) -> Result<()> {
-    let mut first = true;
-    out.push(b'[');
-    while !wire.is_empty() {
-        let (number, kind) = decode_key(&mut wire)?;
-        let value = bytes(Found {
-            number,
-            raw: read(&mut wire, kind, number)?,
-        })?;
-        comma(out, &mut first);
-        write_json(out, value, depth + 1)?;
-    }
-    out.push(b']');
-    Ok(())
-}
-
-fn bytes(found: Found<'_>) -> Result<&[u8]> {
-    match found.raw {
-        Raw::Bytes(bytes) => Ok(bytes),
-        Raw::Varint(_) | Raw::Fixed32(_) | Raw::Fixed64(_) => Err(OutputError::Field(found.number)),
-    }
-}
-
 /// Whole numbers have no `.0`, though JSON's numbers come as doubles.
 fn write_float(out: &mut Vec<u8>, value: f64) -> Result<()> {
     // Up to here every whole number is one double, and every one is an i64.
@@ -433,8 +272,4 @@ fn comma(out: &mut Vec<u8>, first: &mut bool) {
     if !std::mem::take(first) {
         out.push(b',');
     }
-}
-
-fn unzigzag(value: u64) -> i64 {
-    (value >> 1) as i64 ^ -((value & 1) as i64)
 }

@@ -1,6 +1,6 @@
 //! The library's writer of generic messages is the reference: this one must say the same, but for what it is there for.
 
-use super::super::tests::{descriptors, field};
+use super::super::tests::descriptors::{descriptors, field};
 use super::*;
 use prost::Message;
 use prost_reflect::DescriptorPool;
