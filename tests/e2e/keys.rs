@@ -234,3 +234,40 @@ async fn the_digest_covers_what_the_contract_says_and_nothing_else() {
     assert_eq!(md5(&pods_document(&list.pods)), list.digest);
     assert_eq!(list.pods[0].seq, 0, "no change costs the seq");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ensembles_on_one_etcd_know_nothing_of_each_other() {
+    let _permit = small().await;
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let tier = async |namespace: &str, app: &str| {
+        Cluster::on(&etcd.store())
+            .patient()
+            .ensemble(namespace, app)
+            .start()
+            .await
+    };
+    // The last two are prefixes of others.
+    let tiers = [
+        tier("a", "web").await,
+        tier("b", "web").await,
+        tier("a", "we").await,
+        tier("a", "web-2").await,
+    ];
+    for (count, tier) in (1..).zip(&tiers) {
+        for number in 0..count {
+            let mut pod = PodSpec::number(number);
+            pod.app = format!("any-{number}");
+            let answer = tier.api(0).ping(&pod).await.unwrap();
+            assert_eq!(answer.seq, u64::from(number), "each counts for itself");
+        }
+    }
+    for (count, tier) in (1..).zip(&tiers) {
+        let view = tier
+            .ensemble(0, "its own pods", |view| view.pod_count == count)
+            .await;
+        assert_eq!(view.masters.len(), 1);
+        assert_eq!(view.leader.unwrap().address, tier.masters[0].address());
+    }
+}

@@ -20,3 +20,4 @@ mod liveness;
 mod serving;
 mod slave;
 mod watch;
+mod whole;
