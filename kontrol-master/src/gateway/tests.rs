@@ -313,8 +313,8 @@ async fn whatever_nests_no_deeper_than_allowed_reaches_the_service() {
     }
 }
 
-/// A gRPC service that answers with these bytes of body, some at a time, and then ends well.
-fn answering(frames: &[&'static [u8]]) -> Router {
+/// A gRPC service that answers with these bytes of body, some at a time, and then ends with this status.
+fn answering(frames: &[&'static [u8]], status: &'static str) -> Router {
     let rpcs = json!([
         rpc("Unary", json!({"get": "/unary"})),
         streaming(json!({"get": "/stream"}))
@@ -325,7 +325,7 @@ fn answering(frames: &[&'static [u8]]) -> Router {
             .into_iter()
             .map(|data| Ok::<_, Status>(Frame::data(Bytes::from_static(data))));
         let mut trailers = http::HeaderMap::new();
-        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+        trailers.insert("grpc-status", http::HeaderValue::from_static(status));
         let body = data
             .chain([Ok(Frame::trailers(trailers))])
             .collect::<Vec<_>>();
@@ -364,7 +364,7 @@ async fn messages_are_put_together_however_they_are_cut() {
             b"b",
         ],
     ] {
-        let (status, text) = read(answering(frames), "/stream").await;
+        let (status, text) = read(answering(frames, "0"), "/stream").await;
         assert_eq!(status, StatusCode::OK);
         let names: Vec<Value> = text
             .lines()
@@ -377,17 +377,24 @@ async fn messages_are_put_together_however_they_are_cut() {
 #[tokio::test]
 async fn an_answer_that_makes_no_sense_is_an_internal_error() {
     for frames in [&[&b"\0\0\0\0\x01\xff"[..]][..], &[b"\x01\0\0\0\0"], &[]] {
-        let (status, text) = read(answering(frames), "/unary").await;
+        let (status, text) = read(answering(frames, "0"), "/unary").await;
         assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{text}");
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["code"], 13);
     }
     let (status, text) = read(
-        answering(&[b"\0\0\0\0\x03\x0a\x01a\0\0\0\0\x01\xff"]),
+        answering(&[b"\0\0\0\0\x03\x0a\x01a\0\0\0\0\x01\xff"], "0"),
         "/stream",
     )
     .await;
     assert_eq!((status, text.lines().count()), (StatusCode::OK, 2));
     assert!(text.ends_with("{\"error\":{\"code\":13,\"message\":\"the answer can't be written as JSON\",\"details\":[]}}\n"));
+}
+
+#[tokio::test]
+async fn the_status_behind_a_message_counts() {
+    let message = b"\0\0\0\0\x03\x0a\x01a";
+    let (status, text) = read(answering(&[message], "5"), "/unary").await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "{text}");
 }
 
 /// The clock jumps from time-out to time-out: there is nothing else to wait for.

@@ -252,6 +252,29 @@ async fn wrong_input_is_a_400_that_says_what_is_wrong_and_reaches_no_service() {
 }
 
 #[tokio::test]
+async fn headers_of_the_http_message_are_not_taken_for_those_of_the_call() {
+    let server = Server::start().await;
+    let headers = [
+        ("grpc-encoding", "gzip"),
+        ("te", "gzip"),
+        ("expect", "100-continue"),
+    ];
+    let reply = send(
+        server.address,
+        "PUT",
+        "/ping",
+        &headers[..2],
+        CLASSIC.as_bytes(),
+    )
+    .await;
+    assert_eq!(reply.status, 200);
+    let too_large = [headers[2], ("content-length", "4000000")];
+    let reply = send(server.address, "PUT", "/ping", &too_large, b"").await;
+    assert_eq!(reply.status, 400);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn an_empty_body_is_an_empty_request() {
     let server = Server::start().await;
     assert_eq!(
