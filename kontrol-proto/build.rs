@@ -9,7 +9,8 @@ const PROTOS: [&str; 3] = [
 ];
 
 fn main() -> io::Result<()> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../proto");
+    let root =
+        PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(io::Error::other)?).join("../proto");
     let out = PathBuf::from(env::var("OUT_DIR").map_err(io::Error::other)?);
     let protos: Vec<PathBuf> = PROTOS.iter().map(|name| root.join(name)).collect();
     println!("cargo:rerun-if-changed={}", root.display());

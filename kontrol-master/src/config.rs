@@ -157,6 +157,8 @@ pub struct Config {
     pub upstream: Option<Vec<Tier>>,
     /// Who this master is as a pod; absent when it reports itself to nobody.
     pub pod: Option<PodConfig>,
+    /// The name given to this master.
+    pub id: Option<String>,
     /// The address given for this host.
     pub ip: Option<IpAddr>,
     /// What every request may need to know.
@@ -244,6 +246,7 @@ impl ServeArgs {
         else {
             return Err(mistakes.0);
         };
+        let id = given(self.pod.id.clone()).or_else(|| self.podinfo().name);
         Ok(Config {
             port: self.port,
             bind: self.bind,
@@ -254,6 +257,7 @@ impl ServeArgs {
             callback_timeout: self.callback_timeout,
             mixed: mixed.then(|| masters.flatten()),
             upstream: upstream.flatten(),
+            id,
             ip: self.pod.ip.as_deref().and_then(|ip| ip.trim().parse().ok()),
             pod,
             settings: Settings {
@@ -269,12 +273,7 @@ impl ServeArgs {
 
     /// Who this master is as a pod: what was said, and the labels that a master has by itself.
     fn pod(&self, mut labels: Labels, app: String) -> Result<PodConfig, Vec<Mistake>> {
-        let folder = self
-            .pod
-            .podinfo
-            .as_deref()
-            .and_then(|folder| Podinfo::read(folder).ok());
-        let folder = folder.map(|podinfo| podinfo.labels).unwrap_or_default();
+        let folder = self.podinfo().labels;
         for (name, value) in [("app", app), ("role", "master".to_owned())] {
             if !folder.contains_key(name) {
                 labels.entry(name.to_owned()).or_insert(value);
@@ -287,6 +286,13 @@ impl ServeArgs {
             ..self.pod.clone()
         };
         args.check()
+    }
+
+    /// What the downward-API folder says; nothing when it can't be read, which is told where it matters.
+    fn podinfo(&self) -> Podinfo {
+        let folder = self.pod.podinfo.as_deref();
+        let read = folder.and_then(|folder| Podinfo::read(folder).ok());
+        read.unwrap_or_default()
     }
 
     fn check_bind(&self) -> Result<(), Mistake> {

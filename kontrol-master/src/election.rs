@@ -8,7 +8,6 @@
 
 use crate::{
     backoff::Backoff,
-    liveness::MasterId,
     roster::{
         PeerMaster, Roster,
         view::{LEADER, MASTERS},
@@ -98,8 +97,7 @@ impl Campaign {
     pub fn new(
         store: SharedStore,
         roster: Roster,
-        id: MasterId,
-        address: String,
+        me: PeerMaster,
         ttl: Duration,
     ) -> (Election, Self) {
         let (lead, lead_receiver) = watch::channel(None);
@@ -107,10 +105,7 @@ impl Campaign {
         let task = Self {
             store,
             roster,
-            me: PeerMaster {
-                id: id.to_string(),
-                address,
-            },
+            me,
             ttl,
             lead,
             confirmed,
@@ -150,16 +145,12 @@ impl Campaign {
         let sent = Instant::now();
         let (lease, ttl) = self.store.grant(self.ttl).await?;
         let key = format!("{LEADER}{lease}");
-        // Two strings have no way to fail to become JSON.
-        let value = serde_json::to_vec(&self.me).unwrap_or_default();
-        let put = |key: String| Op::Put {
-            key,
-            value: value.clone().into(),
-            lease: Some(lease),
-        };
         let txn = Txn {
             compares: vec![Compare::Absent(key.clone())],
-            ops: vec![put(key.clone()), put(format!("{MASTERS}{}", self.me.id))],
+            ops: vec![
+                self.put(key.clone(), lease),
+                self.put(format!("{MASTERS}{}", self.me.id), lease),
+            ],
             otherwise: vec![key.clone()],
         };
         let outcome = match self.store.commit(txn).await {
@@ -198,6 +189,7 @@ impl Campaign {
             if !self.evaluate(session) {
                 return;
             }
+            self.keep_presence(session).await;
             let end = self.confirmed.borrow().end();
             let expiry = async {
                 match end {
@@ -224,6 +216,35 @@ impl Campaign {
                 more = changes.next() => if !more { return },
                 () = expiry => {}
             }
+        }
+    }
+
+    /// Puts the presence back that somebody deleted, or that went away with an earlier master of this id.
+    async fn keep_presence(&self, session: &Session) {
+        let view = self.roster.view();
+        if view.revision() < session.epoch || view.master(&self.me.id).is_some() {
+            return;
+        }
+        let key = format!("{MASTERS}{}", self.me.id);
+        let txn = Txn {
+            compares: vec![Compare::Absent(key.clone())],
+            ops: vec![self.put(key, session.lease)],
+            otherwise: Vec::new(),
+        };
+        let outcome = timeout(session.ttl / 3, self.store.commit(txn)).await;
+        tracing::info!(
+            ?outcome,
+            "this master's presence was gone from the store; put it back"
+        );
+    }
+
+    /// A key that tells who this master is, for as long as the lease lives.
+    fn put(&self, key: String, lease: LeaseId) -> Op {
+        Op::Put {
+            key,
+            // Strings have no way to fail to become JSON.
+            value: serde_json::to_vec(&self.me).unwrap_or_default().into(),
+            lease: Some(lease),
         }
     }
 

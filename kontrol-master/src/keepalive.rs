@@ -10,7 +10,7 @@ pub use committer::{Committer, CommitterTask};
 
 use crate::{
     error::Error,
-    liveness::MasterId,
+    liveness::Instance,
     metrics::Metrics,
     model::{PodKey, Report},
     relay::Relay,
@@ -36,7 +36,7 @@ pub struct Accepted {
 /// The intake. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Keepalives {
-    me: MasterId,
+    me: Instance,
     roster: Roster,
     committer: Committer,
     relay: Relay,
@@ -46,7 +46,7 @@ pub struct Keepalives {
 impl Keepalives {
     /// The intake of this master.
     pub fn new(
-        me: MasterId,
+        me: Instance,
         roster: Roster,
         committer: Committer,
         relay: Relay,

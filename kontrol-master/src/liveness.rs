@@ -21,23 +21,23 @@ pub const TICK: Duration = Duration::from_millis(200);
 /// A tick later than this after the one before means that the process stood still.
 const TOLERANCE: Duration = Duration::from_millis(400);
 
-/// Names a master in a [`Heard`] slot and everywhere else: drawn at random at each start, 16 hex digits as text.
+/// One start of a master: drawn at random, 16 hex digits as text.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct MasterId(pub u64);
+pub struct Instance(pub u64);
 
-impl std::fmt::Display for MasterId {
+impl std::fmt::Display for Instance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:016x}", self.0)
     }
 }
 
-impl std::fmt::Debug for MasterId {
+impl std::fmt::Debug for Instance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, f)
     }
 }
 
-impl std::str::FromStr for MasterId {
+impl std::str::FromStr for Instance {
     type Err = std::num::ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -68,12 +68,12 @@ impl Heard {
     }
 
     /// The pod was heard. An older moment or beat never overwrites a newer one.
-    pub fn touch(&self, at: Instant, beat: u64, master: Option<MasterId>) {
+    pub fn touch(&self, at: Instant, beat: u64, master: Option<Instance>) {
         let at = at.saturating_duration_since(self.origin).as_micros();
         let at = u64::try_from(at).unwrap_or(u64::MAX - 1) + 1;
         let before = self.at.fetch_max(at, Ordering::AcqRel);
         self.beat.fetch_max(beat, Ordering::AcqRel);
-        if let Some(MasterId(master)) = master
+        if let Some(Instance(master)) = master
             && at >= before
             && self.master.load(Ordering::Relaxed) != master
         {
@@ -93,10 +93,10 @@ impl Heard {
     }
 
     /// The master that heard it last.
-    pub fn master(&self) -> Option<MasterId> {
+    pub fn master(&self) -> Option<Instance> {
         match self.master.load(Ordering::Relaxed) {
             0 => None,
-            id => Some(MasterId(id)),
+            id => Some(Instance(id)),
         }
     }
 }
@@ -273,10 +273,10 @@ mod tests {
         let start = Instant::now();
         let heard = Heard::new(start);
         assert_eq!((heard.at(), heard.master()), (None, None));
-        heard.touch(at(start, 5.0), 7, Some(MasterId(1)));
-        heard.touch(at(start, 4.0), 6, Some(MasterId(2)));
+        heard.touch(at(start, 5.0), 7, Some(Instance(1)));
+        heard.touch(at(start, 4.0), 6, Some(Instance(2)));
         assert_eq!((heard.at(), heard.beat()), (Some(at(start, 5.0)), 7));
-        assert_eq!(heard.master(), Some(MasterId(1)));
+        assert_eq!(heard.master(), Some(Instance(1)));
     }
 
     proptest! {

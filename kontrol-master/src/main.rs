@@ -30,7 +30,10 @@ fn main() -> ExitCode {
         Some("shim") => return callback::shim::main(arguments),
         Some(_) | None => {}
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return kontrol_slave::config::refuse("kontrol-master", &error),
+    };
     match cli.command {
         Some(command) => ask(command),
         None => serve(cli.serve),

@@ -14,7 +14,7 @@ use crate::{
     backoff::Backoff,
     election::Election,
     error::Error,
-    liveness::MasterId,
+    liveness::Instance,
     model::PodKey,
     roster::{Candidate, Roster},
     status::Status,
@@ -73,7 +73,7 @@ struct Item {
 /// The task behind [`Relay`].
 #[derive(Debug)]
 pub struct RelayTask {
-    me: MasterId,
+    me: Instance,
     roster: Roster,
     election: Election,
     status: Status,
@@ -97,7 +97,7 @@ enum Ended {
 impl Relay {
     /// A relay and its task. `ttl`: how long a keepalive is worth telling a new leader about.
     pub fn new(
-        me: MasterId,
+        me: Instance,
         roster: Roster,
         election: Election,
         status: Status,
@@ -125,6 +125,11 @@ impl Relay {
     /// How keepalives get counted at this moment.
     pub fn link(&self) -> Link {
         *self.link.borrow()
+    }
+
+    /// Wakes when that changes.
+    pub fn changes(&self) -> watch::Receiver<Link> {
+        self.link.clone()
     }
 
     /// Refuses early when a keepalive could not be counted.
@@ -180,7 +185,7 @@ impl RelayTask {
                     self.count_alone(Link::Leading);
                     None
                 }
-                Some(leader) if leader.master.id != self.me.to_string() => {
+                Some(leader) if !leader.master.is(self.me) => {
                     Some(self.stream(&leader, &mut backoff).await)
                 }
                 // Nobody leads; or we will in a moment, or did until just now.

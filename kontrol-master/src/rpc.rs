@@ -8,8 +8,8 @@ mod status;
 mod watch;
 
 use crate::{
-    config::Settings, election::Election, keepalive::Keepalives, liveness::MasterId, relay::Relay,
-    roster::Roster, status::Status, store::SharedStore,
+    config::Settings, election::Election, keepalive::Keepalives, relay::Relay, roster::Roster,
+    status::Status, store::SharedStore,
 };
 use kontrol_proto::{
     FILE_DESCRIPTOR_SET,
@@ -19,7 +19,7 @@ use kontrol_proto::{
         keepalive_service_server::{KeepaliveServiceServer, SERVICE_NAME as KEEPALIVE},
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -44,8 +44,8 @@ pub struct Context {
     pub status: Status,
     /// The intake.
     pub keepalives: Keepalives,
-    /// This master.
-    pub me: MasterId,
+    /// The id of this master.
+    pub id: Arc<str>,
     /// Settings.
     pub settings: Arc<Settings>,
     /// Cancelled when streams are to end.
@@ -84,6 +84,8 @@ pub async fn report_health(
     relay: Relay,
     token: CancellationToken,
 ) {
+    let mut changes = roster.changes();
+    let mut link = relay.changes();
     let mut before = None;
     loop {
         let ready = crate::server::ready(&roster, &relay).is_ok() && !token.is_cancelled();
@@ -101,8 +103,11 @@ pub async fn report_health(
         if token.is_cancelled() {
             return;
         }
-        token
-            .run_until_cancelled(tokio::time::sleep(Duration::from_millis(200)))
-            .await;
+        // All arms are cancel safe.
+        tokio::select! {
+            () = token.cancelled() => {}
+            more = changes.next() => if !more { return },
+            more = link.changed() => if more.is_err() { return },
+        }
     }
 }

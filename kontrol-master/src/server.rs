@@ -12,11 +12,11 @@ use crate::{
     gateway,
     keepalive::{Committer, Keepalives},
     listener,
-    liveness::MasterId,
+    liveness::Instance,
     metrics::{self, Metrics},
     pod,
     relay::{Link, Relay},
-    roster::Roster,
+    roster::{PeerMaster, Roster},
     rpc,
     status::Status,
     store::{self, SharedStore, measured::Measured},
@@ -31,7 +31,7 @@ use axum::{
     routing::get,
 };
 use futures::future::join_all;
-use kontrol_slave::supervise::Tasks;
+use kontrol_slave::{identity::host_name, supervise::Tasks};
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -95,7 +95,12 @@ impl Server {
             config,
         } = self;
         let settings = Arc::new(config.settings.clone());
-        let me = MasterId(rand::random_range(1..=u64::MAX));
+        let me = Instance(rand::random_range(1..=u64::MAX));
+        let id: Arc<str> = match &config.id {
+            Some(id) => id.as_str().into(),
+            // Masters of one host have one host name.
+            None => format!("{}-{}", host_name(), address.port()).into(),
+        };
         let metrics = Arc::new(Metrics::default());
         let store = store::open(
             &config.store,
@@ -121,8 +126,11 @@ impl Server {
         let (election, campaign) = Campaign::new(
             Arc::clone(&store),
             roster.clone(),
-            me,
-            advertise.clone(),
+            PeerMaster {
+                id: id.to_string(),
+                address: advertise.clone(),
+                instance: me.to_string(),
+            },
             settings.fover,
         );
         let (relay, relay_task) = Relay::new(
@@ -132,7 +140,8 @@ impl Server {
             status.clone(),
             settings.ttl,
         );
-        let (committer, committer_task) = Committer::new(Arc::clone(&store), roster.clone(), me);
+        let (committer, committer_task) =
+            Committer::new(Arc::clone(&store), roster.clone(), Arc::clone(&id));
         let keepalives = Keepalives::new(
             me,
             roster.clone(),
@@ -154,7 +163,7 @@ impl Server {
             election: election.clone(),
             status: status.clone(),
             metrics: Arc::clone(&metrics),
-            me,
+            id: Arc::clone(&id),
             settings: Arc::new(term::Settings {
                 ttl: settings.ttl,
                 damper: settings.damper,
@@ -169,7 +178,7 @@ impl Server {
             relay: relay.clone(),
             status: status.clone(),
             keepalives,
-            me,
+            id: Arc::clone(&id),
             settings: Arc::clone(&settings),
             token: close.clone(),
         };
@@ -235,7 +244,7 @@ impl Server {
         });
 
         tracing::info!(
-            %address, advertise, master = %me, store = %config.store, ensemble = format!("{}/{}", settings.namespace, settings.app),
+            %address, advertise, %id, store = %config.store, ensemble = format!("{}/{}", settings.namespace, settings.app),
             "serving gRPC and HTTP"
         );
         tasks.run(STOP).await.map_err(Into::into)

@@ -13,7 +13,7 @@ use crate::{
     callback,
     damper::{Damper, retry_delay},
     election::{Confirmed, Election},
-    liveness::{Attention, Deadlines, MasterId, TICK},
+    liveness::{Attention, Deadlines, TICK},
     metrics::Metrics,
     model::{Digest, Pod},
     roster::{Roster, View},
@@ -50,8 +50,8 @@ pub struct Context {
     pub status: Status,
     /// Metrics.
     pub metrics: Arc<Metrics>,
-    /// This master.
-    pub me: MasterId,
+    /// The id of this master.
+    pub id: Arc<str>,
     /// Settings.
     pub settings: Arc<Settings>,
 }

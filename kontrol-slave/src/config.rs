@@ -12,6 +12,7 @@ use clap::{Parser, builder::FalseyValueParser};
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
+    process::ExitCode,
 };
 
 /// Reports one pod to its masters, until it is told to stop.
@@ -263,6 +264,21 @@ impl Args {
 }
 
 /// A setting that was given and is not empty.
+/// Shows what the parser of the command line has to say: help and version as they are, a mistake as one line.
+pub fn refuse(program: &str, error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Whoever asked for help and closed the pipe has seen enough.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let line = text.lines().find(|line| !line.trim().is_empty());
+    let line = line.unwrap_or("the command line is wrong").trim();
+    let line = line.strip_prefix("error: ").unwrap_or(line);
+    eprintln!("{program}: {line}; see {program} --help");
+    ExitCode::from(2)
+}
+
 fn given(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.trim().is_empty())
 }

@@ -1,11 +1,18 @@
 //! `kontrol-slave`: reports one pod to its masters. Exit codes: 0 stopped as told, 1 failed, 2 wrong settings.
 
 use clap::Parser;
-use kontrol_slave::{config::Args, logging, program};
+use kontrol_slave::{
+    config::{self, Args},
+    logging, program,
+};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let config = match Args::parse().check() {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return config::refuse("kontrol-slave", &error),
+    };
+    let config = match args.check() {
         Ok(config) => config,
         Err(mistakes) => {
             for mistake in mistakes {

@@ -8,7 +8,6 @@
 use super::plan::{Departed, Known, Plan, plan};
 use crate::{
     error::Error,
-    liveness::MasterId,
     model::{Pod, PodKey, Report, pod::Invalid, pod::MAX_PAYLOAD_BYTES},
     roster::{
         Reason, Roster, View,
@@ -62,15 +61,15 @@ struct Request {
 pub struct CommitterTask {
     store: SharedStore,
     roster: Roster,
-    master: MasterId,
+    master: Arc<str>,
     queue: mpsc::Receiver<Request>,
     /// Taken from the queue, to be written by one of the next transactions.
     waiting: VecDeque<Request>,
 }
 
 impl Committer {
-    /// A committer and its task.
-    pub fn new(store: SharedStore, roster: Roster, master: MasterId) -> (Self, CommitterTask) {
+    /// A committer and its task. `master` is the id of this master.
+    pub fn new(store: SharedStore, roster: Roster, master: Arc<str>) -> (Self, CommitterTask) {
         let (sender, queue) = mpsc::channel(QUEUE);
         let task = CommitterTask {
             store,
@@ -149,7 +148,7 @@ impl CommitterTask {
         let mut records = Records::default();
         for _ in 0..MAX_ATTEMPTS {
             let view = self.roster.view();
-            let mut draft = Draft::new(&view, &records, self.master);
+            let mut draft = Draft::new(&view, &records, &self.master);
             let mut undecided = Vec::with_capacity(batch.len());
             for request in batch {
                 match draft.add(&request.report) {
@@ -274,7 +273,7 @@ enum Decision {
 struct Draft<'a> {
     view: &'a View,
     records: &'a Records,
-    master: MasterId,
+    master: &'a str,
     next_seq: u64,
     seq_revision: Revision,
     first_seq: u64,
@@ -284,7 +283,7 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn new(view: &'a View, records: &'a Records, master: MasterId) -> Self {
+    fn new(view: &'a View, records: &'a Records, master: &'a str) -> Self {
         // Whichever is newer knows the counter; the view also knows the highest seq in use.
         let (mut next_seq, mut seq_revision) = view.seq();
         if let Some((next, revision)) = records.seq

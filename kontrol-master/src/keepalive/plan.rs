@@ -60,7 +60,8 @@ pub fn plan(report: &Report, known: Known<'_>) -> Plan {
     let same_incarnation = same_pod && report.nonce == pod.nonce();
     if report.down {
         let unknown_incarnation = same_pod && (report.nonce.is_empty() || pod.nonce().is_empty());
-        return if same_incarnation || unknown_incarnation {
+        let stale = same_incarnation && older(report.beat, known.beat.max(pod.beat()));
+        return if !stale && (same_incarnation || unknown_incarnation) {
             Plan::Remove
         } else {
             Plan::Nothing
@@ -182,6 +183,7 @@ mod tests {
             Plan::Nothing
         );
         assert_eq!(plan(&down(report(1)), known(None, 0)), Plan::Nothing);
+        assert_eq!(plan(&down(beat(4)), known(Some(&first), 5)), Plan::Nothing);
         let classic = Report {
             nonce: String::new(),
             ..report(1)

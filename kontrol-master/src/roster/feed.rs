@@ -3,7 +3,7 @@
 //! Bounded twice: a follower that falls more than [`CAPACITY`] batches behind is told that it lagged, and only the last
 //! [`REMEMBERED`] batches can be resumed from.
 
-use super::view::{Candidate, Change, View};
+use super::view::{Change, View};
 use crate::{model::Digest, store::Revision};
 use kontrol_proto::v1::CallbackRun;
 use std::{
@@ -44,6 +44,13 @@ pub struct Notices {
     pub notices: Vec<Notice>,
 }
 
+impl Notices {
+    /// Whether they tell of the roster or the leader, which a snapshot of their revision shows as well.
+    pub fn is_roster(&self) -> bool {
+        matches!(self.notices.first(), Some(Notice::Change(_)))
+    }
+}
+
 /// Where notices are published and followed. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Feed {
@@ -65,7 +72,8 @@ pub struct Lagged;
 /// A follower's place in the feed.
 #[derive(Debug)]
 pub struct Followed {
-    /// Batches behind the revision that was asked for; `None` when they are no longer known.
+    /// Batches behind the revision that was asked for, and those of that revision that follow from it (digest,
+    /// callback), which the follower may have seen; `None` when they are no longer known.
     pub missed: Option<Vec<Arc<Notices>>>,
     receiver: broadcast::Receiver<Arc<Notices>>,
 }
@@ -114,7 +122,9 @@ impl Feed {
             .map(|behind| {
                 let batches = recent.batches.iter();
                 batches
-                    .filter(|batch| batch.revision > behind)
+                    .filter(|batch| {
+                        batch.revision > behind || (batch.revision == behind && !batch.is_roster())
+                    })
                     .cloned()
                     .collect()
             });
@@ -141,11 +151,6 @@ pub fn notices(view: &View, changes: Vec<Change>) -> Notices {
     }
 }
 
-/// Whether two candidates are the same term of the same master.
-pub fn same_term(a: Option<&Candidate>, b: Option<&Candidate>) -> bool {
-    a.map(|candidate| candidate.epoch) == b.map(|candidate| candidate.epoch)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,8 +158,24 @@ mod tests {
     fn batch(revision: Revision) -> Notices {
         Notices {
             revision,
-            notices: vec![Notice::CallbackStarted(String::new())],
+            notices: vec![Notice::Change(Change::Leader(None))],
         }
+    }
+
+    #[test]
+    fn what_follows_from_a_revision_is_told_again_after_it() {
+        let feed = Feed::default();
+        feed.start_at(1);
+        feed.publish(batch(2));
+        feed.publish(Notices {
+            revision: 2,
+            notices: vec![Notice::CallbackStarted(String::new())],
+        });
+        let missed = feed.follow(Some(2)).missed.unwrap();
+        assert!(matches!(
+            missed[0].notices[..],
+            [Notice::CallbackStarted(_)]
+        ));
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! The ensemble at one revision, and how the store's events turn one view into the next. PURE: time is an argument.
 
 use crate::{
-    liveness::{Heard, MasterId},
+    liveness::{Heard, Instance},
     model::{Digest, Pod, PodKey},
     store::{Entry, Event, Events, Revision, Snapshot},
 };
@@ -49,16 +49,18 @@ pub struct Member {
 /// A master as `masters/<id>` and `leader/<lease>` hold it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerMaster {
-    /// Its id, as text.
+    /// Its id: what people call it.
     pub id: String,
     /// Where it is reached: `host:port`.
     pub address: String,
+    /// Which start of it this is, 16 hex digits.
+    pub instance: String,
 }
 
 impl PeerMaster {
-    /// Its id.
-    pub fn master_id(&self) -> Option<MasterId> {
-        self.id.parse().ok()
+    /// Whether it is this very process.
+    pub fn is(&self, instance: Instance) -> bool {
+        self.instance.parse() == Ok(instance)
     }
 }
 
@@ -216,6 +218,15 @@ impl View {
     /// The live masters.
     pub fn masters(&self) -> impl Iterator<Item = &PeerMaster> {
         self.masters.values()
+    }
+    /// The live master with this id.
+    pub fn master(&self, id: &str) -> Option<&PeerMaster> {
+        self.masters.get(id)
+    }
+    /// The id of the master that this start belongs to, while it lives.
+    pub fn master_id(&self, instance: Instance) -> Option<&str> {
+        let master = self.masters().find(|master| master.is(instance));
+        master.map(|master| master.id.as_str())
     }
     /// The next seq to give, and the revision of the counter (0: there is none yet).
     pub fn seq(&self) -> (u64, Revision) {

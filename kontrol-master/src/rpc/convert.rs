@@ -1,9 +1,8 @@
 //! Between protobuf and the domain.
 
 use crate::{
-    liveness::MasterId,
     model::{Pod, Report, pod::Invalid},
-    roster::{Member, PeerMaster, Reason, Removal},
+    roster::{Member, PeerMaster, Reason, Removal, View},
     status::timestamp,
 };
 use kontrol_proto::v1::{self, LeaveReason, PingRequest};
@@ -75,15 +74,12 @@ pub(super) fn pod(pod: &Pod) -> v1::Pod {
 }
 
 /// A pod with what this master knows of its liveness.
-pub(super) fn member(member: &Member) -> v1::Pod {
+pub(super) fn member(view: &View, member: &Member) -> v1::Pod {
+    let attached = member.heard.master();
+    let attached = attached.and_then(|instance| view.master_id(instance));
     v1::Pod {
         last_heard: member.heard.at().map(timestamp),
-        attached_master: member
-            .heard
-            .master()
-            .as_ref()
-            .map(MasterId::to_string)
-            .unwrap_or_default(),
+        attached_master: attached.unwrap_or_default().to_owned(),
         ..pod(&member.pod)
     }
 }

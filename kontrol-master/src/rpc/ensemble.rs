@@ -164,7 +164,7 @@ impl EnsembleService for Service {
                 damper_max: convert::duration(settings.damper_max),
                 fover: convert::duration(settings.fover),
             }),
-            master: self.context.me.to_string(),
+            master: self.context.id.to_string(),
         }))
     }
 
@@ -184,7 +184,10 @@ impl EnsembleService for Service {
         };
         let members = view.pods().filter_map(|pod| view.member(pod.key()));
         Ok(Response::new(ListPodsResponse {
-            pods: members.filter(wanted).map(convert::member).collect(),
+            pods: members
+                .filter(wanted)
+                .map(|member| convert::member(&view, member))
+                .collect(),
             digest: view.digest().to_string(),
             revision: view.revision(),
         }))
@@ -202,7 +205,7 @@ impl EnsembleService for Service {
             ))
         })?;
         Ok(Response::new(GetPodResponse {
-            pod: Some(convert::member(member)),
+            pod: Some(convert::member(&view, member)),
         }))
     }
 
@@ -218,7 +221,7 @@ impl EnsembleService for Service {
         Ok(Response::new(ExplainPodResponse {
             key: key.to_string(),
             live: member.is_some(),
-            pod: member.map(convert::member),
+            pod: member.map(|member| convert::member(&view, member)),
             summary: summary(key, member, removal.map(AsRef::as_ref), &views),
             removal: removal.map(|removal| convert::removal(removal)),
             views,

@@ -1,7 +1,7 @@
 //! PeerService: what the other masters call.
 
 use super::{Context, convert};
-use crate::{liveness::MasterId, model::PodKey};
+use crate::{liveness::Instance, model::PodKey};
 use futures::{Stream, StreamExt, stream};
 use kontrol_proto::{
     internal::v1::{
@@ -46,7 +46,7 @@ impl Relayed {
             let message = format!("not the leader of epoch {}", request.epoch);
             return Some(Err(Status::failed_precondition(message)));
         }
-        let Ok(master) = request.master.parse::<MasterId>() else {
+        let Ok(master) = request.master.parse::<Instance>() else {
             return Some(Err(Status::invalid_argument("master is not a master's id")));
         };
         let now = Instant::now();

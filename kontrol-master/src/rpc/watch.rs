@@ -25,20 +25,21 @@ pub(super) fn stream(
 ) -> impl Stream<Item = Result<WatchResponse, Status>> + Send + use<> {
     // Followed first and looked at second: nothing between the two is lost, and what the snapshot shows already is
     // passed over by its revision.
-    let mut followed = roster.feed().follow((behind > 0).then_some(behind));
+    let known = roster.peek().revision();
+    let mut followed = roster
+        .feed()
+        .follow((1..=known).contains(&behind).then_some(behind));
     let mut waiting = VecDeque::new();
     let mut shown = 0;
-    match followed.missed.take() {
-        Some(missed) => missed
-            .into_iter()
-            .for_each(|notices| waiting.extend(messages(&notices))),
-        None => {
-            let view = roster.view();
-            shown = view.revision();
-            waiting.push_back(snapshot(&view));
-        }
+    let missed = followed.missed.take();
+    if missed.is_none() {
+        let view = roster.view();
+        shown = view.revision();
+        waiting.push_back(snapshot(&view));
     }
     let watcher = Watcher {
+        roster: roster.clone(),
+        missed: missed.unwrap_or_default().into(),
         followed,
         waiting,
         shown,
@@ -52,6 +53,9 @@ pub(super) fn stream(
 }
 
 struct Watcher {
+    roster: Roster,
+    /// Batches to be told before those that follow.
+    missed: VecDeque<Arc<Notices>>,
     followed: Followed,
     waiting: VecDeque<WatchResponse>,
     /// The snapshot's revision: roster changes up to it are in the snapshot.
@@ -68,11 +72,15 @@ impl Watcher {
             if self.over {
                 return None;
             }
+            if let Some(notices) = self.missed.pop_front() {
+                self.waiting = messages(&self.roster.view(), &notices);
+                continue;
+            }
             match self.followed.next().await? {
                 Ok(notices) => {
-                    let known = notices.revision <= self.shown;
-                    self.waiting
-                        .extend(messages(&notices).filter(|message| !known || !is_roster(message)));
+                    if notices.revision > self.shown || !notices.is_roster() {
+                        self.waiting = messages(&self.roster.view(), &notices);
+                    }
                 }
                 Err(_) => {
                     self.over = true;
@@ -86,26 +94,15 @@ impl Watcher {
     }
 }
 
-/// Whether a message tells of the roster or the leader, which a snapshot of its revision shows as well.
-fn is_roster(message: &WatchResponse) -> bool {
-    matches!(
-        message.event,
-        Some(
-            Event::PodJoined(_)
-                | Event::PodChanged(_)
-                | Event::PodLeft(_)
-                | Event::LeaderChanged(_)
-        )
-    )
-}
-
 fn snapshot(view: &View) -> WatchResponse {
     let members = view.pods().filter_map(|pod| view.member(pod.key()));
     let leader = view.leader();
     WatchResponse {
         revision: view.revision(),
         event: Some(Event::Snapshot(Snapshot {
-            pods: members.map(convert::member).collect(),
+            pods: members
+                .map(|member| convert::member(view, member))
+                .collect(),
             leader: leader.map(|leader| convert::master(&leader.master)),
             epoch: leader.map_or(0, |leader| leader.epoch),
             digest: view.digest().to_string(),
@@ -113,21 +110,25 @@ fn snapshot(view: &View) -> WatchResponse {
     }
 }
 
-fn messages(notices: &Arc<Notices>) -> impl Iterator<Item = WatchResponse> + use<> {
-    let notices = Arc::clone(notices);
-    (0..notices.notices.len()).map(move |index| WatchResponse {
-        revision: notices.revision,
-        event: Some(event(&notices.notices[index])),
-    })
+/// The messages of a batch. Each carries the revision to go on from: only the last one of a revision carries that
+/// revision, so that who is cut off before it is told all of it again.
+fn messages(view: &View, notices: &Notices) -> VecDeque<WatchResponse> {
+    let last = notices.notices.len().saturating_sub(1);
+    let whole = !notices.is_roster();
+    let message = |(index, notice): (usize, &Notice)| WatchResponse {
+        revision: notices.revision - i64::from(index < last && !whole),
+        event: Some(event(view, notice)),
+    };
+    notices.notices.iter().enumerate().map(message).collect()
 }
 
-fn event(notice: &Notice) -> Event {
+fn event(view: &View, notice: &Notice) -> Event {
     match notice {
         Notice::Change(Change::Joined(member)) => Event::PodJoined(PodJoined {
-            pod: Some(convert::member(member)),
+            pod: Some(convert::member(view, member)),
         }),
         Notice::Change(Change::Changed { before, after }) => Event::PodChanged(PodChanged {
-            pod: Some(convert::member(after)),
+            pod: Some(convert::member(view, after)),
             restarted: before.nonce() != after.pod.nonce(),
         }),
         Notice::Change(Change::Left(removal)) => Event::PodLeft(PodLeft {

@@ -85,7 +85,7 @@ impl Term {
                 beat: 0,
                 silence_ms: millis(silence.unwrap_or_default()),
                 time_ms: now_ms(),
-                master: self.context.me.to_string(),
+                master: self.context.id.to_string(),
             });
         }
         txn.ops.push(removals_op(&removals));

@@ -5,9 +5,10 @@ use crate::{
     election::Campaign,
     error::Error,
     keepalive::{Accepted, Committer, Keepalives},
+    liveness::Instance,
     model::{Report, pod::tests::report},
     relay::Relay,
-    roster::{Reason, view::SEQ},
+    roster::{PeerMaster, Reason, view::SEQ},
     store::{EtcdOptions, Op, StoreUrl, Txn, open},
 };
 use kontrol_slave::supervise::Tasks;
@@ -32,14 +33,18 @@ impl Harness {
     }
 
     async fn on(store: SharedStore) -> Self {
-        let me = MasterId(1);
+        let me = Instance(1);
         let (metrics, status) = (Arc::new(Metrics::default()), Status::default());
         let (roster, mirror) = Roster::new(store.clone());
-        let (election, campaign) =
-            Campaign::new(store.clone(), roster.clone(), me, "127.0.0.1:1".into(), TTL);
+        let myself = PeerMaster {
+            id: "m".into(),
+            address: "127.0.0.1:1".into(),
+            instance: me.to_string(),
+        };
+        let (election, campaign) = Campaign::new(store.clone(), roster.clone(), myself, TTL);
         let (relay, relay_task) =
             Relay::new(me, roster.clone(), election.clone(), status.clone(), TTL);
-        let (committer, committer_task) = Committer::new(store.clone(), roster.clone(), me);
+        let (committer, committer_task) = Committer::new(store.clone(), roster.clone(), "m".into());
         let keepalives = Keepalives::new(me, roster.clone(), committer, relay, metrics.clone());
         let context = Context {
             store: store.clone(),
@@ -47,7 +52,7 @@ impl Harness {
             election: election.clone(),
             status,
             metrics,
-            me,
+            id: "m".into(),
             settings: Arc::new(Settings {
                 ttl: TTL,
                 damper: Duration::from_secs(1),

@@ -148,6 +148,7 @@ fn the_oldest_candidate_leads_and_a_change_is_told() {
         serde_json::to_vec(&PeerMaster {
             id: id.into(),
             address: "h:1".into(),
+            instance: "1".into(),
         })
         .unwrap()
     };
