@@ -4,6 +4,7 @@
 //! others go through the committer, and are answered once this master's own roster shows what they changed.
 
 pub mod committer;
+mod draft;
 pub mod plan;
 
 pub use committer::{Committer, CommitterTask};
@@ -64,7 +65,7 @@ impl Keepalives {
     /// Takes one keepalive. `key` is what the reporter believes its key to be, or empty.
     pub async fn accept(&self, report: Report, key: &str) -> Result<Accepted, Error> {
         let result = self.take(report, key).await;
-        self.metrics.keepalive(&result);
+        self.metrics.keepalive(result.as_ref().err());
         result
     }
 

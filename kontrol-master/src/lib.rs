@@ -42,6 +42,7 @@ pub mod liveness;
 pub mod metrics;
 pub mod model;
 pub mod pod;
+pub mod readiness;
 pub mod relay;
 pub mod roster;
 pub mod rpc;

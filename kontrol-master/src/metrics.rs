@@ -2,7 +2,6 @@
 
 use crate::{
     error::Error,
-    keepalive::Accepted,
     roster::{Change, Notice, Roster},
 };
 use prometheus_client::{
@@ -134,14 +133,14 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counts a keepalive.
-    pub fn keepalive(&self, result: &Result<Accepted, Error>) {
-        let result = match result {
-            Ok(_) => "accepted",
-            Err(Error::Invalid(_)) => "invalid",
-            Err(Error::Superseded(_)) => "superseded",
-            Err(Error::Unavailable(_) | Error::Exhausted(_)) => "unavailable",
-            Err(Error::NotFound(_) | Error::Internal(_)) => "failed",
+    /// Counts a keepalive, by what was wrong with it.
+    pub fn keepalive(&self, error: Option<&Error>) {
+        let result = match error {
+            None => "accepted",
+            Some(Error::Invalid(_)) => "invalid",
+            Some(Error::Superseded(_)) => "superseded",
+            Some(Error::Unavailable(_) | Error::Exhausted(_)) => "unavailable",
+            Some(Error::NotFound(_) | Error::Internal(_)) => "failed",
         };
         self.keepalives.get_or_create(&ResultLabel { result }).inc();
     }

@@ -9,5 +9,5 @@ pub mod mirror;
 pub mod view;
 
 pub use feed::{Feed, Followed, Lagged, Notice, Notices};
-pub use mirror::{Mirror, Roster};
+pub use mirror::{Changes, Mirror, Roster};
 pub use view::{Candidate, Change, Member, PeerMaster, Reason, Removal, StateRecord, View};

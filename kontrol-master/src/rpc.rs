@@ -8,8 +8,8 @@ mod status;
 mod watch;
 
 use crate::{
-    config::Settings, election::Election, keepalive::Keepalives, relay::Relay, roster::Roster,
-    status::Status, store::SharedStore,
+    config::Settings, election::Election, keepalive::Keepalives, readiness::Readiness,
+    roster::Roster, status::Status, store::SharedStore,
 };
 use kontrol_proto::{
     FILE_DESCRIPTOR_SET,
@@ -38,8 +38,6 @@ pub struct Context {
     pub roster: Roster,
     /// The election.
     pub election: Election,
-    /// The relay.
-    pub relay: Relay,
     /// The callback's status.
     pub status: Status,
     /// The intake.
@@ -80,34 +78,31 @@ pub fn routes(
 /// Keeps the health service true, until the token is cancelled: serving while this master is ready.
 pub async fn report_health(
     reporter: HealthReporter,
-    roster: Roster,
-    relay: Relay,
+    readiness: Readiness,
     token: CancellationToken,
 ) {
-    let mut changes = roster.changes();
-    let mut link = relay.changes();
-    let mut before = None;
-    loop {
-        let ready = crate::server::ready(&roster, &relay).is_ok() && !token.is_cancelled();
-        if before != Some(ready) {
-            let status = if ready {
-                ServingStatus::Serving
-            } else {
-                ServingStatus::NotServing
-            };
-            for service in ["", KEEPALIVE, ENSEMBLE] {
-                reporter.set_service_status(service, status).await;
-            }
-            before = Some(ready);
+    let mut changes = readiness.changes();
+    let mut told = None;
+    while !token.is_cancelled() {
+        let ready = readiness.check().is_ok();
+        if told != Some(ready) {
+            tell(&reporter, ready).await;
+            told = Some(ready);
         }
-        if token.is_cancelled() {
-            return;
+        if token.run_until_cancelled(changes.next()).await == Some(false) {
+            break;
         }
-        // All arms are cancel safe.
-        tokio::select! {
-            () = token.cancelled() => {}
-            more = changes.next() => if !more { return },
-            more = link.changed() => if more.is_err() { return },
-        }
+    }
+    tell(&reporter, false).await;
+}
+
+async fn tell(reporter: &HealthReporter, ready: bool) {
+    let status = if ready {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
+    for service in ["", KEEPALIVE, ENSEMBLE] {
+        reporter.set_service_status(service, status).await;
     }
 }

@@ -5,21 +5,18 @@
 //! those. After an unclear answer the records are read back and the same happens: a change that was committed after
 //! all then asks for nothing more.
 
-use super::plan::{Departed, Known, Plan, plan};
+use super::draft::{Decision, Draft, Records};
 use crate::{
     error::Error,
-    model::{Pod, PodKey, Report, pod::Invalid, pod::MAX_PAYLOAD_BYTES},
+    model::{Pod, Report},
     roster::{
-        Reason, Roster, View,
-        view::{REMOVALS, RemovalRecord, SEQ, millis, pod_key},
+        Roster,
+        view::{REMOVALS, RemovalRecord, millis},
     },
-    store::{
-        Compare, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Outcome, Revision, SharedStore, Snapshot,
-        StoreError, Txn,
-    },
+    store::{MAX_TXN_BYTES, MAX_TXN_OPS, Op, Outcome, Revision, SharedStore, StoreError},
 };
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashSet, VecDeque},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -32,8 +29,6 @@ const QUEUE: usize = 8192;
 const MAX_BATCH: usize = MAX_TXN_OPS - 3;
 /// How often a batch is decided anew before its callers are told to try again.
 const MAX_ATTEMPTS: usize = 16;
-/// The largest integer that JSON readers agree on (RFC 8259, 6): seqs are numbers in PODS.
-const MAX_SEQ: u64 = (1 << 53) - 1;
 
 /// What became of a keepalive that needed the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,220 +208,6 @@ fn size_of_report(report: &Report) -> usize {
     512 + report.app.len() + report.id.len() + report.role.len() + maps + payload
 }
 
-/// Records that are newer than the view, because a transaction came back with them.
-#[derive(Debug, Default)]
-struct Records {
-    revision: Revision,
-    pods: HashMap<PodKey, Current>,
-    seq: Option<(u64, Revision)>,
-}
-
-#[derive(Debug, Clone)]
-enum Current {
-    Absent,
-    Pod(Arc<Pod>, Revision),
-    /// Something that is no pod record, to be overwritten.
-    Unreadable(Revision),
-}
-
-impl Records {
-    fn read(keys: &[String], snapshot: &Snapshot) -> Self {
-        let mut records = Self {
-            revision: snapshot.revision,
-            pods: HashMap::new(),
-            seq: Some((0, 0)),
-        };
-        for key in keys {
-            if let Some(Ok(key)) = key.strip_prefix(crate::roster::view::PODS).map(str::parse) {
-                records.pods.insert(key, Current::Absent);
-            }
-        }
-        for entry in &snapshot.entries {
-            if entry.key == SEQ {
-                let next = str::from_utf8(&entry.value)
-                    .ok()
-                    .and_then(|text| text.parse().ok());
-                records.seq = Some((next.unwrap_or(0), entry.mod_revision));
-            } else if let Some(Ok(key)) = entry
-                .key
-                .strip_prefix(crate::roster::view::PODS)
-                .map(str::parse)
-            {
-                let current = match Pod::decode(&entry.value) {
-                    Ok(pod) if pod.key() == key => Current::Pod(Arc::new(pod), entry.mod_revision),
-                    _ => Current::Unreadable(entry.mod_revision),
-                };
-                records.pods.insert(key, current);
-            }
-        }
-        records
-    }
-}
-
-enum Decision {
-    /// It goes into the transaction; the seq is the pod's once that is committed.
-    Write(u64),
-    Done(Result<Committed, Error>),
-}
-
-/// A transaction in the making.
-struct Draft<'a> {
-    view: &'a View,
-    records: &'a Records,
-    master: &'a str,
-    next_seq: u64,
-    seq_revision: Revision,
-    first_seq: u64,
-    txn: Txn,
-    removals: Vec<RemovalRecord>,
-    now_ms: u64,
-}
-
-impl<'a> Draft<'a> {
-    fn new(view: &'a View, records: &'a Records, master: &'a str) -> Self {
-        // Whichever is newer knows the counter; the view also knows the highest seq in use.
-        let (mut next_seq, mut seq_revision) = view.seq();
-        if let Some((next, revision)) = records.seq
-            && records.revision >= view.revision()
-        {
-            next_seq = next_seq.max(next);
-            seq_revision = revision;
-        }
-        Self {
-            view,
-            records,
-            master,
-            next_seq,
-            seq_revision,
-            first_seq: next_seq,
-            txn: Txn::default(),
-            removals: Vec::new(),
-            now_ms: now_ms(),
-        }
-    }
-
-    fn current(&self, key: PodKey) -> Current {
-        let seen = match (self.view.member(key), self.view.unreadable(key)) {
-            (Some(member), _) => Current::Pod(Arc::clone(&member.pod), member.mod_revision),
-            (None, Some(revision)) => Current::Unreadable(revision),
-            (None, None) => Current::Absent,
-        };
-        match self.records.pods.get(&key) {
-            Some(record) if self.records.revision >= self.view.revision() => record.clone(),
-            _ => seen,
-        }
-    }
-
-    fn add(&mut self, report: &Report) -> Decision {
-        let key = report.key();
-        let current = self.current(key);
-        let pod = match &current {
-            Current::Pod(pod, _) => Some(pod.as_ref()),
-            Current::Absent | Current::Unreadable(_) => None,
-        };
-        let removal = self.view.removal(key);
-        let member = self.view.member(key);
-        let known = Known {
-            pod,
-            beat: member
-                .filter(|member| member.pod.nonce() == report.nonce)
-                .map_or(0, |member| member.heard.beat()),
-            departed: removal
-                .filter(|removal| removal.reason == Reason::Down)
-                .and_then(|removal| {
-                    let beat = removal.record.as_ref()?.beat;
-                    Some(Departed {
-                        nonce: removal.pod.nonce(),
-                        beat,
-                    })
-                }),
-        };
-        let seq = pod.map_or(0, Pod::seq);
-        let done = Committed {
-            seq,
-            revision: self.records.revision,
-        };
-        let record = match plan(report, known) {
-            Plan::Refresh | Plan::Stale | Plan::Nothing => return Decision::Done(Ok(done)),
-            Plan::Superseded => return Decision::Done(Err(superseded(report, pod))),
-            Plan::Join | Plan::Replace => {
-                let seq = self.next_seq;
-                if seq >= MAX_SEQ {
-                    return Decision::Done(Err(Error::Internal(
-                        "the ensemble ran out of seqs".to_owned(),
-                    )));
-                }
-                let joined = Pod::join(report.clone(), seq, self.now_ms);
-                Some(match pod {
-                    Some(before) => joined.replacing(before),
-                    None => joined,
-                })
-            }
-            Plan::Update => pod.map(|pod| pod.update(report.clone())),
-            Plan::Remove => None,
-        };
-        let Some(record) = record else {
-            self.remove(report, key, seq);
-            self.compare(key, &current);
-            return Decision::Write(seq);
-        };
-        if let Err(invalid) = check_size(&record) {
-            return Decision::Done(Err(invalid.into()));
-        }
-        self.next_seq = self.next_seq.max(record.seq() + 1);
-        self.compare(key, &current);
-        self.txn.ops.push(Op::put(pod_key(key), record.encode()));
-        Decision::Write(record.seq())
-    }
-
-    fn remove(&mut self, report: &Report, key: PodKey, seq: u64) {
-        self.txn.ops.push(Op::Delete(pod_key(key)));
-        let heard = self.view.member(key).and_then(|member| member.heard.at());
-        self.removals.push(RemovalRecord {
-            key: key.to_string(),
-            seq,
-            reason: Reason::Down,
-            beat: report.beat,
-            silence_ms: heard.map_or(0, |heard| millis(heard.elapsed())),
-            time_ms: self.now_ms,
-            master: self.master.to_string(),
-        });
-    }
-
-    fn compare(&mut self, key: PodKey, current: &Current) {
-        let name = pod_key(key);
-        self.txn.otherwise.push(name.clone());
-        self.txn.compares.push(match current {
-            Current::Absent => Compare::Absent(name),
-            Current::Pod(_, revision) | Current::Unreadable(revision) => {
-                Compare::ModRevision(name, *revision)
-            }
-        });
-    }
-
-    fn keys(&self) -> Vec<String> {
-        let mut keys = self.txn.otherwise.clone();
-        keys.push(SEQ.to_owned());
-        keys
-    }
-
-    fn into_txn(self) -> Txn {
-        let mut txn = self.txn;
-        if self.next_seq > self.first_seq {
-            txn.compares.push(match self.seq_revision {
-                0 => Compare::Absent(SEQ.to_owned()),
-                revision => Compare::ModRevision(SEQ.to_owned(), revision),
-            });
-            txn.ops.push(Op::put(SEQ, self.next_seq.to_string()));
-        }
-        txn.otherwise.push(SEQ.to_owned());
-        if !self.removals.is_empty() {
-            txn.ops.push(removals_op(&self.removals));
-        }
-        txn
-    }
-}
-
 /// The write that tells why pods leave, for the transaction that removes them.
 pub(crate) fn removals_op(removals: &[RemovalRecord]) -> Op {
     // Strings and numbers have no way to fail to become JSON.
@@ -452,13 +233,4 @@ pub(super) fn superseded(report: &Report, pod: Option<&Pod>) -> Error {
         "nonce {}: {by}; give each pod an address of its own, or stop one of the two",
         report.nonce
     ))
-}
-
-fn check_size(pod: &Pod) -> Result<(), Invalid> {
-    let size = crate::model::json::canonical(pod.payload()).len();
-    if size > MAX_PAYLOAD_BYTES {
-        let reason = format!("has {size} bytes of JSON, and {MAX_PAYLOAD_BYTES} are the limit");
-        return Err(Invalid::new("payload", reason));
-    }
-    Ok(())
 }

@@ -1,5 +1,9 @@
 //! The ensemble at one revision, and how the store's events turn one view into the next. PURE: time is an argument.
 
+mod draft;
+#[cfg(test)]
+mod tests;
+
 use crate::{
     liveness::{Heard, Instance},
     model::{Digest, Pod, PodKey},
@@ -249,21 +253,8 @@ impl View {
 
     /// The view after these events, and what changed. `now` is when they arrived.
     pub fn apply(&self, events: &Events, now: Instant) -> (Self, Vec<Change>) {
-        let mut next = Draft::new(self, events.revision, now);
-        for event in &events.events {
-            // Within a transaction the reasons may come behind the deletes that they explain.
-            if let Event::Put(entry) = event
-                && entry.key == REMOVALS
-            {
-                next.read_reasons(entry);
-            }
-        }
-        for event in &events.events {
-            match event {
-                Event::Put(entry) => next.put(entry),
-                Event::Delete { key, .. } => next.delete(key),
-            }
-        }
+        let mut next = draft::Draft::new(self, events.revision, now);
+        next.take(events);
         next.finish(self)
     }
 
@@ -308,204 +299,7 @@ impl View {
     }
 }
 
-/// A view in the making.
-struct Draft {
-    view: View,
-    reasons: Vec<RemovalRecord>,
-    changes: Vec<Change>,
-    now: Instant,
-}
-
-impl Draft {
-    fn new(before: &View, revision: Revision, now: Instant) -> Self {
-        let view = View {
-            revision,
-            members: before.members.clone(),
-            order: before.order.clone(),
-            unreadable: before.unreadable.clone(),
-            candidates: before.candidates.clone(),
-            masters: before.masters.clone(),
-            next_seq: before.next_seq,
-            seq_revision: before.seq_revision,
-            state: before.state.clone(),
-            state_revision: before.state_revision,
-            removals: before.removals.clone(),
-            removal_order: before.removal_order.clone(),
-            digest: OnceLock::new(),
-        };
-        Self {
-            view,
-            reasons: Vec::new(),
-            changes: Vec::new(),
-            now,
-        }
-    }
-
-    fn read_reasons(&mut self, entry: &Entry) {
-        match serde_json::from_slice::<Vec<RemovalRecord>>(&entry.value) {
-            Ok(reasons) => self.reasons.extend(reasons),
-            Err(error) => tracing::warn!(%error, "the record of removals can't be read"),
-        }
-    }
-
-    fn put(&mut self, entry: &Entry) {
-        if let Some(key) = entry.key.strip_prefix(PODS) {
-            match key.parse() {
-                Ok(key) => self.put_pod(key, entry),
-                Err(error) => tracing::warn!(key = entry.key, "the store has a key that {error}"),
-            }
-        } else if entry.key.starts_with(LEADER) {
-            let Some(master) = read_json(entry) else {
-                return;
-            };
-            let candidate = Candidate {
-                key: entry.key.clone(),
-                epoch: entry.create_revision,
-                master,
-            };
-            Arc::make_mut(&mut self.view.candidates).insert(entry.create_revision, candidate);
-        } else if let Some(id) = entry.key.strip_prefix(MASTERS) {
-            let Some(master) = read_json(entry) else {
-                return;
-            };
-            Arc::make_mut(&mut self.view.masters).insert(id.to_owned(), master);
-        } else if entry.key == SEQ {
-            match str::from_utf8(&entry.value).map(str::parse) {
-                Ok(Ok(next)) => self.view.next_seq = self.view.next_seq.max(next),
-                _ => tracing::error!(
-                    "the key seq holds no number; counting on from the highest seq seen"
-                ),
-            }
-            self.view.seq_revision = entry.mod_revision;
-        } else if entry.key == STATE {
-            self.view.state = Arc::new(read_json(entry).unwrap_or_default());
-            self.view.state_revision = entry.mod_revision;
-        }
-    }
-
-    fn put_pod(&mut self, key: PodKey, entry: &Entry) {
-        let pod = match Pod::decode(&entry.value) {
-            Ok(pod) if pod.key() == key => Arc::new(pod),
-            Ok(pod) => {
-                let other = pod.key();
-                tracing::warn!(%key, "the record holds the pod {other}; ignored until that pod reports again");
-                return self.unreadable(key, entry.mod_revision);
-            }
-            Err(error) => {
-                tracing::warn!(%key, "the record {error}; ignored until the pod reports again");
-                return self.unreadable(key, entry.mod_revision);
-            }
-        };
-        self.view.unreadable.remove(&key);
-        let before = self.view.members.get(&key).cloned();
-        let heard = match &before {
-            Some(member) if member.pod.seq() == pod.seq() && member.pod.nonce() == pod.nonce() => {
-                Arc::clone(&member.heard)
-            }
-            _ => Arc::new(Heard::new(self.now)),
-        };
-        // A record is written because of a keepalive, so that its arrival is a sign of life.
-        heard.touch(self.now, pod.beat(), None);
-        let after = Member {
-            pod: Arc::clone(&pod),
-            mod_revision: entry.mod_revision,
-            heard,
-        };
-        match before.map(|member| member.pod) {
-            Some(before) if before.seq() == pod.seq() => {
-                self.changes.push(Change::Changed {
-                    before,
-                    after: after.clone(),
-                });
-            }
-            Some(before) => {
-                self.left(before, Reason::Replaced);
-                self.changes.push(Change::Joined(after.clone()));
-            }
-            None => self.changes.push(Change::Joined(after.clone())),
-        }
-        self.view.members.insert(key, after);
-        self.view.order.insert(pod.seq(), pod);
-    }
-
-    fn unreadable(&mut self, key: PodKey, revision: Revision) {
-        self.remove_pod(key);
-        self.view.unreadable.insert(key, revision);
-    }
-
-    fn delete(&mut self, key: &str) {
-        if let Some(key) = key.strip_prefix(PODS) {
-            if let Ok(key) = key.parse() {
-                self.view.unreadable.remove(&key);
-                self.remove_pod(key);
-            }
-        } else if key.starts_with(LEADER) {
-            Arc::make_mut(&mut self.view.candidates).retain(|_, candidate| candidate.key != key);
-        } else if let Some(id) = key.strip_prefix(MASTERS) {
-            Arc::make_mut(&mut self.view.masters).remove(id);
-        } else if key == SEQ {
-            self.view.seq_revision = 0;
-        } else if key == STATE {
-            self.view.state = Arc::default();
-            self.view.state_revision = 0;
-        }
-    }
-
-    fn remove_pod(&mut self, key: PodKey) {
-        if let Some(member) = self.view.members.remove(&key) {
-            self.left(member.pod, Reason::Unknown);
-        }
-    }
-
-    fn left(&mut self, pod: Arc<Pod>, fallback: Reason) {
-        self.view.order.remove(&pod.seq());
-        let key = pod.key();
-        let record = self
-            .reasons
-            .iter()
-            .find(|record| record.seq == pod.seq())
-            .cloned();
-        let removal = Arc::new(Removal {
-            pod,
-            reason: record.as_ref().map_or(fallback, |record| record.reason),
-            record,
-        });
-        if self
-            .view
-            .removals
-            .insert(key, Arc::clone(&removal))
-            .is_some()
-        {
-            self.view.removal_order.retain(|other| *other != key);
-        }
-        self.view.removal_order.push_back(key);
-        if self.view.removal_order.len() > MAX_REMOVALS
-            && let Some(oldest) = self.view.removal_order.pop_front()
-        {
-            self.view.removals.remove(&oldest);
-        }
-        self.changes.push(Change::Left(removal));
-    }
-
-    fn finish(mut self, before: &View) -> (View, Vec<Change>) {
-        if self.view.leader() != before.leader() {
-            let leader = self.view.leader().cloned();
-            self.changes.push(Change::Leader(leader));
-        }
-        (self.view, self.changes)
-    }
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(entry: &Entry) -> Option<T> {
-    serde_json::from_slice(&entry.value)
-        .inspect_err(|error| tracing::warn!(key = entry.key, %error, "the store has a value that can't be read"))
-        .ok()
-}
-
 /// How long that was, as whole milliseconds.
 pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
-
-#[cfg(test)]
-pub(crate) mod tests;

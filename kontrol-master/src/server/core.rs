@@ -1,0 +1,166 @@
+//! The parts that have no face: store, roster, election, relay, intake and term, with their tasks started.
+
+use super::Stages;
+use crate::{
+    callback,
+    config::{Config, Settings},
+    election::{Campaign, Election},
+    keepalive::{Committer, Keepalives},
+    liveness::Instance,
+    metrics::{self, Metrics},
+    readiness::Readiness,
+    relay::Relay,
+    roster::{PeerMaster, Roster},
+    rpc,
+    status::Status,
+    store::{self, SharedStore, measured::Measured},
+    term,
+};
+use anyhow::Context as _;
+use kontrol_slave::supervise::Tasks;
+use std::{net::SocketAddr, sync::Arc};
+
+/// Handles on the parts.
+pub(super) struct Core {
+    pub(super) myself: PeerMaster,
+    pub(super) roster: Roster,
+    pub(super) election: Election,
+    store: SharedStore,
+    relay: Relay,
+    status: Status,
+    keepalives: Keepalives,
+    settings: Arc<Settings>,
+}
+
+impl Core {
+    /// Builds the parts and starts their tasks.
+    pub(super) fn start(
+        config: &Config,
+        myself: PeerMaster,
+        own: SocketAddr,
+        metrics: &Arc<Metrics>,
+        stages: &Stages,
+        tasks: &mut Tasks,
+    ) -> anyhow::Result<Self> {
+        let settings = Arc::new(config.settings.clone());
+        let me = Instance(rand::random_range(1..=u64::MAX));
+        let id: Arc<str> = myself.id.as_str().into();
+        let myself = PeerMaster {
+            instance: me.to_string(),
+            ..myself
+        };
+        let store = store::open(
+            &config.store,
+            &settings.namespace,
+            &settings.app,
+            config.etcd.clone(),
+        )
+        .with_context(|| format!("open the store {} (--store, KONTROL_STORE)", config.store))?;
+        let store: SharedStore = Arc::new(Measured::new(store, Arc::clone(metrics)));
+        let status = Status::default();
+        let (roster, mirror) = Roster::new(Arc::clone(&store));
+        let (election, campaign) = Campaign::new(
+            Arc::clone(&store),
+            roster.clone(),
+            myself.clone(),
+            settings.fover,
+        );
+        let (relay, relay_task) = Relay::new(
+            me,
+            roster.clone(),
+            election.clone(),
+            status.clone(),
+            settings.ttl,
+        );
+        let (committer, committer_task) =
+            Committer::new(Arc::clone(&store), roster.clone(), Arc::clone(&id));
+        let keepalives = Keepalives::new(
+            me,
+            roster.clone(),
+            committer,
+            relay.clone(),
+            Arc::clone(metrics),
+        );
+        let term = term::Context {
+            store: Arc::clone(&store),
+            roster: roster.clone(),
+            election: election.clone(),
+            status: status.clone(),
+            metrics: Arc::clone(metrics),
+            id,
+            settings: Arc::new(term_settings(config, own)),
+        };
+
+        let Stages {
+            stop,
+            drained,
+            resign,
+            last,
+            ..
+        } = stages.clone();
+        tasks.spawn("the mirror of the store", mirror.run(last.clone()));
+        tasks.spawn("the committer", committer_task.run(drained.clone()));
+        tasks.spawn("the relay", relay_task.run(drained));
+        tasks.spawn(
+            "the metrics",
+            metrics::observe(Arc::clone(metrics), roster.clone(), last.clone()),
+        );
+        tasks.spawn(
+            "the callback's announcements",
+            status.clone().announce(roster.clone(), last.clone()),
+        );
+        let then = resign.clone().drop_guard();
+        tasks.spawn("the term", async move {
+            let _then = then;
+            term::supervise(term, stop).await;
+        });
+        tasks.spawn("the election", async move {
+            let _then = last.drop_guard();
+            campaign.run(resign).await;
+        });
+        Ok(Self {
+            myself,
+            roster,
+            election,
+            store,
+            relay,
+            status,
+            keepalives,
+            settings,
+        })
+    }
+
+    /// What the gRPC services work with.
+    pub(super) fn services(&self, stages: &Stages) -> rpc::Context {
+        rpc::Context {
+            store: Arc::clone(&self.store),
+            roster: self.roster.clone(),
+            election: self.election.clone(),
+            status: self.status.clone(),
+            keepalives: self.keepalives.clone(),
+            id: self.myself.id.as_str().into(),
+            settings: Arc::clone(&self.settings),
+            token: stages.close.clone(),
+        }
+    }
+
+    /// Whether this master can do its work.
+    pub(super) fn readiness(&self) -> Readiness {
+        Readiness::new(self.roster.clone(), self.relay.clone())
+    }
+}
+
+fn term_settings(config: &Config, own: SocketAddr) -> term::Settings {
+    let callback = config.callback.clone().map(|program| {
+        Arc::new(callback::Settings {
+            timeout: config.callback_timeout,
+            ..callback::Settings::new(program, format!("http://{own}"))
+        })
+    });
+    term::Settings {
+        ttl: config.settings.ttl,
+        damper: config.settings.damper,
+        damper_max: config.settings.damper_max,
+        callback,
+    }
+}
