@@ -13,7 +13,12 @@ const WRONG_CONFIGURATION: u8 = 2;
 ///
 /// Without a command it serves. With one it asks a master that does.
 #[derive(Debug, Parser)]
-#[command(name = "kontrol-master", version, max_term_width = 110)]
+#[command(
+    name = "kontrol-master",
+    version,
+    max_term_width = 110,
+    args_override_self = true
+)]
 struct Cli {
     #[command(flatten)]
     serve: ServeArgs,

@@ -20,7 +20,12 @@ use std::{
 /// Each flag can be given as a variable instead: --some-flag is KONTROL_SOME_FLAG. Flags win. SIGTERM says goodbye and
 /// ends with code 0 within two seconds; wrong settings end with code 2 before anything is contacted.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "kontrol-slave", version, max_term_width = 120)]
+#[command(
+    name = "kontrol-slave",
+    version,
+    max_term_width = 120,
+    args_override_self = true
+)]
 pub struct Args {
     /// Masters: `host[:port]` or `http://host[:port]`, port 8000 unless given. `,` separates tiers, each of which gets
     /// every keepalive; `|` separates the endpoints of one tier, of which one is in use at a time; a name stands for
