@@ -66,7 +66,7 @@ fn fail(message: &str) -> ExitCode {
 }
 
 fn serve(args: ServeArgs) -> ExitCode {
-    let (format, verbose) = (args.log_format, args.wants_verbose());
+    let (format, verbose) = (args.log_format(), args.verbose());
     let config = match args.check(|name| std::env::var(name).ok()) {
         Ok(config) => config,
         Err(mistakes) => {

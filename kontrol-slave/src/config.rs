@@ -8,7 +8,10 @@ use crate::{
     logging,
     masters::{self, Tier},
 };
-use clap::{Parser, builder::FalseyValueParser};
+use clap::{
+    Parser,
+    builder::{FalseyValueParser, OsStringValueParser, TypedValueParser},
+};
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
@@ -108,6 +111,7 @@ pub struct PodArgs {
         long,
         env = "KONTROL_PAYLOAD",
         value_name = "FILE",
+        value_parser = path(),
         hide_env_values = true
     )]
     pub payload: Option<PathBuf>,
@@ -118,6 +122,7 @@ pub struct PodArgs {
         long,
         env = "KONTROL_PODINFO",
         value_name = "FOLDER",
+        value_parser = path(),
         hide_env_values = true
     )]
     pub podinfo: Option<PathBuf>,
@@ -269,6 +274,11 @@ impl Args {
 }
 
 /// A setting that was given and is not empty.
+/// Reads a path; unlike clap's own way also an empty one, which counts as an absent one.
+pub fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
 /// Shows what the parser of the command line has to say: help and version as they are, a mistake as one line.
 pub fn refuse(program: &str, error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {

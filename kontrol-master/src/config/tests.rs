@@ -1,0 +1,184 @@
+use super::*;
+use clap::{CommandFactory, Parser};
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+fn check(words: &[&str]) -> Result<Config, Vec<String>> {
+    let cli = Cli::try_parse_from(["m"].iter().chain(words)).unwrap();
+    let environment = |name: &str| (name == "NAMESPACE").then(|| "from-env".to_owned());
+    let mistakes = |mistakes: Vec<Mistake>| mistakes.iter().map(Mistake::to_string).collect();
+    cli.serve.check(environment).map_err(mistakes)
+}
+
+#[test]
+fn the_defaults_are_the_promised_ones() {
+    let config = check(&[]).unwrap();
+    let settings = &config.settings;
+    assert_eq!(
+        (config.port, config.bind.to_string()),
+        (8000, "127.0.0.1".to_owned())
+    );
+    assert_eq!(
+        (settings.namespace.as_str(), settings.app.as_str()),
+        ("from-env", "default")
+    );
+    assert_eq!(config.store, StoreUrl::Memory);
+    let times = [
+        settings.ttl,
+        settings.damper,
+        settings.damper_max,
+        settings.fover,
+        config.callback_timeout,
+    ];
+    assert_eq!(times.map(|time| time.as_secs()), [25, 10, 60, 5, 60]);
+    assert!(config.callback.is_none() && config.mixed.is_none() && config.upstream.is_none());
+}
+
+#[test]
+fn a_setting_that_is_blank_was_not_said() {
+    let blank = [
+        "--port=",
+        "--bind=",
+        "--advertise=",
+        "--namespace=",
+        "--store=",
+        "--etcd=",
+        "--etcd-user=",
+        "--etcd-cacert=",
+        "--ttl=",
+        "--damper-max= ",
+        "--callback=",
+        "--shell-callback=",
+        "--mode=",
+        "--upstream=",
+        "--master=",
+        "--labels=",
+        "--id=",
+        "--ip=",
+    ];
+    let config = check(&blank).unwrap();
+    assert_eq!((config.port, config.settings.ttl.as_secs()), (8000, 25));
+    assert_eq!((config.id, config.upstream.is_none()), (None, true));
+}
+
+#[test]
+fn the_ensemble_is_named_by_flag_then_label_then_default() {
+    let labels = r#"--labels={"app":"shop","role":"x"}"#;
+    assert_eq!(check(&[labels]).unwrap().settings.app, "shop");
+    assert_eq!(
+        check(&[labels, "--app", "web"]).unwrap().settings.app,
+        "web"
+    );
+    assert_eq!(
+        check(&["--namespace", "n"]).unwrap().settings.namespace,
+        "n"
+    );
+}
+
+#[test]
+fn every_mistake_is_told_at_once_with_its_flag() {
+    let mistakes = check(&[
+        "--port=70000",
+        "--bind=0.0.0.0",
+        "--advertise=http://x",
+        "--namespace=a/b",
+        "--app=ä",
+        "--store=s3:",
+        "--ttl=0",
+        "--damper=soon",
+        "--fover=1ms",
+        "--callback=/nowhere",
+        "--callback-timeout=0",
+        "--etcd-cert=c",
+        "--mode=slave",
+        "--upstream=http://",
+        "--labels=[]",
+    ])
+    .unwrap_err();
+    let flags: Vec<_> = mistakes
+        .iter()
+        .map(|line| line.split(':').next().unwrap())
+        .collect();
+    assert_eq!(
+        flags,
+        [
+            "--port",
+            "--bind",
+            "--advertise",
+            "--ttl",
+            "--damper",
+            "--fover",
+            "--callback-timeout",
+            "--callback",
+            "--labels",
+            "--app",
+            "--namespace",
+            "--store",
+            "--etcd-cert",
+            "--mode",
+            "--upstream"
+        ]
+    );
+    assert!(mistakes.iter().all(|line| !line.contains('\n')));
+}
+
+#[test]
+fn two_spellings_of_one_setting_are_refused_and_the_classic_one_is_read() {
+    assert_eq!(
+        check(&["--etcd=h1,h2:23"]).unwrap().store.to_string(),
+        "etcd://h1:2379,h2:23"
+    );
+    assert!(check(&["--etcd=h1", "--store=memory:"]).unwrap_err()[0].starts_with("--etcd: "));
+    assert!(
+        check(&["--callback=/bin/true", "--shell-callback=true"]).unwrap_err()[0]
+            .starts_with("--shell-callback: ")
+    );
+    assert!(
+        check(&["--damper=10s", "--damper-max=5s"]).unwrap_err()[0].starts_with("--damper-max: ")
+    );
+}
+
+#[test]
+fn a_master_that_is_a_pod_has_labels_of_its_own() {
+    let config = check(&["--mode=master,slave", "--app=web", "--ip=127.0.0.9"]).unwrap();
+    let pod = config.pod.unwrap();
+    assert_eq!(
+        (
+            pod.given.labels["app"].as_str(),
+            pod.given.labels["role"].as_str()
+        ),
+        ("web", "master")
+    );
+    assert!(check(&["--upstream=h"]).unwrap().upstream.is_some());
+}
+
+/// The table in the README is true: each flag with its variable, and nothing else.
+#[test]
+fn the_readme_tells_every_flag() {
+    let readme = include_str!("../../../README.md");
+    let command = Cli::command();
+    for arg in command.get_arguments() {
+        let Some(flag) = arg.get_long().filter(|flag| *flag != "help") else {
+            continue;
+        };
+        let variable = format!("KONTROL_{}", flag.to_uppercase().replace('-', "_"));
+        assert_eq!(
+            arg.get_env().and_then(|name| name.to_str()),
+            Some(variable.as_str())
+        );
+        assert!(
+            readme.contains(&format!("`--{flag}`")),
+            "the README lacks --{flag}"
+        );
+        let help = arg.get_help().unwrap().to_string();
+        let is_switch = !arg.get_action().takes_values();
+        assert!(
+            is_switch || help.contains("Default: ") || !arg.get_default_values().is_empty(),
+            "--{flag}: {help}"
+        );
+    }
+}
