@@ -1,5 +1,7 @@
 //! The shape of the source, held by a test: what `kontrol-master/src/lib.rs` says of it must stay true.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
