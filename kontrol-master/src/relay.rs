@@ -142,18 +142,24 @@ impl Relay {
 
     /// Makes the leader count a pod that was just heard.
     pub async fn count(&self, key: PodKey, beat: u64, at: Instant) -> Result<(), Error> {
-        match self.link() {
-            Link::Leading | Link::NoLeader => return Ok(()),
-            Link::Down => return Err(Self::unreachable()),
-            Link::Up => {}
-        }
         let (counted, answer) = oneshot::channel();
-        let item = Item {
+        let mut item = Item {
             key,
             beat,
             at,
             counted: Some(counted),
         };
+        match self.link() {
+            Link::Leading => return Ok(()),
+            Link::Down => return Err(Self::unreachable()),
+            Link::NoLeader => {
+                // It counts already; but a leader may just be found, and past the point where it is told of all pods.
+                item.counted = None;
+                let _ = self.queue.try_send(item);
+                return Ok(());
+            }
+            Link::Up => {}
+        }
         self.queue
             .try_send(item)
             .map_err(|_| Error::Unavailable("too many keepalives at once; try again".to_owned()))?;
@@ -262,6 +268,15 @@ impl RelayTask {
                 return Ended::Broken(format!("its address {:?}: {error}", leader.master.address));
             }
         };
+        // From here on no keepalive counts because this master leads: what is heard after `catch_up` has looked goes
+        // through the queue.
+        self.link.send_if_modified(|link| {
+            let led = *link == Link::Leading;
+            if led {
+                *link = Link::NoLeader;
+            }
+            led
+        });
         let (sender, receiver) = mpsc::channel(1);
         let open = async {
             let channel = endpoint

@@ -2,7 +2,7 @@
 //!
 //! Readers take an immutable [`View`] for the price of a pointer; every view is the ensemble at exactly one revision,
 //! so that all masters that are at one revision compute one digest. Changes go out in batches, one for each batch of
-//! the store, to whoever follows ([`Roster::follow`]); who can't keep up is told so and cut off.
+//! the store, to whoever follows ([`Feed::follow`]); who can't keep up is told so and cut off.
 
 pub mod feed;
 pub mod mirror;

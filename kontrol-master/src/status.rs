@@ -62,6 +62,10 @@ fn publish(feed: &Feed, revision: i64, before: &CallbackStatus, after: &Callback
     if let Some(run) = &after.last_run
         && start(before) != start(after)
     {
+        if before.running_since.is_none() {
+            // It started and ended since the last look.
+            notices.push(Notice::CallbackStarted(run.digest.clone()));
+        }
         notices.push(Notice::CallbackFinished(run.clone()));
     }
     if after.running_since.is_some() && after.running_since != before.running_since {

@@ -37,6 +37,10 @@ const RELAY_SLACK: Duration = Duration::from_millis(250);
 /// How long a new leader waits for its roster to show its own election, before it asks again.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
+/// How long the first run is held back when the leader before this one still lives: longer than it takes to stop a
+/// callback, grace included.
+const QUARANTINE: Duration = Duration::from_secs(4);
+
 /// What a term works with.
 #[derive(Debug, Clone)]
 pub struct Context {
@@ -72,38 +76,28 @@ pub struct Settings {
 /// Runs a term whenever this master leads, until the token is cancelled and the last term has ended.
 pub async fn supervise(context: Context, token: CancellationToken) {
     let mut lead = context.election.changes();
+    let mut deposed = None;
     loop {
-        let fence = lead.borrow_and_update().clone();
-        if let Some(fence) = fence {
-            let over = token.child_token();
-            let term = Term::new(context.clone(), fence.clone(), over.clone());
-            let mut term = std::pin::pin!(term.run());
-            loop {
-                // Both arms are cancel safe: the term is pinned and goes on where it was.
-                tokio::select! {
-                    () = &mut term => break,
-                    changed = lead.changed() => {
-                        let now = lead.borrow_and_update().clone();
-                        if changed.is_err() || now.as_ref() != Some(&fence) {
-                            over.cancel();
-                            term.await;
-                            break;
-                        }
-                    }
-                }
+        // A term that found itself deposed may end before the election has noticed: its epoch gets no other one.
+        let next = lead.wait_for(|now| now.is_some() && *now != deposed);
+        let fence = match token.run_until_cancelled(next).await {
+            Some(Ok(fence)) => fence.clone(),
+            Some(Err(_)) | None => return,
+        };
+        let Some(fence) = fence else { continue };
+        let over = token.child_token();
+        let mut term =
+            std::pin::pin!(Term::new(context.clone(), fence.clone(), over.clone()).run());
+        let lost = async {
+            let _ = lead.wait_for(|now| now.as_ref() != Some(&fence)).await;
+        };
+        // Both arms are cancel safe: the term is pinned and goes on where it was.
+        tokio::select! {
+            () = &mut term => deposed = Some(fence.clone()),
+            () = lost => {
+                over.cancel();
+                term.await;
             }
-        }
-        if token.is_cancelled() {
-            return;
-        }
-        if lead.borrow().is_none() {
-            match token.run_until_cancelled(lead.changed()).await {
-                Some(Ok(())) => {}
-                Some(Err(_)) | None => return,
-            }
-        } else {
-            // A term that found itself deposed ends before the election has noticed.
-            token.run_until_cancelled(tokio::time::sleep(TICK)).await;
         }
     }
 }
@@ -119,6 +113,8 @@ struct Term {
     seen: Arc<View>,
     /// What the callback handled last.
     handled: Handled,
+    /// No run may start before: the leader before this one still lives, and so may its callback.
+    quarantine: Option<Instant>,
     running: Option<Running>,
     failed: Option<Failed>,
 }
@@ -149,6 +145,7 @@ impl Term {
             damper: Damper::new(settings.damper, settings.damper_max),
             seen: Arc::default(),
             handled: Handled::default(),
+            quarantine: None,
             running: None,
             failed: None,
             context,
@@ -165,7 +162,17 @@ impl Term {
             }
         }
         self.context.metrics.leading.set(1);
-        self.handled = Handled::recorded(&self.context.roster.view());
+        let view = self.context.roster.view();
+        self.handled = Handled::recorded(&view);
+        if let Some(before) = view.leader_before()
+            && view
+                .masters()
+                .any(|master| master.instance == before.instance)
+        {
+            // Its key was deleted, not its lease: nothing but its own watch tells it to stop its callback.
+            tracing::warn!(before = before.id, wait = ?QUARANTINE, "the leader before still lives; holding the callback back");
+            self.quarantine = Some(Instant::now() + QUARANTINE);
+        }
         let configured = self.context.settings.callback.is_some();
         self.context.status.update(|status| {
             status.configured = configured;
@@ -262,11 +269,12 @@ impl Term {
         if self.running.is_some() || self.context.settings.callback.is_none() {
             return None;
         }
-        match (&self.failed, self.damper.due()) {
+        let due = match (&self.failed, self.damper.due()) {
             (Some(failed), Some(due)) => Some(due.min(failed.retry_at)),
             (Some(failed), None) => Some(failed.retry_at),
             (None, due) => due,
-        }
+        };
+        due.map(|due| self.quarantine.map_or(due, |end| due.max(end)))
     }
 
     /// Starts the callback if it is due and there is something that it has not handled.

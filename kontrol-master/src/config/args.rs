@@ -95,7 +95,7 @@ pub(super) struct EnsembleArgs {
     )]
     pub(super) store: Option<String>,
 
-    /// The classic spelling of an etcd store: host[:port],host[:port]. Default: none
+    /// The classic spelling of an etcd store: `host[:port],host[:port]`. Default: none
     #[arg(
         long,
         env = "KONTROL_ETCD",

@@ -18,13 +18,18 @@ use crate::{
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How many keepalives may wait to be written; more are refused.
 const QUEUE: usize = 8192;
+/// How long a keepalive waits to be written. It may be written all the same; sent again it then changes nothing.
+const COMMIT_LIMIT: Duration = Duration::from_secs(5);
 /// How many pods one transaction takes: beside them it has the counter and the removals to write.
 const MAX_BATCH: usize = MAX_TXN_OPS - 3;
 /// How often a batch is decided anew before its callers are told to try again.
@@ -82,11 +87,15 @@ impl Committer {
         self.queue
             .try_send(Request { report, reply })
             .map_err(|_| Error::Unavailable("too many changes at once; try again".to_owned()))?;
-        answer.await.unwrap_or_else(|_| {
-            Err(Error::Unavailable(
+        match timeout(COMMIT_LIMIT, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Error::Unavailable(
                 "this master is shutting down".to_owned(),
-            ))
-        })
+            )),
+            Err(_) => Err(Error::Unavailable(
+                "the store did not take the change in time; try again".to_owned(),
+            )),
+        }
     }
 }
 
@@ -125,6 +134,10 @@ impl CommitterTask {
         let (mut batch, mut later) = (Vec::new(), VecDeque::new());
         let (mut keys, mut bytes) = (HashSet::new(), 0);
         for request in self.waiting.drain(..) {
+            if request.reply.is_closed() {
+                // Whoever asked has stopped to wait, and will ask again.
+                continue;
+            }
             let size = size_of_report(&request.report);
             let fits = batch.is_empty() || bytes + size <= MAX_TXN_BYTES / 2;
             if fits && batch.len() < MAX_BATCH && keys.insert(request.report.key()) {

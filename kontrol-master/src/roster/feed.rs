@@ -1,7 +1,7 @@
 //! The feed: what changed, in batches, for whoever follows.
 //!
-//! Bounded twice: a follower that falls more than [`CAPACITY`] batches behind is told that it lagged, and only the last
-//! [`REMEMBERED`] batches can be resumed from.
+//! Bounded twice: a follower that falls too many batches behind is told that it lagged, and only the last batches can be
+//! resumed from.
 
 use super::view::{Change, View};
 use crate::{model::Digest, store::Revision};

@@ -170,6 +170,8 @@ pub struct View {
     /// Records that can't be read (edited by hand?), by key: the next keepalive of that pod replaces them.
     unreadable: imbl::HashMap<PodKey, Revision>,
     candidates: Arc<BTreeMap<Revision, Candidate>>,
+    /// Who led before the leader of now, as far as this master saw it.
+    leader_before: Option<Arc<PeerMaster>>,
     masters: Arc<BTreeMap<String, PeerMaster>>,
     next_seq: u64,
     seq_revision: Revision,
@@ -212,6 +214,10 @@ impl View {
     /// Who leads: the candidate whose key is oldest.
     pub fn leader(&self) -> Option<&Candidate> {
         self.candidates.values().next()
+    }
+    /// Who led before, if this master saw it.
+    pub fn leader_before(&self) -> Option<&PeerMaster> {
+        self.leader_before.as_deref()
     }
     /// The candidate that holds this key.
     pub fn candidate(&self, key: &str) -> Option<&Candidate> {

@@ -31,6 +31,7 @@ impl Draft {
             order: before.order.clone(),
             unreadable: before.unreadable.clone(),
             candidates: before.candidates.clone(),
+            leader_before: before.leader_before.clone(),
             masters: before.masters.clone(),
             next_seq: before.next_seq,
             seq_revision: before.seq_revision,
@@ -214,6 +215,9 @@ impl Draft {
     pub(super) fn finish(mut self, before: &View) -> (View, Vec<Change>) {
         if self.view.leader() != before.leader() {
             let leader = self.view.leader().cloned();
+            if let Some(gone) = before.leader() {
+                self.view.leader_before = Some(Arc::new(gone.master.clone()));
+            }
             self.changes.push(Change::Leader(leader));
         }
         (self.view, self.changes)
