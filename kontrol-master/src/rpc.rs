@@ -58,6 +58,7 @@ pub fn routes(
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let keepalive = KeepaliveServiceServer::new(keepalive::Service::new(context.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES);

@@ -149,7 +149,11 @@ async fn reflection_lists_the_services_with_their_comments() {
         reflect_v1(&api, symbol).await,
         reflect_v1alpha(&api, symbol).await,
     ] {
-        for service in ["kontrol.v1.KeepaliveService", "kontrol.v1.EnsembleService"] {
+        for service in [
+            "kontrol.v1.KeepaliveService",
+            "kontrol.v1.EnsembleService",
+            "grpc.health.v1.Health",
+        ] {
             assert!(
                 services.iter().any(|listed| listed == service),
                 "{services:?}"
