@@ -120,11 +120,18 @@ impl ServeArgs {
         let labels = given(self.pod.labels.as_deref())
             .map_or_else(|| Ok(Labels::new()), |text| parse_labels("labels", text));
         let labels = mistakes.all(labels);
-        let label = labels
-            .as_ref()
-            .and_then(|labels| labels.get("app"))
-            .map(String::as_str);
-        let app = mistakes.one(name("app", given(self.ensemble.app.as_deref()).or(label)));
+        let podinfo = mistakes.one(podinfo(&self.pod));
+        let ip = mistakes.one(ip(&self.pod));
+        let app = {
+            let folder = podinfo.as_ref().map(|podinfo| &podinfo.labels);
+            let mut label = labels
+                .iter()
+                .chain(folder)
+                .filter_map(|labels| labels.get("app"));
+            let app =
+                given(self.ensemble.app.as_deref()).or_else(|| label.next().map(String::as_str));
+            mistakes.one(name("app", app))
+        };
         let namespace = environment("NAMESPACE");
         let namespace =
             given(self.ensemble.namespace.as_deref()).or_else(|| given(namespace.as_deref()));
@@ -136,10 +143,9 @@ impl ServeArgs {
         let mixed = self.modes.has("slave");
         let upstream = mistakes.tiers("upstream", self.modes.upstream.as_deref());
         let masters = mistakes.tiers("master", self.modes.master.as_deref());
-        let podinfo = podinfo(&self.pod);
-        let pod = match (labels, &app) {
-            (Some(labels), Some(app)) if mixed || upstream.is_some() => {
-                mistakes.all(pod(&self.pod, labels, &podinfo, app))
+        let pod = match (labels, &podinfo, &app, ip) {
+            (Some(labels), Some(podinfo), Some(app), Some(_)) if mixed || upstream.is_some() => {
+                mistakes.all(pod(&self.pod, labels, podinfo, app))
             }
             _ => None,
         };
@@ -177,8 +183,8 @@ impl ServeArgs {
             upstream,
             id: given(self.pod.id.as_deref())
                 .map(str::to_owned)
-                .or(podinfo.name),
-            ip: given(self.pod.ip.as_deref()).and_then(|ip| ip.trim().parse().ok()),
+                .or(podinfo.and_then(|podinfo| podinfo.name)),
+            ip: ip.flatten(),
             pod,
             settings: Settings {
                 namespace,
@@ -323,13 +329,24 @@ fn given(text: Option<&str>) -> Option<&str> {
     text.filter(|text| !text.trim().is_empty())
 }
 
-/// What the downward-API folder says; nothing when it can't be read, which is told where it matters.
-fn podinfo(args: &PodArgs) -> Podinfo {
-    let read = args
+/// What the downward-API folder says.
+fn podinfo(args: &PodArgs) -> Result<Podinfo, Mistake> {
+    let folder = args
         .podinfo
         .as_deref()
-        .and_then(|folder| Podinfo::read(folder).ok());
-    read.unwrap_or_default()
+        .filter(|folder| *folder != Path::new(""));
+    let read = folder.map(Podinfo::read).transpose();
+    read.map(Option::unwrap_or_default)
+        .map_err(|error| Mistake::new("podinfo", error))
+}
+
+/// The address given for this host.
+fn ip(args: &PodArgs) -> Result<Option<IpAddr>, Mistake> {
+    let parse = |text: &str| {
+        let wrong = |_| Mistake::new("ip", format!("{text:?} is not an IP address"));
+        text.trim().parse().map_err(wrong)
+    };
+    given(args.ip.as_deref()).map(parse).transpose()
 }
 
 /// Who this master is as a pod: what was said, and the labels that a master has by itself.

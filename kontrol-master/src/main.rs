@@ -11,7 +11,9 @@ const WRONG_CONFIGURATION: u8 = 2;
 
 /// Keeps the roster of live pods in etcd, elects a leader, and runs your callback there when the roster changes.
 ///
-/// Without a command it serves. With one it asks a master that does.
+/// Without a command it serves. With one it asks a master that does. Each flag can be given as a variable instead:
+/// --some-flag is KONTROL_SOME_FLAG. Flags win. A DURATION is 25 (seconds), 25s, 500ms, 2m or 1h. Wrong settings end with
+/// code 2 before anything is bound.
 #[derive(Debug, Parser)]
 #[command(
     name = "kontrol-master",
@@ -35,7 +37,7 @@ fn main() -> ExitCode {
         Some("shim") => return callback::shim::main(arguments),
         Some(_) | None => {}
     }
-    let cli = match Cli::try_parse() {
+    let cli = match kontrol_slave::config::parse::<Cli>() {
         Ok(cli) => cli,
         Err(error) => return kontrol_slave::config::refuse("kontrol-master", &error),
     };
@@ -96,5 +98,40 @@ fn serve(args: ServeArgs) -> ExitCode {
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format!("{error:#}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Command, CommandFactory};
+
+    fn check(command: &Command) {
+        for arg in command.get_arguments() {
+            let Some(flag) = arg
+                .get_long()
+                .filter(|flag| !["help", "version"].contains(flag))
+            else {
+                continue;
+            };
+            let variable = format!("KONTROL_{}", flag.to_uppercase().replace('-', "_"));
+            assert_eq!(
+                arg.get_env().and_then(OsStr::to_str),
+                Some(variable.as_str()),
+                "{flag}"
+            );
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            assert!(
+                help.to_lowercase().contains("default:") || !arg.get_default_values().is_empty(),
+                "{flag} tells no default: {help}"
+            );
+        }
+        command.get_subcommands().for_each(check);
+    }
+
+    #[test]
+    fn each_flag_has_its_variable_and_tells_its_default() {
+        Cli::command().debug_assert();
+        check(&Cli::command());
     }
 }

@@ -166,6 +166,9 @@ impl Term {
         self.handled = Handled::recorded(&view);
         if let Some(before) = view.leader_before()
             && view
+                .leader()
+                .is_some_and(|leader| leader.master.instance != before.instance)
+            && view
                 .masters()
                 .any(|master| master.instance == before.instance)
         {

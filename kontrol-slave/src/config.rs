@@ -9,10 +9,11 @@ use crate::{
     masters::{self, Tier},
 };
 use clap::{
-    Parser,
-    builder::{FalseyValueParser, OsStringValueParser, TypedValueParser},
+    Command, Parser,
+    builder::{FalseyValueParser, Resettable},
 };
 use std::{
+    ffi::OsStr,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     process::ExitCode,
@@ -111,7 +112,6 @@ pub struct PodArgs {
         long,
         env = "KONTROL_PAYLOAD",
         value_name = "FILE",
-        value_parser = path(),
         hide_env_values = true
     )]
     pub payload: Option<PathBuf>,
@@ -122,7 +122,6 @@ pub struct PodArgs {
         long,
         env = "KONTROL_PODINFO",
         value_name = "FOLDER",
-        value_parser = path(),
         hide_env_values = true
     )]
     pub podinfo: Option<PathBuf>,
@@ -273,10 +272,23 @@ impl Args {
     }
 }
 
-/// A setting that was given and is not empty.
-/// Reads a path; unlike clap's own way also an empty one, which counts as an absent one.
-pub fn path() -> impl TypedValueParser<Value = PathBuf> {
-    OsStringValueParser::new().map(PathBuf::from)
+/// Reads the command line and the environment. A variable that is set to nothing counts as one that is not set.
+pub fn parse<P: Parser>() -> Result<P, clap::Error> {
+    let matches = without_empty_variables(P::command()).try_get_matches()?;
+    P::from_arg_matches(&matches).map_err(|error| error.format(&mut P::command()))
+}
+
+fn without_empty_variables(command: Command) -> Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| {
+            if arg.get_env().is_some_and(is_empty) {
+                arg.env(Resettable::Reset)
+            } else {
+                arg
+            }
+        })
+        .mut_subcommands(without_empty_variables)
 }
 
 /// Shows what the parser of the command line has to say: help and version as they are, a mistake as one line.
@@ -294,6 +306,7 @@ pub fn refuse(program: &str, error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// A setting that was given and is not empty.
 fn given(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.trim().is_empty())
 }

@@ -1,6 +1,5 @@
 //! `kontrol-slave`: reports one pod to its masters. Exit codes: 0 stopped as told, 1 failed, 2 wrong settings.
 
-use clap::Parser;
 use kontrol_slave::{
     config::{self, Args},
     logging, program,
@@ -8,7 +7,7 @@ use kontrol_slave::{
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match config::parse::<Args>() {
         Ok(args) => args,
         Err(error) => return config::refuse("kontrol-slave", &error),
     };

@@ -4,7 +4,7 @@ use kontrol_tests::{
     SOON,
     cluster::Cluster,
     etcd::Etcd,
-    node::{command, run},
+    node::{Master, command, run},
     pod::PodSpec,
     ports,
     script::Recorder,
@@ -63,6 +63,93 @@ async fn a_wrong_setting_is_one_line_that_names_it_and_exit_code_2() {
             "{variable}={value}: {text}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_master_takes_of_a_pod_is_checked_even_when_it_is_none() {
+    let _permit = small().await;
+    for (flag, value) in [("ip", "10.0.0"), ("podinfo", "/nonexistent/podinfo")] {
+        let mut master = command("kontrol-master");
+        master.args(["--port=0", &format!("--{flag}={value}")]);
+        let output = run(master).await;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(&format!("--{flag}: ")), "{text}");
+        assert_eq!(text.trim().lines().count(), 1, "{text}");
+    }
+}
+
+/// The last setting is wrong, so that the program tells what it made of those before and ends.
+async fn lines_of(program: &str, settings: &[(&str, &str)], wrong: &str) -> String {
+    let mut command = command(program);
+    command.envs(settings.iter().copied()).arg(wrong);
+    let output = run(command).await;
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_variables_count_as_absent_and_switches_take_1() {
+    let _permit = small().await;
+    let empty = [
+        "PORT",
+        "BIND",
+        "STORE",
+        "ETCD_USER",
+        "ETCD_PASSWORD",
+        "ETCD_CACERT",
+        "ETCD_CERT",
+        "ETCD_KEY",
+        "TTL",
+        "DAMPER",
+        "DAMPER_MAX",
+        "FOVER",
+        "CALLBACK_TIMEOUT",
+        "LOG_FORMAT",
+        "VERBOSE",
+        "INSECURE",
+        "IP",
+        "PODINFO",
+        "OUTPUT",
+        "REVISION",
+    ]
+    .map(|name| (format!("KONTROL_{name}"), ""));
+    let empty: Vec<_> = empty
+        .iter()
+        .map(|(name, value)| (name.as_str(), *value))
+        .collect();
+    let text = lines_of("kontrol-master", &empty, "--mode=boss").await;
+    assert!(
+        text.starts_with("kontrol-master: --mode: ") && text.lines().count() == 1,
+        "{text}"
+    );
+    let text = lines_of("kontrol-slave", &empty, "--mode=boss").await;
+    assert!(
+        text.contains("kontrol-slave: --mode: ") && !text.contains("invalid value"),
+        "{text}"
+    );
+    let switches = [
+        ("KONTROL_INSECURE", "1"),
+        ("KONTROL_VERBOSE", "1"),
+        ("KONTROL_BIND", "0.0.0.0"),
+    ];
+    let text = lines_of("kontrol-master", &switches, "--mode=boss").await;
+    assert!(
+        text.starts_with("kontrol-master: --mode: ") && text.lines().count() == 1,
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_downward_api_folder_names_the_app_of_a_master_too() {
+    let _permit = small().await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("labels"), "app=\"from-folder\"\n").unwrap();
+    let podinfo = folder.path().to_str().unwrap().to_owned();
+    let environment = vec![("KONTROL_PODINFO".to_owned(), podinfo)];
+    let mut master = Master::new("m", Vec::new(), environment, folder.path());
+    master.start().await;
+    assert_eq!(master.api().ensemble().await.unwrap().app, "from-folder");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,11 +15,11 @@ use std::time::SystemTime;
 /// Which pods to list.
 #[derive(Debug, Clone, Args)]
 pub struct PodsArgs {
-    /// Only pods of this role
-    #[arg(long)]
+    /// Only pods of this role [default: any]
+    #[arg(long, env = "KONTROL_ROLE")]
     role: Option<String>,
-    /// Only pods whose labels match, in the syntax of Kubernetes: 'app=web,tier in (a,b),!canary'
-    #[arg(long)]
+    /// Only pods whose labels match, in the syntax of Kubernetes: 'app=web,tier in (a,b),!canary' [default: all]
+    #[arg(long, env = "KONTROL_SELECTOR")]
     selector: Option<Selector>,
     #[command(flatten)]
     pub(super) client: ClientArgs,

@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Args)]
 pub struct WatchArgs {
     /// Go on behind this revision, as an earlier watch showed it; 0 starts with a snapshot
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
+    #[arg(long, env = "KONTROL_REVISION", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
     revision: i64,
     #[command(flatten)]
     pub(super) client: ClientArgs,

@@ -2,10 +2,7 @@
 //! one that is not set (compose files and manifests can't leave one out), and so that all mistakes are told at once.
 
 use clap::{Args, builder::FalseyValueParser};
-use kontrol_slave::{
-    config::{PodArgs, path},
-    logging::Format,
-};
+use kontrol_slave::{config::PodArgs, logging::Format};
 use std::path::PathBuf;
 
 /// Every flag of a master that serves.
@@ -65,7 +62,8 @@ pub(super) struct ListenArgs {
     )]
     pub(super) advertise: Option<String>,
 
-    /// Serve beyond loopback without authentication: whoever reaches the port can report pods and replace the state
+    /// Serve beyond loopback without authentication: whoever reaches the port can report pods and replace the
+    /// state. Default: no
     #[arg(long, env = "KONTROL_INSECURE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     pub(super) insecure: bool,
 }
@@ -130,7 +128,7 @@ pub(super) struct EtcdArgs {
     #[arg(
         long,
         env = "KONTROL_ETCD_CACERT",
-        value_name = "FILE", value_parser = path(),
+        value_name = "FILE",
         hide_env_values = true
     )]
     pub(super) etcd_cacert: Option<PathBuf>,
@@ -139,7 +137,7 @@ pub(super) struct EtcdArgs {
     #[arg(
         long,
         env = "KONTROL_ETCD_CERT",
-        value_name = "FILE", value_parser = path(),
+        value_name = "FILE",
         hide_env_values = true
     )]
     pub(super) etcd_cert: Option<PathBuf>,
@@ -148,7 +146,7 @@ pub(super) struct EtcdArgs {
     #[arg(
         long,
         env = "KONTROL_ETCD_KEY",
-        value_name = "FILE", value_parser = path(),
+        value_name = "FILE",
         hide_env_values = true
     )]
     pub(super) etcd_key: Option<PathBuf>,
@@ -266,7 +264,7 @@ pub(super) struct ModeArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logging")]
 pub(super) struct LogArgs {
-    /// Log debug lines too
+    /// Log debug lines too. Default: no
     #[arg(long, env = "KONTROL_VERBOSE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     pub(super) verbose: bool,
 

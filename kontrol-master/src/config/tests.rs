@@ -48,7 +48,6 @@ fn a_setting_that_is_blank_was_not_said() {
         "--store=",
         "--etcd=",
         "--etcd-user=",
-        "--etcd-cacert=",
         "--ttl=",
         "--damper-max= ",
         "--callback=",
