@@ -63,6 +63,11 @@ impl Election {
         holds.then(|| self.lead.borrow().clone()).flatten()
     }
 
+    /// Whether the store confirmed this master's lease lately: if not, others may have elected a leader unseen.
+    pub fn in_touch(&self) -> bool {
+        self.confirmed.borrow().holds(Instant::now())
+    }
+
     /// Wakes when this master starts or stops to lead.
     pub fn changes(&self) -> watch::Receiver<Option<Fence>> {
         self.lead.clone()

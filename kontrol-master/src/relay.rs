@@ -8,7 +8,8 @@
 //!
 //! Links: while this master leads, or nobody does, keepalives count at once (a new leader gives every pod a full TTL,
 //! and hears of every pod that this master heard within one, as soon as the stream is up). A master that has a leader
-//! and can't reach it refuses keepalives: the pods go to another master.
+//! and can't reach it refuses keepalives: the pods go to another master. So does one that knows of no leader and is
+//! cut off from the store: another may lead meanwhile, and would expire a pod whose keepalives were accepted here.
 
 use crate::{
     backoff::Backoff,
@@ -53,6 +54,8 @@ pub enum Link {
     NoLeader,
     /// There is a leader, and it can't be reached.
     Down,
+    /// Nobody is known to lead, and the store can't be asked.
+    Blind,
 }
 
 /// Handle on the relay. Cheap to clone.
@@ -136,6 +139,7 @@ impl Relay {
     pub fn check(&self) -> Result<(), Error> {
         match self.link() {
             Link::Down => Err(Self::unreachable()),
+            Link::Blind => Err(Self::blind()),
             Link::Leading | Link::Up | Link::NoLeader => Ok(()),
         }
     }
@@ -152,6 +156,7 @@ impl Relay {
         match self.link() {
             Link::Leading => return Ok(()),
             Link::Down => return Err(Self::unreachable()),
+            Link::Blind => return Err(Self::blind()),
             Link::NoLeader => {
                 // It counts already; but a leader may just be found, and past the point where it is told of all pods.
                 item.counted = None;
@@ -171,6 +176,10 @@ impl Relay {
 
     fn unreachable() -> Error {
         Error::Unavailable("this master can't reach the leader; try another master".to_owned())
+    }
+
+    fn blind() -> Error {
+        Error::Unavailable("this master can't reach the store; try another master".to_owned())
     }
 }
 
@@ -197,14 +206,14 @@ impl RelayTask {
                 // Nobody leads; or we will in a moment, or did until just now.
                 Some(_) | None => {
                     self.forget_run();
-                    self.count_alone(Link::NoLeader);
+                    self.count_leaderless();
                     None
                 }
             };
             match ended {
                 Some(Ended::Moved) => continue,
                 Some(Ended::NotLeading) => {
-                    self.count_alone(Link::NoLeader);
+                    self.count_leaderless();
                     sleep(HEARTBEAT).await;
                 }
                 Some(Ended::Broken(cause)) => {
@@ -228,6 +237,20 @@ impl RelayTask {
                 }
             }
         }
+    }
+
+    /// Keepalives count until somebody leads, unless this master could not see who does.
+    fn count_leaderless(&mut self) {
+        if self.roster.connected() && self.election.in_touch() {
+            self.count_alone(Link::NoLeader);
+            return;
+        }
+        let before = self.link.send_replace(Link::Blind);
+        // Before the first snapshot there is nothing to lose sight of.
+        if before != Link::Blind && self.roster.started() {
+            tracing::warn!("can't ask the store who leads; refusing keepalives until it is back");
+        }
+        self.drop_late();
     }
 
     /// Keepalives count without anybody else.

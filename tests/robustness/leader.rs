@@ -10,7 +10,7 @@ use kontrol_tests::{
     heavy,
     process::alive,
     script::{Plan, Recorder, Run},
-    wait::eventually,
+    wait::{eventually, throughout},
 };
 use std::time::Duration;
 use tokio::time::Instant;
@@ -245,6 +245,62 @@ async fn a_leader_cut_off_from_etcd_in_the_middle_of_a_callback_never_makes_two_
         proxies[old].weather(Weather::Fair);
         scene.still_works().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_stays_cut_off_from_etcd_costs_no_pod_its_place() {
+    let _permit = heavy().await;
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let recorder = Recorder::python();
+    let mut cluster = Cluster::on("etcd://")
+        .masters(3)
+        .callback(&recorder)
+        .build();
+    let mut proxies = Vec::new();
+    for master in &mut cluster.masters {
+        let proxy = Proxy::start(&etcd.endpoints()[0]).await;
+        master.set("store", &format!("etcd://{}", proxy.address()));
+        master.start().await;
+        proxies.push(proxy);
+    }
+    cluster.ready().await;
+    let mut scene = Scene::of(cluster, recorder).await;
+    let old = scene.cluster.leader().await;
+    // A third of the pods report to it, and would stay there for as long as it accepts them.
+    proxies[old].weather(Weather::Silent);
+    let rest = scene.others(old);
+    let new = scene.cluster.leader_among(&rest, SOON).await;
+    let calm = scene.cluster.spec.ttl * 2;
+    let api = scene.cluster.api(new);
+    throughout(calm, "the same roster", async || {
+        let view = api.ensemble().await?;
+        ensure!(view.digest == scene.before.digest, "{view:#?}");
+        Ok(())
+    })
+    .await;
+    // Followers that were cut off earlier and lose sight of their leader are no different.
+    proxies[old].weather(Weather::Fair);
+    scene.cluster.ready().await;
+    let follower = scene.others(new)[0];
+    proxies[follower].weather(Weather::Silent);
+    tokio::time::sleep(scene.cluster.spec.fover).await;
+    proxies[new].weather(Weather::Silent);
+    let last = scene.others(new)[1];
+    scene.cluster.leader_among(&[last], SOON).await;
+    let api = scene.cluster.api(last);
+    throughout(calm, "the same roster", async || {
+        let view = api.ensemble().await?;
+        ensure!(view.digest == scene.before.digest, "{view:#?}");
+        Ok(())
+    })
+    .await;
+    for proxy in &proxies {
+        proxy.weather(Weather::Fair);
+    }
+    scene.cluster.ready().await;
+    scene.is_unharmed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
