@@ -71,7 +71,9 @@ async fn every_route_of_the_ensemble_answers() {
     assert_eq!(ensemble.get("leader"), None);
     assert_eq!(
         ensemble["callback"],
-        json!({"configured": false, "pendingSince": "1970-01-01T00:00:00Z", "failures": 0})
+        json!({
+            "configured": false, "pendingSince": "1970-01-01T00:00:00Z", "failures": 0, "runningDigest": "",
+        })
     );
 
     let pods = get(

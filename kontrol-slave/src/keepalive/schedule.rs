@@ -14,10 +14,12 @@
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The interval until a master names one, and so the longest back-off before the first answer.
+/// The interval until a master names one.
 const FIRST_INTERVAL: Duration = Duration::from_secs(5);
 /// What an interval is held to, whatever a master says: below, keepalives would be a flood; above, a slave would seem dead.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
+/// The longest back-off before the first answer: the pod may be known from an earlier start, and its TTL is running.
+const FIRST_BACKOFF: Duration = Duration::from_secs(2);
 /// The first back-off after every address failed.
 const FAILED_BACKOFF: Duration = Duration::from_millis(200);
 /// The first back-off after a master refused what the keepalive says: only a change of it can help.
@@ -44,6 +46,8 @@ enum Phase {
 #[derive(Debug, Clone)]
 pub struct Schedule {
     interval: Duration,
+    /// No master named an interval yet.
+    fresh: bool,
     phase: Phase,
     /// When the last attempt began.
     last: Option<Instant>,
@@ -55,6 +59,7 @@ impl Schedule {
     pub fn new(now: Instant) -> Self {
         Self {
             interval: FIRST_INTERVAL,
+            fresh: true,
             phase: Phase::Steady,
             last: None,
             due: now,
@@ -91,6 +96,7 @@ impl Schedule {
         self.phase = Phase::Steady;
         if let Some(interval) = interval {
             self.interval = interval.clamp(INTERVALS.0, INTERVALS.1);
+            self.fresh = false;
         }
         // From the begin of the attempt, so that a slow answer does not stretch the pace.
         let pace = self.interval.mul_f64(1.0 + JITTER * (2.0 * luck - 1.0));
@@ -114,7 +120,12 @@ impl Schedule {
             Phase::Steady | Phase::Refused(_) => 0,
         };
         if exhausted {
-            self.due = now + backoff(FAILED_BACKOFF, self.interval, row, luck);
+            let most = if self.fresh {
+                FIRST_BACKOFF
+            } else {
+                self.interval
+            };
+            self.due = now + backoff(FAILED_BACKOFF, most, row, luck);
             self.phase = Phase::Failing(row.saturating_add(1));
         } else {
             self.due = now;
