@@ -149,6 +149,28 @@ impl Campaign {
     async fn open(&self) -> Result<Session, StoreError> {
         let sent = Instant::now();
         let (lease, ttl) = self.store.grant(self.ttl).await?;
+        match self.stand(lease).await {
+            Ok((key, epoch)) => {
+                self.confirm(sent, ttl);
+                Ok(Session {
+                    lease,
+                    ttl,
+                    key,
+                    epoch,
+                })
+            }
+            Err(error) => {
+                // A candidacy that is stored late after all would lead for as long as the lease lives, and do nothing.
+                if let Err(error) = self.store.revoke(lease).await {
+                    tracing::debug!(%error, "could not give the lease back; it ends by itself");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Becomes a candidate; tells the key and the epoch.
+    async fn stand(&self, lease: LeaseId) -> Result<(String, Revision), StoreError> {
         let key = format!("{LEADER}{lease}");
         let txn = Txn {
             compares: vec![Compare::Absent(key.clone())],
@@ -176,13 +198,7 @@ impl Campaign {
                 }
             },
         };
-        self.confirm(sent, ttl);
-        Ok(Session {
-            lease,
-            ttl,
-            key,
-            epoch,
-        })
+        Ok((key, epoch))
     }
 
     /// Keeps the lease alive, and leads whenever it is our turn, until the lease or the candidacy is gone.

@@ -16,6 +16,7 @@ use crate::{
     model::{PodKey, Report},
     relay::Relay,
     roster::{Reason, Roster},
+    store::Revision,
 };
 use plan::{Departed, Known, Plan, plan};
 use std::{sync::Arc, time::Duration};
@@ -78,10 +79,10 @@ impl Keepalives {
         }
         let now = Instant::now();
         let (key, beat) = (report.key(), report.beat);
-        let (plan, seq) = self.plan(&report, now);
+        let (plan, seq, revision) = self.plan(&report, now);
         match plan {
             Plan::Refresh => {
-                self.relay.count(key, beat, now).await?;
+                self.relay.count(key, revision, beat, now).await?;
                 Ok(Accepted { key, seq })
             }
             Plan::Stale | Plan::Nothing => Ok(Accepted { key, seq }),
@@ -94,6 +95,7 @@ impl Keepalives {
                 if plan != Plan::Remove {
                     self.relay.check()?;
                 }
+                let nonce = report.nonce.clone();
                 let committed = self.committer.commit(report).await?;
                 if self
                     .roster
@@ -101,8 +103,15 @@ impl Keepalives {
                     .await
                     && plan != Plan::Remove
                     && let Some(member) = self.roster.peek().member(key)
+                    // A newer incarnation may have come in between, and counts its own beats.
+                    && member.pod.nonce() == nonce
                 {
                     member.heard.touch(now, beat, Some(self.me));
+                }
+                if committed.unchanged && plan != Plan::Remove {
+                    // The store had it already, so that no record tells the leader of this one.
+                    let revision = committed.revision;
+                    self.relay.count(key, revision, beat, now).await?;
                 }
                 Ok(Accepted {
                     key,
@@ -112,8 +121,9 @@ impl Keepalives {
         }
     }
 
-    /// Decides against the roster as it is; a refresh is noted at once.
-    fn plan(&self, report: &Report, now: Instant) -> (Plan, u64) {
+    /// Decides against the roster as it is; a refresh is noted at once. Also tells the pod's seq and the revision of
+    /// its record.
+    fn plan(&self, report: &Report, now: Instant) -> (Plan, u64, Revision) {
         let view = self.roster.peek();
         let member = view.member(report.key());
         let removal = view.removal(report.key());
@@ -135,6 +145,8 @@ impl Keepalives {
         if let (Plan::Refresh, Some(member)) = (plan, member) {
             member.heard.touch(now, report.beat, Some(self.me));
         }
-        (plan, member.map_or(0, |member| member.pod.seq()))
+        let (seq, revision) =
+            member.map_or((0, 0), |member| (member.pod.seq(), member.mod_revision));
+        (plan, seq, revision)
     }
 }

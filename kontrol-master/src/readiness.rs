@@ -26,6 +26,7 @@ impl Readiness {
         }
         match self.relay.link() {
             Link::Leading | Link::Up => Ok(()),
+            Link::Opening => Err("the leader has not answered yet"),
             Link::NoLeader => Err("there is no leader"),
             Link::Blind => Err("the store can't be reached"),
             Link::Down => Err("the leader can't be reached"),

@@ -19,6 +19,7 @@ use crate::{
     model::PodKey,
     roster::{Candidate, Roster},
     status::Status,
+    store::Revision,
 };
 use kontrol_proto::internal::v1::{
     Refresh, RelayRequest, RelayResponse, peer_service_client::PeerServiceClient,
@@ -50,6 +51,8 @@ pub enum Link {
     Leading,
     /// The leader answers.
     Up,
+    /// The leader takes the stream and has answered no batch yet: keepalives wait for it.
+    Opening,
     /// Nobody leads.
     NoLeader,
     /// There is a leader, and it can't be reached.
@@ -68,6 +71,8 @@ pub struct Relay {
 #[derive(Debug)]
 struct Item {
     key: PodKey,
+    /// The record that it was held against.
+    revision: Revision,
     beat: u64,
     at: Instant,
     counted: Option<oneshot::Sender<()>>,
@@ -93,6 +98,8 @@ enum Ended {
     Moved,
     /// The callee was reached and says that it doesn't lead.
     NotLeading,
+    /// The callee was reached and knows a later leader, which this master's roster doesn't show yet.
+    Overtaken,
     /// It can't be reached, or doesn't answer.
     Broken(String),
 }
@@ -140,31 +147,32 @@ impl Relay {
         match self.link() {
             Link::Down => Err(Self::unreachable()),
             Link::Blind => Err(Self::blind()),
-            Link::Leading | Link::Up | Link::NoLeader => Ok(()),
+            Link::Leading | Link::Up | Link::Opening | Link::NoLeader => Ok(()),
         }
     }
 
-    /// Makes the leader count a pod that was just heard.
-    pub async fn count(&self, key: PodKey, beat: u64, at: Instant) -> Result<(), Error> {
+    /// Makes the leader count a pod that was just heard, and whose record is of this revision.
+    pub async fn count(
+        &self,
+        key: PodKey,
+        revision: Revision,
+        beat: u64,
+        at: Instant,
+    ) -> Result<(), Error> {
+        match self.link() {
+            Link::Leading | Link::NoLeader => return Ok(()),
+            Link::Down => return Err(Self::unreachable()),
+            Link::Blind => return Err(Self::blind()),
+            Link::Up | Link::Opening => {}
+        }
         let (counted, answer) = oneshot::channel();
-        let mut item = Item {
+        let item = Item {
             key,
+            revision,
             beat,
             at,
             counted: Some(counted),
         };
-        match self.link() {
-            Link::Leading => return Ok(()),
-            Link::Down => return Err(Self::unreachable()),
-            Link::Blind => return Err(Self::blind()),
-            Link::NoLeader => {
-                // It counts already; but a leader may just be found, and past the point where it is told of all pods.
-                item.counted = None;
-                let _ = self.queue.try_send(item);
-                return Ok(());
-            }
-            Link::Up => {}
-        }
         self.queue
             .try_send(item)
             .map_err(|_| Error::Unavailable("too many keepalives at once; try again".to_owned()))?;
@@ -191,6 +199,7 @@ impl RelayTask {
 
     async fn relay(&mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500));
+        let mut overtaken: Option<Instant> = None;
         let mut changes = self.roster.changes();
         let mut lead = self.election.changes();
         loop {
@@ -210,8 +219,23 @@ impl RelayTask {
                     None
                 }
             };
+            let ended = match (ended, overtaken) {
+                // As a rule the roster shows it in a moment. Cut off from the store, it never does.
+                (Some(Ended::Overtaken), Some(since)) if since.elapsed() > ACK_LIMIT => Some(
+                    Ended::Broken("another leads since, and the store doesn't tell who".to_owned()),
+                ),
+                (Some(Ended::Overtaken), since) => {
+                    overtaken = since.or_else(|| Some(Instant::now()));
+                    sleep(HEARTBEAT / 4).await;
+                    continue;
+                }
+                (ended, _) => {
+                    overtaken = None;
+                    ended
+                }
+            };
             match ended {
-                Some(Ended::Moved) => continue,
+                Some(Ended::Moved | Ended::Overtaken) => continue,
                 Some(Ended::NotLeading) => {
                     self.count_leaderless();
                     sleep(HEARTBEAT).await;
@@ -291,15 +315,6 @@ impl RelayTask {
                 return Ended::Broken(format!("its address {:?}: {error}", leader.master.address));
             }
         };
-        // From here on no keepalive counts because this master leads: what is heard after `catch_up` has looked goes
-        // through the queue.
-        self.link.send_if_modified(|link| {
-            let led = *link == Link::Leading;
-            if led {
-                *link = Link::NoLeader;
-            }
-            led
-        });
         let (sender, receiver) = mpsc::channel(1);
         let open = async {
             let channel = endpoint
@@ -316,6 +331,14 @@ impl RelayTask {
             Ok(Err(status)) => return Ended::from(&status),
             Err(_) => return Ended::Broken("no answer in time".to_owned()),
         };
+        // From here on keepalives go into the queue; `catch_up` sees those that counted alone before.
+        self.link.send_if_modified(|now| {
+            let alone = matches!(now, Link::Leading | Link::NoLeader);
+            if alone {
+                *now = Link::Opening;
+            }
+            alone
+        });
         self.catch_up();
         // What was on its way when it ends may or may not count; it goes to whoever leads next, which can do no harm.
         self.batches(leader, &sender, &mut answers, backoff).await
@@ -324,6 +347,8 @@ impl RelayTask {
     /// Whoever leads now hears of every pod that this master heard lately.
     fn catch_up(&mut self) {
         let view = self.roster.view();
+        // What an earlier stream left of this is told anew.
+        self.pending.retain(|item| item.counted.is_some());
         for pod in view.pods() {
             let Some(member) = view.member(pod.key()) else {
                 continue;
@@ -334,6 +359,7 @@ impl RelayTask {
             {
                 self.pending.push(Item {
                     key: pod.key(),
+                    revision: member.mod_revision,
                     beat: member.heard.beat(),
                     at,
                     counted: None,
@@ -404,6 +430,7 @@ impl RelayTask {
                 key_low: u64::try_from(key & u128::from(u64::MAX)).unwrap_or_default(),
                 age_ms: u32::try_from(item.at.elapsed().as_millis()).unwrap_or(u32::MAX),
                 beat: item.beat,
+                revision: item.revision,
             }
         });
         RelayRequest {
@@ -454,6 +481,8 @@ impl From<&RpcStatus> for Ended {
     fn from(status: &RpcStatus) -> Self {
         if status.code() == Code::FailedPrecondition {
             Self::NotLeading
+        } else if status.code() == Code::Aborted {
+            Self::Overtaken
         } else {
             Self::Broken(status.message().to_owned())
         }
@@ -468,3 +497,6 @@ fn source(error: &dyn std::error::Error) -> String {
     }
     inner.to_string()
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! stop ─┬─▶ agents: say goodbye ──▶ listener: refuses, ends streams, drains ──▶ committer, relay
-//!       └─▶ term: ends the callback ──▶ election: resigns ──▶ mirror
+//!       └─▶ term: ends the callback ──▶ election: resigns
 //! ```
+//!
+//! The mirror stops when both ways have come to their end.
 
 mod core;
 mod operations;

@@ -39,9 +39,11 @@ impl Status {
 
     /// Changes it.
     pub fn update(&self, change: impl FnOnce(&mut CallbackStatus)) {
-        let mut status = self.now();
-        change(&mut status);
-        self.set(status);
+        self.0.send_if_modified(|now| {
+            let before = now.clone();
+            change(now);
+            *now != before
+        });
     }
 
     /// Tells the feed when the callback starts and ends, until the token is cancelled.
@@ -71,7 +73,11 @@ fn publish(feed: &Feed, revision: i64, before: &CallbackStatus, after: &Callback
     if after.running_since.is_some() && after.running_since != before.running_since {
         notices.push(Notice::CallbackStarted(after.running_digest.clone()));
     }
-    feed.publish(Notices { revision, notices });
+    feed.publish(Notices {
+        behind: revision,
+        revision,
+        notices,
+    });
 }
 
 /// A moment of the monotonic clock as wall-clock time, for display.

@@ -194,13 +194,7 @@ impl Term {
         let mut changes = self.context.roster.changes();
         loop {
             let now = Instant::now();
-            if let Some(blind) = self.attention.tick(now) {
-                tracing::warn!(
-                    ?blind,
-                    "this process stood still; no pod is held to account for that time"
-                );
-                self.deadlines.forgive(blind);
-            }
+            self.attend(now);
             self.observe(now);
             if let Err(Deposed) = self.expire(now).await {
                 tracing::info!("another master leads; this term changes nothing any more");
@@ -226,6 +220,17 @@ impl Term {
                 more = changes.next() => if !more { return },
                 () = sleep_until(wake) => {}
             }
+        }
+    }
+
+    /// Notices whether the process stood still. To wait for the store is not to stand still: keepalives count meanwhile.
+    fn attend(&mut self, now: Instant) {
+        if let Some(blind) = self.attention.tick(now) {
+            tracing::warn!(
+                ?blind,
+                "this process stood still; no pod is held to account for that time"
+            );
+            self.deadlines.forgive(blind);
         }
     }
 

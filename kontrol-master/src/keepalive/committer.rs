@@ -42,6 +42,8 @@ pub struct Committed {
     pub seq: u64,
     /// The revision from which on the roster shows it.
     pub revision: Revision,
+    /// Nothing had to be written for it.
+    pub unchanged: bool,
 }
 
 /// Handle on the committer. Cheap to clone.
@@ -125,7 +127,9 @@ impl CommitterTask {
             }
             self.waiting.extend(taken.drain(..));
             let batch = self.take_batch();
-            self.write(batch).await;
+            if !batch.is_empty() {
+                self.write(batch).await;
+            }
         }
     }
 
@@ -134,8 +138,9 @@ impl CommitterTask {
         let (mut batch, mut later) = (Vec::new(), VecDeque::new());
         let (mut keys, mut bytes) = (HashSet::new(), 0);
         for request in self.waiting.drain(..) {
-            if request.reply.is_closed() {
-                // Whoever asked has stopped to wait, and will ask again.
+            // Whoever stopped waiting tells it again, maybe elsewhere and maybe otherwise by now. A goodbye is the last
+            // word of its pod, and stands.
+            if request.reply.is_closed() && !request.report.down {
                 continue;
             }
             let size = size_of_report(&request.report);
@@ -185,7 +190,11 @@ impl CommitterTask {
             match outcome {
                 Ok(Outcome::Committed(revision)) => {
                     for (request, seq) in undecided {
-                        let _ = request.reply.send(Ok(Committed { seq, revision }));
+                        let _ = request.reply.send(Ok(Committed {
+                            seq,
+                            revision,
+                            unchanged: false,
+                        }));
                     }
                     return;
                 }
@@ -216,9 +225,23 @@ impl CommitterTask {
 /// A bound on what the record of a report takes.
 fn size_of_report(report: &Report) -> usize {
     let maps = report.labels.iter().chain(&report.annotations);
-    let maps: usize = maps.map(|(name, value)| name.len() + value.len() + 8).sum();
+    let maps: usize = maps
+        .map(|(name, value)| escaped(name) + escaped(value) + 8)
+        .sum();
     let payload = crate::model::json::canonical(&report.payload).len();
-    512 + report.app.len() + report.id.len() + report.role.len() + maps + payload
+    let texts = [&report.app, &report.id, &report.role, &report.node];
+    let texts: usize = texts.map(|text| escaped(text)).iter().sum();
+    1024 + texts + maps + payload
+}
+
+/// A bound on what a text takes as JSON.
+fn escaped(text: &str) -> usize {
+    let extra = text.bytes().map(|byte| match byte {
+        0..0x20 => 5,
+        b'"' | b'\\' => 1,
+        _ => 0,
+    });
+    text.len() + extra.sum::<usize>()
 }
 
 /// The write that tells why pods leave, for the transaction that removes them.

@@ -15,12 +15,15 @@ use crate::{
         Reason, View,
         view::{PODS, RemovalRecord, SEQ, millis, pod_key},
     },
-    store::{Compare, Op, Revision, Snapshot, Txn},
+    store::{Compare, MAX_TXN_BYTES, Op, Revision, Snapshot, Txn},
 };
 use std::{collections::HashMap, sync::Arc};
 
 /// The largest integer that JSON readers agree on (RFC 8259, 6): seqs are numbers in PODS.
 const MAX_SEQ: u64 = (1 << 53) - 1;
+
+/// Largest record: as large as a report without control characters can make it, and less than a transaction.
+const MAX_RECORD_BYTES: usize = MAX_TXN_BYTES / 4 * 3;
 
 /// Records that are newer than the view, because a transaction came back with them.
 #[derive(Debug, Default)]
@@ -151,6 +154,7 @@ impl<'a> Draft<'a> {
         let done = Committed {
             seq,
             revision: self.records.revision,
+            unchanged: true,
         };
         let record = match plan(report, known) {
             Plan::Refresh | Plan::Stale | Plan::Nothing => return Decision::Done(Ok(done)),
@@ -179,7 +183,7 @@ impl<'a> Draft<'a> {
         if let Err(invalid) = check_size(&record) {
             return Decision::Done(Err(invalid.into()));
         }
-        self.next_seq = self.next_seq.max(record.seq() + 1);
+        self.next_seq = self.next_seq.max(record.seq().saturating_add(1));
         self.compare(key, &current);
         self.txn.ops.push(Op::put(pod_key(key), record.encode()));
         Decision::Write(record.seq())
@@ -238,6 +242,13 @@ fn check_size(pod: &Pod) -> Result<(), Invalid> {
     if size > MAX_PAYLOAD_BYTES {
         let reason = format!("has {size} bytes of JSON, and {MAX_PAYLOAD_BYTES} are the limit");
         return Err(Invalid::new("payload", reason));
+    }
+    let size = pod.encode().len();
+    if size > MAX_RECORD_BYTES {
+        // Whatever else is in a record has limits that fit many times.
+        let reason =
+            format!("make a record of {size} bytes of JSON, and {MAX_RECORD_BYTES} are the limit");
+        return Err(Invalid::new("annotations", reason));
     }
     Ok(())
 }

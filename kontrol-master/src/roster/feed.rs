@@ -38,6 +38,8 @@ pub enum Notice {
 /// Notices that belong to one revision.
 #[derive(Debug)]
 pub struct Notices {
+    /// The revision that they follow from: a batch can span many revisions, and another master may cut them otherwise.
+    pub behind: Revision,
     /// The revision.
     pub revision: Revision,
     /// What happened.
@@ -144,8 +146,9 @@ impl Followed {
 }
 
 /// The notices of a step from one view to the next.
-pub fn notices(view: &View, changes: Vec<Change>) -> Notices {
+pub fn notices(before: &View, view: &View, changes: Vec<Change>) -> Notices {
     Notices {
+        behind: before.revision(),
         revision: view.revision(),
         notices: changes.into_iter().map(Notice::Change).collect(),
     }
@@ -157,6 +160,7 @@ mod tests {
 
     fn batch(revision: Revision) -> Notices {
         Notices {
+            behind: revision - 1,
             revision,
             notices: vec![Notice::Change(Change::Leader(None))],
         }
@@ -168,6 +172,7 @@ mod tests {
         feed.start_at(1);
         feed.publish(batch(2));
         feed.publish(Notices {
+            behind: 2,
             revision: 2,
             notices: vec![Notice::CallbackStarted(String::new())],
         });

@@ -169,6 +169,8 @@ impl Mirror {
                 revision = view.revision(),
                 "read the roster"
             );
+        }
+        if first || view.revision() < before.revision() {
             self.feed.start_at(view.revision());
         }
         self.publish(view, changes, true);
@@ -199,7 +201,7 @@ impl Mirror {
         let pods_changed = changes
             .iter()
             .any(|change| !matches!(change, Change::Leader(_)));
-        let notices = feed::notices(&view, changes);
+        let notices = feed::notices(&self.view.load(), &view, changes);
         let progress = Progress {
             revision: view.revision(),
             started: true,
@@ -219,6 +221,7 @@ impl Mirror {
         let digest = view.digest();
         if digest != self.digested.digest() {
             self.feed.publish(Notices {
+                behind: view.revision(),
                 revision: view.revision(),
                 notices: vec![Notice::Digest {
                     digest,

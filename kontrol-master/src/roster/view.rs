@@ -241,7 +241,10 @@ impl View {
     /// The next seq to give, and the revision of the counter (0: there is none yet).
     pub fn seq(&self) -> (u64, Revision) {
         // Should the counter be lost while pods live, their seqs are still never given again.
-        let floor = self.order.get_max().map_or(0, |(seq, _)| seq + 1);
+        let floor = self
+            .order
+            .get_max()
+            .map_or(0, |(seq, _)| seq.saturating_add(1));
         (self.next_seq.max(floor), self.seq_revision)
     }
     /// The callback's state, and the revision that wrote it (0: never).

@@ -44,7 +44,13 @@ impl Relayed {
         let leads = self.context.election.leads();
         if leads.is_none_or(|fence| fence.epoch() != request.epoch) {
             let message = format!("not the leader of epoch {}", request.epoch);
-            return Some(Err(Status::failed_precondition(message)));
+            let view = self.context.roster.peek();
+            let later = view.leader().is_some_and(|now| now.epoch > request.epoch);
+            return Some(Err(if later {
+                Status::aborted(message)
+            } else {
+                Status::failed_precondition(message)
+            }));
         }
         let Ok(master) = request.master.parse::<Instance>() else {
             return Some(Err(Status::invalid_argument("master is not a master's id")));
@@ -56,7 +62,13 @@ impl Relayed {
             if let Some(member) = view.member(PodKey::from_u128(key)) {
                 let age = Duration::from_millis(refresh.age_ms.into());
                 let at = now.checked_sub(age).unwrap_or(now);
-                member.heard.touch(at, refresh.beat, Some(master));
+                // Held against an older record, it may be of an incarnation that counted its own beats.
+                let beat = if refresh.revision < member.mod_revision {
+                    0
+                } else {
+                    refresh.beat
+                };
+                member.heard.touch(at, beat, Some(master));
             }
         }
         let changed = self.callback.has_changed().unwrap_or(false) || !self.told;

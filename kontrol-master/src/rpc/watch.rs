@@ -110,13 +110,16 @@ fn snapshot(view: &View) -> WatchResponse {
     }
 }
 
-/// The messages of a batch. Each carries the revision to go on from: only the last one of a revision carries that
-/// revision, so that who is cut off before it is told all of it again.
+/// The messages of a batch. Each carries the revision to go on from: only the last one of a batch carries its revision,
+/// so that who is cut off before it is told all of it again, by whichever master.
 fn messages(view: &View, notices: &Notices) -> VecDeque<WatchResponse> {
     let last = notices.notices.len().saturating_sub(1);
-    let whole = !notices.is_roster();
     let message = |(index, notice): (usize, &Notice)| WatchResponse {
-        revision: notices.revision - i64::from(index < last && !whole),
+        revision: if index < last {
+            notices.behind
+        } else {
+            notices.revision
+        },
         event: Some(event(view, notice)),
     };
     notices.notices.iter().enumerate().map(message).collect()
@@ -155,5 +158,29 @@ fn leader_changed(leader: Option<&Candidate>) -> LeaderChanged {
     LeaderChanged {
         leader: leader.map(|leader| convert::master(&leader.master)),
         epoch: leader.map_or(0, |leader| leader.epoch),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_cut_off_within_a_batch_goes_on_from_before_all_of_it() {
+        let batch = |behind, revision| Notices {
+            behind,
+            revision,
+            notices: vec![Notice::Change(Change::Leader(None)); 3],
+        };
+        let revisions = |batch: Notices| -> Vec<i64> {
+            let messages = messages(&View::default(), &batch);
+            messages.iter().map(|message| message.revision).collect()
+        };
+        assert_eq!(revisions(batch(6, 7)), [6, 6, 7]);
+        assert_eq!(
+            revisions(batch(4, 9)),
+            [4, 4, 9],
+            "of revisions 5 to 9, the first may be of any"
+        );
     }
 }

@@ -98,6 +98,7 @@ impl Core {
             last,
             ..
         } = stages.clone();
+        let until_drained = drained.clone();
         tasks.spawn("the mirror of the store", mirror.run(last.clone()));
         tasks.spawn("the committer", committer_task.run(drained.clone()));
         tasks.spawn("the relay", relay_task.run(drained));
@@ -117,6 +118,8 @@ impl Core {
         tasks.spawn("the election", async move {
             let _then = last.drop_guard();
             campaign.run(resign).await;
+            // What drains still needs the roster: to answer, and to know whom to relay to.
+            until_drained.cancelled().await;
         });
         Ok(Self {
             myself,

@@ -12,7 +12,7 @@ use crate::{
     store::{Compare, Fence, MAX_TXN_OPS, Op, Outcome, Snapshot, StoreError, Txn},
 };
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// Most pods in one transaction, which also has the fence to compare and the removals to write.
 const BATCH: usize = MAX_TXN_OPS - 2;
@@ -31,7 +31,8 @@ impl Term {
             if expired.is_empty() || self.over.is_cancelled() {
                 return Ok(());
             }
-            match self.remove(&view, &expired, now).await {
+            let removal = self.remove(&view, &expired, now);
+            match self.attending(removal).await {
                 Ok(Outcome::Committed(_)) => tell(&view, &expired, now),
                 Ok(Outcome::Conflict(snapshot)) => {
                     if deposed(&self.fence, &snapshot) {
@@ -49,18 +50,29 @@ impl Term {
         }
     }
 
+    /// Waits for the store without taking that for a time in which the process stood still.
+    async fn attending<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match timeout_at(Instant::now() + TICK, &mut work).await {
+                Ok(done) => return done,
+                Err(_) => self.attend(Instant::now()),
+            }
+        }
+    }
+
     fn retry(&mut self, pods: &[Tracked], at: Instant) {
         for pod in pods {
             self.deadlines.retry(*pod, at);
         }
     }
 
-    async fn remove(
+    fn remove(
         &self,
         view: &View,
         expired: &[Tracked],
         now: Instant,
-    ) -> Result<Outcome, StoreError> {
+    ) -> impl Future<Output = Result<Outcome, StoreError>> + use<> {
         let mut txn = Txn {
             otherwise: vec![self.fence.key().to_owned()],
             ..Txn::default()
@@ -89,7 +101,8 @@ impl Term {
             });
         }
         txn.ops.push(removals_op(&removals));
-        self.context.store.commit(self.fence.guard(txn)).await
+        let (store, txn) = (self.context.store.clone(), self.fence.guard(txn));
+        async move { store.commit(txn).await }
     }
 }
 

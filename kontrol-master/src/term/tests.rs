@@ -1,5 +1,7 @@
 //! A whole master without its network, on the store in memory, under virtual time.
 
+mod faults;
+
 use super::*;
 use crate::{
     election::Campaign,
@@ -22,6 +24,7 @@ struct Harness {
     roster: Roster,
     keepalives: Keepalives,
     election: Election,
+    metrics: Arc<Metrics>,
     token: CancellationToken,
     tasks: JoinHandle<Result<(), kontrol_slave::supervise::Failure>>,
 }
@@ -51,7 +54,7 @@ impl Harness {
             roster: roster.clone(),
             election: election.clone(),
             status,
-            metrics,
+            metrics: metrics.clone(),
             id: "m".into(),
             settings: Arc::new(Settings {
                 ttl: TTL,
@@ -75,6 +78,7 @@ impl Harness {
             roster,
             keepalives,
             election,
+            metrics,
             token,
             tasks,
         }

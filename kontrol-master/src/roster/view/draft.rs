@@ -88,7 +88,10 @@ impl Draft {
                 epoch: entry.create_revision,
                 master,
             };
-            Arc::make_mut(&mut self.view.candidates).insert(entry.create_revision, candidate);
+            let candidates = Arc::make_mut(&mut self.view.candidates);
+            // A snapshot may show the key deleted and made anew.
+            candidates.retain(|_, other| other.key != entry.key);
+            candidates.insert(entry.create_revision, candidate);
         } else if let Some(id) = entry.key.strip_prefix(MASTERS) {
             let Some(master) = read_json(entry) else {
                 return;

@@ -166,6 +166,12 @@ fn the_oldest_candidate_leads_and_a_change_is_told() {
     let (view, changes) = view.apply(&store.step(|store| vec![store.delete("leader/b")]), now);
     assert!(matches!(&changes[..], [Change::Leader(Some(leader))] if leader.epoch == 2));
     assert_eq!(view.leader().unwrap().key, "leader/a");
+    // Deleted and made anew, of which a snapshot shows only the end.
+    store.step(|store| vec![store.delete("leader/a")]);
+    store.step(|store| vec![store.put("leader/c", master("3"))]);
+    store.step(|store| vec![store.put("leader/a", master("2"))]);
+    let (view, _) = view.replace(&store.snapshot(), now);
+    assert_eq!(view.leader().unwrap().key, "leader/c");
 }
 
 #[test]

@@ -1,0 +1,273 @@
+//! The same master on a store that is slow, hangs, or shows its changes late.
+
+use super::*;
+use crate::store::{
+    Compare, Events, LeaseId, Outcome, Revision, Snapshot, Store, StoreError, Watch,
+};
+use async_trait::async_trait;
+use std::net::IpAddr;
+
+#[derive(Debug, Clone)]
+struct Faulty {
+    inner: SharedStore,
+    /// How long a transaction takes.
+    delay: watch::Sender<Duration>,
+    /// Whether the next transaction gets no clear answer, and is committed a moment later.
+    unclear: watch::Sender<bool>,
+    /// Whether watches hold back what they have.
+    held: watch::Sender<bool>,
+}
+
+impl Faulty {
+    fn new() -> Self {
+        Self {
+            inner: open(&StoreUrl::Memory, "n", "a", EtcdOptions::default()).unwrap(),
+            delay: watch::Sender::new(Duration::ZERO),
+            unclear: watch::Sender::new(false),
+            held: watch::Sender::new(false),
+        }
+    }
+
+    async fn master(&self) -> Harness {
+        Harness::on(Arc::new(self.clone())).await
+    }
+}
+
+#[async_trait]
+impl Store for Faulty {
+    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        self.inner.snapshot().await
+    }
+    async fn snapshot_at(&self, prefix: &str, revision: Revision) -> Result<Snapshot, StoreError> {
+        self.inner.snapshot_at(prefix, revision).await
+    }
+    async fn read(&self, keys: &[String]) -> Result<Snapshot, StoreError> {
+        self.inner.read(keys).await
+    }
+    async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        let delay = *self.delay.borrow();
+        sleep(delay).await;
+        if self.unclear.send_replace(false) {
+            let inner = self.inner.clone();
+            tokio::spawn(async move {
+                sleep(Duration::from_millis(1)).await;
+                inner.commit(txn).await
+            });
+            return Err(StoreError::Indeterminate("on purpose".into()));
+        }
+        self.inner.commit(txn).await
+    }
+    async fn watch(&self, behind: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        Ok(Box::new(Held {
+            inner: self.inner.watch(behind).await?,
+            held: self.held.subscribe(),
+        }))
+    }
+    async fn grant(&self, ttl: Duration) -> Result<(LeaseId, Duration), StoreError> {
+        self.inner.grant(ttl).await
+    }
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+        self.inner.keep_alive(lease).await
+    }
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.revoke(lease).await
+    }
+    fn leases_expire(&self) -> bool {
+        self.inner.leases_expire()
+    }
+}
+
+struct Held {
+    inner: Box<dyn Watch>,
+    held: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl Watch for Held {
+    async fn next(&mut self) -> Result<Events, StoreError> {
+        loop {
+            let _ = self.held.wait_for(|held| !held).await;
+            tokio::select! {
+                biased;
+                _ = self.held.changed() => {}
+                events = self.inner.next() => return events,
+            }
+        }
+    }
+}
+
+fn pod(number: u16) -> Report {
+    let [high, low] = number.to_be_bytes();
+    Report {
+        ip: IpAddr::from([10, 1, high, low]),
+        id: number.to_string(),
+        ..report(1)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_told_that_it_is_deposed_starts_no_other_term() {
+    let store = Faulty::new();
+    let master = store.master().await;
+    master.ping(report(1)).await.unwrap();
+    let fence = master.election.leads().unwrap();
+    store.held.send_replace(true);
+    let txn = Txn {
+        compares: vec![Compare::CreateRevision(fence.key().into(), fence.epoch())],
+        ops: vec![Op::Delete(fence.key().to_owned())],
+        ..Txn::default()
+    };
+    store.inner.commit(txn).await.unwrap();
+    sleep(TTL + Duration::from_secs(1)).await;
+    for _ in 0..100 {
+        assert_eq!(master.metrics.leading.get(), 0);
+        sleep(Duration::from_millis(7)).await;
+    }
+    store.held.send_replace(false);
+    let mut lead = master.election.changes();
+    lead.wait_for(|now| now.as_ref().is_some_and(|now| *now != fence))
+        .await
+        .unwrap();
+    master.until(View::is_empty).await;
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidacy_that_is_stored_late_leads_nobody() {
+    let store = Faulty::new();
+    store.unclear.send_replace(true);
+    let master = store.master().await;
+    sleep(Duration::from_secs(1)).await;
+    let fence = master.election.leads().unwrap();
+    assert_eq!(master.roster.view().leader().unwrap().key, fence.key());
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_without_a_clear_answer_is_committed_once() {
+    let store = Faulty::new();
+    let master = store.master().await;
+    for number in 1..=9 {
+        store.unclear.send_replace(true);
+        assert_eq!(
+            master.ping(pod(number)).await.unwrap().seq,
+            u64::from(number) - 1
+        );
+    }
+    sleep(Duration::from_millis(100)).await;
+    let seqs: Vec<_> = master.roster.view().order().keys().copied().collect();
+    assert_eq!(seqs, (0..9).collect::<Vec<_>>());
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn to_wait_for_a_slow_store_is_not_held_to_be_a_pause() {
+    let store = Faulty::new();
+    let master = store.master().await;
+    let joins = (0..300).map(|number| master.ping(pod(number)));
+    futures::future::try_join_all(joins).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let last = pod(299);
+    master.ping(last.clone()).await.unwrap();
+    let heard = Instant::now();
+    store.delay.send_replace(Duration::from_millis(350));
+    master.until(|view| view.member(last.key()).is_none()).await;
+    let silent = heard.elapsed();
+    assert!(silent <= TTL + Duration::from_secs(1), "{silent:?}");
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keepalive_whose_sender_gave_up_is_not_written_later_but_its_goodbye_is() {
+    let store = Faulty::new();
+    let master = store.master().await;
+    master.ping(pod(1)).await.unwrap();
+    store.delay.send_replace(Duration::from_secs(2));
+    let leaves = Report {
+        down: true,
+        beat: 2,
+        ..pod(1)
+    };
+    // The first is on its way to the store; the others wait behind it until their senders give up.
+    let patience = Duration::from_secs(1);
+    let (first, second, goodbye) = tokio::join!(
+        master.ping(pod(2)),
+        tokio::time::timeout(patience, async {
+            sleep(Duration::from_millis(10)).await;
+            master.ping(pod(3)).await
+        }),
+        tokio::time::timeout(patience, async {
+            sleep(Duration::from_millis(10)).await;
+            master.ping(leaves).await
+        }),
+    );
+    first.unwrap();
+    assert!(second.is_err() && goodbye.is_err());
+    sleep(Duration::from_secs(3)).await;
+    let view = master.roster.view();
+    let ids: Vec<_> = view.pods().map(|pod| pod.id()).collect();
+    assert_eq!(ids, ["2"]);
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_beats_of_an_incarnation_are_not_counted_for_the_next_one() {
+    let store = Faulty::new();
+    let master = store.master().await;
+    let old = Report {
+        beat: 1000,
+        ..report(1)
+    };
+    let new = Report {
+        beat: 1,
+        nonce: "bb".into(),
+        ..report(1)
+    };
+    master.ping(old.clone()).await.unwrap();
+    store.held.send_replace(true);
+    let change = Report {
+        beat: 1001,
+        payload: json!("last words"),
+        ..old
+    };
+    let release = async {
+        sleep(Duration::from_millis(100)).await;
+        store.held.send_replace(false);
+    };
+    let (changed, restarted, ()) =
+        tokio::join!(master.ping(change), master.ping(new.clone()), release);
+    changed.unwrap();
+    restarted.unwrap();
+    let change = Report {
+        beat: 2,
+        payload: json!("first words"),
+        ..new
+    };
+    master.ping(change).await.unwrap();
+    let view = master.roster.view();
+    let member = view.member(report(1).key()).unwrap();
+    assert_eq!(member.pod.payload(), &json!("first words"));
+    assert_eq!(member.heard.beat(), 2);
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_that_no_record_can_hold_is_refused_and_harms_no_other() {
+    let master = Faulty::new().master().await;
+    let annotations = (0..64).map(|n| (n.to_string(), "\u{1}".repeat(4096)));
+    let huge = Report {
+        annotations: annotations.collect(),
+        ..pod(1)
+    };
+    let quoted = (0..64).map(|n| (n.to_string(), "\"\n".repeat(2048)));
+    let large = Report {
+        annotations: quoted.collect(),
+        ..pod(2)
+    };
+    let (huge, large, small) =
+        tokio::join!(master.ping(huge), master.ping(large), master.ping(pod(3)));
+    assert!(matches!(huge, Err(Error::Invalid(invalid)) if invalid.field == "annotations"));
+    large.unwrap();
+    small.unwrap();
+    master.stop().await;
+}
