@@ -44,6 +44,15 @@ async fn outage_of_two_ttl(kind: Outage) {
         })
         .await;
     }
+    // No master sees the store, and none claims to lead: the keepalives of known pods count on each of them.
+    for index in 0..3 {
+        let api = scene.cluster.api(index);
+        let known = PodSpec::number(0);
+        eventually(SOON, "a known pod's keepalive", async || {
+            Ok(api.ping(&known).await?)
+        })
+        .await;
+    }
     throughout(scene.cluster.spec.ttl * 2, "the same roster", async || {
         let list = api.pods().await?;
         ensure!(list.pods.len() == PODS as usize, "{} pods", list.pods.len());

@@ -12,15 +12,16 @@ use crate::{
 };
 use futures::{Stream, StreamExt};
 use kontrol_proto::internal::v1::{
-    InspectRequest, InspectResponse,
+    InspectRequest, InspectResponse, RelayRequest, RelayResponse, SightRequest, SightResponse,
     peer_service_server::{PeerService, PeerServiceServer},
 };
 use std::{
     pin::Pin,
     sync::{Arc, Mutex},
 };
-use tokio::{net::TcpListener, task::JoinSet};
-use tonic::{Request, Response};
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status as RpcStatus, Streaming};
 
 /// What the leader does with the batches of every stream.
 #[derive(Debug, Clone)]
@@ -63,6 +64,10 @@ impl PeerService for Leader {
             }
         });
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn sight(&self, _: Request<SightRequest>) -> Result<Response<SightResponse>, RpcStatus> {
+        Err(RpcStatus::unimplemented("not here"))
     }
 
     async fn inspect(

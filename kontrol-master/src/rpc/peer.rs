@@ -5,7 +5,7 @@ use crate::{liveness::Instance, model::PodKey};
 use futures::{Stream, StreamExt, stream};
 use kontrol_proto::{
     internal::v1::{
-        InspectRequest, InspectResponse, RelayRequest, RelayResponse,
+        InspectRequest, InspectResponse, RelayRequest, RelayResponse, SightRequest, SightResponse,
         peer_service_server::PeerService,
     },
     v1::CallbackStatus,
@@ -103,6 +103,11 @@ impl PeerService for Service {
             Some((answer, rest))
         });
         Ok(Response::new(Box::pin(answers.take_until(end))))
+    }
+
+    async fn sight(&self, _: Request<SightRequest>) -> Result<Response<SightResponse>, Status> {
+        let sees_store = self.context.roster.connected() && self.context.election.in_touch();
+        Ok(Response::new(SightResponse { sees_store }))
     }
 
     async fn inspect(
