@@ -131,7 +131,11 @@ impl Campaign {
                 Some(Ok(session)) => {
                     backoff.reset();
                     self.hold(&session, &token).await;
-                    self.step_down("the lease ended or was given up");
+                    self.step_down(if token.is_cancelled() {
+                        "this master stops and resigns"
+                    } else {
+                        "the lease or the candidacy is gone"
+                    });
                     // Whoever waits for the leader key to go need not wait for the lease to end.
                     if let Err(error) = self.store.revoke(session.lease).await {
                         tracing::debug!(%error, "could not give the lease back; it ends by itself");
@@ -284,7 +288,9 @@ impl Campaign {
             return true;
         }
         if view.candidate(&session.key).is_none() {
-            tracing::warn!("the candidacy was deleted in the store; starting over");
+            tracing::warn!(
+                "the candidacy is gone from the store (its lease ended, or somebody deleted it); starting over"
+            );
             return false;
         }
         let ours = view

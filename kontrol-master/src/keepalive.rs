@@ -91,34 +91,50 @@ impl Keepalives {
                 let pod = view.member(key).map(|member| member.pod.as_ref());
                 Err(committer::superseded(&report, pod))
             }
-            Plan::Join | Plan::Update | Plan::Replace | Plan::Remove => {
-                if plan != Plan::Remove {
-                    self.relay.check()?;
+            Plan::Remove => self.write(report, now).await.map(|(accepted, _)| accepted),
+            Plan::Join | Plan::Update | Plan::Replace => {
+                self.relay.check()?;
+                let written = self.write(report, now).await;
+                if plan == Plan::Update && matches!(written, Err(Error::Unavailable(_))) {
+                    // What it has to say must be said again; that the pod lives is heard all the same.
+                    if let Some(member) = self.roster.peek().member(key) {
+                        member.heard.touch(now, 0, Some(self.me));
+                    }
+                    self.relay.count(key, revision, 0, now).await?;
                 }
-                let nonce = report.nonce.clone();
-                let committed = self.committer.commit(report).await?;
-                if self
-                    .roster
-                    .caught_up(committed.revision, CATCH_UP_LIMIT)
-                    .await
-                    && plan != Plan::Remove
-                    && let Some(member) = self.roster.peek().member(key)
-                    // A newer incarnation may have come in between, and counts its own beats.
-                    && member.pod.nonce() == nonce
-                {
-                    member.heard.touch(now, beat, Some(self.me));
-                }
-                if committed.unchanged && plan != Plan::Remove {
+                let (accepted, unchanged) = written?;
+                if let Some(revision) = unchanged {
                     // The store had it already, so that no record tells the leader of this one.
-                    let revision = committed.revision;
                     self.relay.count(key, revision, beat, now).await?;
                 }
-                Ok(Accepted {
-                    key,
-                    seq: committed.seq,
-                })
+                Ok(accepted)
             }
         }
+    }
+
+    /// Has a report written, and waits until the roster shows it. Also tells the revision when nothing had to be written.
+    async fn write(
+        &self,
+        report: Report,
+        now: Instant,
+    ) -> Result<(Accepted, Option<Revision>), Error> {
+        let (key, beat, down) = (report.key(), report.beat, report.down);
+        let nonce = report.nonce.clone();
+        let committed = self.committer.commit(report).await?;
+        let shown = self.roster.caught_up(committed.revision, CATCH_UP_LIMIT);
+        if shown.await
+            && !down
+            && let Some(member) = self.roster.peek().member(key)
+            // A newer incarnation may have come in between, and counts its own beats.
+            && member.pod.nonce() == nonce
+        {
+            member.heard.touch(now, beat, Some(self.me));
+        }
+        let accepted = Accepted {
+            key,
+            seq: committed.seq,
+        };
+        Ok((accepted, committed.unchanged.then_some(committed.revision)))
     }
 
     /// Decides against the roster as it is; a refresh is noted at once. Also tells the pod's seq and the revision of

@@ -58,9 +58,12 @@ pub fn plan(report: &Report, known: Known<'_>) -> Plan {
     let superseded = !report.nonce.is_empty() && report.nonce == pod.previous_nonce();
     let same_pod = report.id == pod.id();
     let same_incarnation = same_pod && report.nonce == pod.nonce();
+    // Without nonces a restart can't be told from a late keepalive, so that beats prove nothing.
+    let stale = same_incarnation
+        && !report.nonce.is_empty()
+        && older(report.beat, known.beat.max(pod.beat()));
     if report.down {
         let unknown_incarnation = same_pod && (report.nonce.is_empty() || pod.nonce().is_empty());
-        let stale = same_incarnation && older(report.beat, known.beat.max(pod.beat()));
         return if !stale && (same_incarnation || unknown_incarnation) {
             Plan::Remove
         } else {
@@ -68,7 +71,7 @@ pub fn plan(report: &Report, known: Known<'_>) -> Plan {
         };
     }
     if same_incarnation {
-        if older(report.beat, known.beat.max(pod.beat())) {
+        if stale {
             Plan::Stale
         } else if pod.says(report) {
             Plan::Refresh
@@ -171,6 +174,17 @@ mod tests {
             ),
             Plan::Update
         );
+    }
+
+    #[test]
+    fn a_reporter_without_nonce_may_count_its_beats_anew() {
+        let anonymous = |beat| Report {
+            nonce: String::new(),
+            beat,
+            ..report(1)
+        };
+        let pod = Pod::join(anonymous(9), 0, 0);
+        assert_eq!(plan(&anonymous(1), known(Some(&pod), 9)), Plan::Refresh);
     }
 
     #[test]

@@ -119,10 +119,10 @@ fn tell(view: &View, expired: &[Tracked], now: Instant) {
         let Some(member) = view.member(*key) else {
             continue;
         };
-        let silence = member
-            .heard
-            .at()
-            .map(|at| now.saturating_duration_since(at));
-        tracing::info!(%key, seq, id = member.pod.id(), ?silence, "removed a pod that was silent for its TTL");
+        let silence = member.heard.at().map_or_else(
+            || "unheard here".to_owned(),
+            |at| kontrol_slave::duration::show(now.saturating_duration_since(at)),
+        );
+        tracing::info!(%key, seq, id = member.pod.id(), silence, "removed a pod that was silent for its TTL");
     }
 }
