@@ -213,10 +213,7 @@ impl Etcd {
     }
 
     async fn try_revision(&self) -> Result<i64> {
-        // A linearized read, so that the answer is the cluster's and not one member's.
-        let mut client = connect(&self.endpoints()).await?;
-        let answer = client.get("/", None).await?;
-        Ok(answer.header().context("no header")?.revision())
+        revision(&self.endpoints()).await
     }
 
     /// Every key under a prefix with its value.
@@ -257,6 +254,14 @@ impl Etcd {
         let mut client = connect(&self.endpoints()).await.unwrap();
         client.compact(revision, None).await.unwrap();
     }
+}
+
+/// The revision of the etcd at these endpoints: `host:port` each.
+pub async fn revision(endpoints: &[String]) -> Result<i64> {
+    // A linearized read, so that the answer is the cluster's and not one member's.
+    let mut client = connect(endpoints).await?;
+    let answer = client.get("/", None).await?;
+    Ok(answer.header().context("no header")?.revision())
 }
 
 async fn connect(endpoints: &[String]) -> Result<Client> {

@@ -22,6 +22,7 @@ pub mod etcd;
 pub mod fault;
 pub mod fleet;
 pub mod history;
+pub mod load;
 pub mod node;
 pub mod pod;
 pub mod ports;

@@ -111,24 +111,44 @@ impl Process {
         }
     }
 
-    /// The user and system time that it has used, in clock ticks of 10 ms, and its resident memory in KiB.
-    pub fn usage(&self) -> (u64, u64) {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        let fields: Vec<u64> = stat
-            .rsplit_once(')')
-            .unwrap()
-            .1
-            .split_whitespace()
-            .map(|field| field.parse().unwrap_or(0))
-            .collect();
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let rss = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-            .unwrap_or(0);
-        (fields[11] + fields[12], rss)
+    /// What it has used. Panics when it ended.
+    pub fn usage(&self) -> Usage {
+        usage(self.child.id()).unwrap()
     }
+}
+
+/// What a process has used of the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    /// User and system time, of all its threads.
+    pub cpu: Duration,
+    /// Resident memory.
+    pub resident_kib: u64,
+    /// The part of it that is not backed by files, such as the program itself.
+    pub anonymous_kib: u64,
+}
+
+/// What the process with this pid has used; nothing when there is none.
+pub fn usage(pid: u32) -> Option<Usage> {
+    /// Linux counts in hundredths of a second here, whatever the kernel's own clock does.
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<u32> = stat
+        .rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .map(|field| field.parse().unwrap_or(0))
+        .collect();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    Some(Usage {
+        cpu: TICK * (fields.get(11)? + fields.get(12)?),
+        resident_kib: kib("VmRSS:")?,
+        anonymous_kib: kib("RssAnon:")?,
+    })
 }
 
 impl Drop for Process {
