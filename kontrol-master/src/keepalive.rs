@@ -81,11 +81,12 @@ impl Keepalives {
         let (key, beat) = (report.key(), report.beat);
         let (plan, seq, revision) = self.plan(&report, now);
         match plan {
-            Plan::Refresh => {
+            // A keepalive that was overtaken proves as well that the pod lives; it just has nothing to say any more.
+            Plan::Refresh | Plan::Stale if revision > 0 => {
                 self.relay.count(key, revision, beat, now).await?;
                 Ok(Accepted { key, seq })
             }
-            Plan::Stale | Plan::Nothing => Ok(Accepted { key, seq }),
+            Plan::Refresh | Plan::Stale | Plan::Nothing => Ok(Accepted { key, seq }),
             Plan::Superseded => {
                 let view = self.roster.view();
                 let pod = view.member(key).map(|member| member.pod.as_ref());
@@ -158,7 +159,7 @@ impl Keepalives {
                     }),
             },
         );
-        if let (Plan::Refresh, Some(member)) = (plan, member) {
+        if let (Plan::Refresh | Plan::Stale, Some(member)) = (plan, member) {
             member.heard.touch(now, report.beat, Some(self.me));
         }
         let (seq, revision) =

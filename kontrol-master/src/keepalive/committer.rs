@@ -33,7 +33,7 @@ const COMMIT_LIMIT: Duration = Duration::from_secs(5);
 /// How many pods one transaction takes: beside them it has the counter and the removals to write.
 const MAX_BATCH: usize = MAX_TXN_OPS - 3;
 /// How often a batch is decided anew before its callers are told to try again.
-const MAX_ATTEMPTS: usize = 16;
+const MAX_ATTEMPTS: usize = 64;
 
 /// What became of a keepalive that needed the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,11 +212,11 @@ impl CommitterTask {
         }
         tracing::warn!(
             pods = batch.len(),
-            "gave up a write that others kept overtaking"
+            "gave up a write that other masters kept overtaking"
         );
         for request in batch {
             let error =
-                Error::Unavailable("others kept changing the same pods; try again".to_owned());
+                Error::Unavailable("other masters kept writing first; try again".to_owned());
             let _ = request.reply.send(Err(error));
         }
     }

@@ -27,7 +27,7 @@ pub struct Departed<'a> {
 pub enum Plan {
     /// The record says all of it already: the pod lives, nothing is written.
     Refresh,
-    /// It was overtaken by a newer keepalive of the same incarnation: answered, otherwise ignored.
+    /// It was overtaken by a newer keepalive of the same incarnation, or by its goodbye: what it says is ignored.
     Stale,
     /// A new pod.
     Join,

@@ -180,6 +180,33 @@ async fn joins_that_come_together_are_written_together_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_whose_beats_run_behind_lives_and_changes_nothing() {
+    let master = Harness::start().await;
+    master
+        .ping(Report {
+            beat: 100,
+            ..report(1)
+        })
+        .await
+        .unwrap();
+    for beat in 1..20 {
+        sleep(TTL / 3).await;
+        let late = Report {
+            beat,
+            payload: json!("old"),
+            ..report(1)
+        };
+        assert_eq!(master.ping(late).await.unwrap().seq, 0);
+    }
+    let view = master.roster.view();
+    assert_eq!(
+        view.member(report(1).key()).unwrap().pod.payload(),
+        &json!("")
+    );
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn steady_keepalives_write_nothing() {
     let master = Harness::start().await;
     master.ping(report(1)).await.unwrap();
