@@ -90,7 +90,7 @@ impl Keepalives {
             Plan::Superseded => {
                 let view = self.roster.view();
                 let pod = view.member(key).map(|member| member.pod.as_ref());
-                Err(committer::superseded(&report, pod))
+                Err(draft::superseded(&report, pod))
             }
             Plan::Remove => self.write(report, now).await.map(|(accepted, _)| accepted),
             Plan::Join | Plan::Update | Plan::Replace => {

@@ -1,6 +1,6 @@
 //! How the callback fares, as every master tells it: written by the term on the leader, by the relay elsewhere.
 
-use crate::roster::{Feed, Notice, Notices, Roster};
+use crate::roster::{Feed, Notice, Notices, Roster, view::millis};
 use kontrol_proto::v1::CallbackStatus;
 use prost_types::Timestamp;
 use std::time::SystemTime;
@@ -88,4 +88,10 @@ pub fn timestamp(at: Instant) -> Timestamp {
     } else {
         wall - (now - at)
     })
+}
+
+/// Wall-clock time in milliseconds since 1970, for display.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    millis(since.unwrap_or_default())
 }

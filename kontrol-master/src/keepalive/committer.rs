@@ -5,20 +5,17 @@
 //! those. After an unclear answer the records are read back and the same happens: a change that was committed after
 //! all then asks for nothing more.
 
-use super::draft::{Decision, Draft, Records};
+use super::draft::{Committed, Decision, Draft, Records};
 use crate::{
     error::Error,
-    model::{Pod, Report},
-    roster::{
-        Roster,
-        view::{REMOVALS, RemovalRecord, millis},
-    },
-    store::{MAX_TXN_BYTES, MAX_TXN_OPS, Op, Outcome, Revision, SharedStore, StoreError},
+    model::Report,
+    roster::Roster,
+    store::{MAX_TXN_BYTES, MAX_TXN_OPS, Outcome, SharedStore, StoreError},
 };
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -34,17 +31,6 @@ const COMMIT_LIMIT: Duration = Duration::from_secs(5);
 const MAX_BATCH: usize = MAX_TXN_OPS - 3;
 /// How often a batch is decided anew before its callers are told to try again.
 const MAX_ATTEMPTS: usize = 64;
-
-/// What became of a keepalive that needed the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Committed {
-    /// The pod's seq; 0 where there is no such pod.
-    pub seq: u64,
-    /// The revision from which on the roster shows it.
-    pub revision: Revision,
-    /// Nothing had to be written for it.
-    pub unchanged: bool,
-}
 
 /// Handle on the committer. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -242,31 +228,4 @@ fn escaped(text: &str) -> usize {
         _ => 0,
     });
     text.len() + extra.sum::<usize>()
-}
-
-/// The write that tells why pods leave, for the transaction that removes them.
-pub(crate) fn removals_op(removals: &[RemovalRecord]) -> Op {
-    // Strings and numbers have no way to fail to become JSON.
-    Op::put(REMOVALS, serde_json::to_vec(removals).unwrap_or_default())
-}
-
-/// Wall-clock time in milliseconds since 1970, for display.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    millis(since.unwrap_or_default())
-}
-
-pub(super) fn superseded(report: &Report, pod: Option<&Pod>) -> Error {
-    let by = match pod {
-        Some(pod) if pod.id() != report.id => format!(
-            "the pod {:?} reports from the same address {}",
-            pod.id(),
-            pod.ip()
-        ),
-        _ => "a newer start of the same pod reports".to_owned(),
-    };
-    Error::Superseded(format!(
-        "nonce {}: {by}; give each pod an address of its own, or stop one of the two",
-        report.nonce
-    ))
 }

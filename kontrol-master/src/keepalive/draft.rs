@@ -1,10 +1,7 @@
 //! A transaction in the making: each report decided against the record as it is known best. PURE but for the display
 //! time of joins and goodbyes.
 
-use super::{
-    committer::{Committed, now_ms, removals_op, superseded},
-    plan::{Departed, Known, Plan, plan},
-};
+use super::plan::{Departed, Known, Plan, plan};
 use crate::{
     error::Error,
     model::{
@@ -15,6 +12,7 @@ use crate::{
         Reason, View,
         view::{PODS, RemovalRecord, SEQ, millis, pod_key},
     },
+    status::now_ms,
     store::{Compare, MAX_TXN_BYTES, Op, Revision, Snapshot, Txn},
 };
 use std::{collections::HashMap, sync::Arc};
@@ -24,6 +22,17 @@ const MAX_SEQ: u64 = (1 << 53) - 1;
 
 /// Largest record: as large as a report without control characters can make it, and less than a transaction.
 const MAX_RECORD_BYTES: usize = MAX_TXN_BYTES / 4 * 3;
+
+/// What became of a keepalive that needed the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// The pod's seq; 0 where there is no such pod.
+    pub seq: u64,
+    /// The revision from which on the roster shows it.
+    pub revision: Revision,
+    /// Nothing had to be written for it.
+    pub unchanged: bool,
+}
 
 /// Records that are newer than the view, because a transaction came back with them.
 #[derive(Debug, Default)]
@@ -231,7 +240,7 @@ impl<'a> Draft<'a> {
         }
         txn.otherwise.push(SEQ.to_owned());
         if !self.removals.is_empty() {
-            txn.ops.push(removals_op(&self.removals));
+            txn.ops.push(RemovalRecord::write(&self.removals));
         }
         txn
     }
@@ -251,4 +260,20 @@ fn check_size(pod: &Pod) -> Result<(), Invalid> {
         return Err(Invalid::new("annotations", reason));
     }
     Ok(())
+}
+
+/// What a report is told whose place another took.
+pub(super) fn superseded(report: &Report, pod: Option<&Pod>) -> Error {
+    let by = match pod {
+        Some(pod) if pod.id() != report.id => format!(
+            "the pod {:?} reports from the same address {}",
+            pod.id(),
+            pod.ip()
+        ),
+        _ => "a newer start of the same pod reports".to_owned(),
+    };
+    Error::Superseded(format!(
+        "nonce {}: {by}; give each pod an address of its own, or stop one of the two",
+        report.nonce
+    ))
 }

@@ -7,7 +7,7 @@ mod tests;
 use crate::{
     liveness::{Heard, Instance},
     model::{Digest, Pod, PodKey},
-    store::{Entry, Event, Events, Revision, Snapshot},
+    store::{Entry, Event, Events, Op, Revision, Snapshot},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -130,6 +130,14 @@ pub struct RemovalRecord {
     pub time_ms: u64,
     /// The id of the master that removed it.
     pub master: String,
+}
+
+impl RemovalRecord {
+    /// The write that tells why pods leave, for the transaction that removes them.
+    pub fn write(removals: &[Self]) -> Op {
+        // Strings and numbers have no way to fail to become JSON.
+        Op::put(REMOVALS, serde_json::to_vec(removals).unwrap_or_default())
+    }
 }
 
 /// A removal that this view remembers.

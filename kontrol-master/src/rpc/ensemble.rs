@@ -3,9 +3,9 @@
 use super::{Context, convert, watch};
 use crate::{
     error::Error,
-    keepalive::committer::now_ms,
     model::{PodKey, Selector, pod::Invalid},
     roster::{Member, PeerMaster, StateRecord, View, view::STATE},
+    status::now_ms,
     store::{Compare, Op, Outcome, Revision, StoreError, Txn},
 };
 use futures::{Stream, future::join_all};

@@ -3,12 +3,12 @@
 
 use super::{Deposed, Term};
 use crate::{
-    keepalive::committer::{now_ms, removals_op},
     liveness::{Gone, TICK, Tracked},
     roster::{
         Reason,
         view::{RemovalRecord, View, millis, pod_key},
     },
+    status::now_ms,
     store::{Compare, Fence, MAX_TXN_OPS, Op, Outcome, Snapshot, StoreError, Txn},
 };
 use std::time::Duration;
@@ -100,7 +100,7 @@ impl Term {
                 master: self.context.id.to_string(),
             });
         }
-        txn.ops.push(removals_op(&removals));
+        txn.ops.push(RemovalRecord::write(&removals));
         let (store, txn) = (self.context.store.clone(), self.fence.guard(txn));
         async move { store.commit(txn).await }
     }
