@@ -15,10 +15,10 @@ use crate::{
     metrics::Metrics,
     model::{PodKey, Report},
     relay::Relay,
-    roster::{Reason, Roster},
+    roster::Roster,
     store::Revision,
 };
-use plan::{Departed, Known, Plan, plan};
+use plan::{Known, Plan, plan};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -143,20 +143,12 @@ impl Keepalives {
     fn plan(&self, report: &Report, now: Instant) -> (Plan, u64, Revision) {
         let view = self.roster.peek();
         let member = view.member(report.key());
-        let removal = view.removal(report.key());
         let plan = plan(
             report,
             Known {
                 pod: member.map(|member| member.pod.as_ref()),
                 beat: member.map_or(0, |member| member.heard.beat()),
-                departed: removal
-                    .filter(|removal| removal.reason == Reason::Down)
-                    .and_then(|removal| {
-                        Some(Departed {
-                            nonce: removal.pod.nonce(),
-                            beat: removal.record.as_ref()?.beat,
-                        })
-                    }),
+                departed: draft::departed(&view, report.key()),
             },
         );
         if let (Plan::Refresh | Plan::Stale, Some(member)) = (plan, member) {

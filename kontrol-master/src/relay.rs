@@ -52,7 +52,7 @@ pub enum Link {
     NoLeader,
     /// There is a leader, and it can't be reached.
     Down,
-    /// Nobody is known to lead, and the store can't be asked.
+    /// Nobody is known to lead, the store can't be asked, and another master may see more.
     Blind,
 }
 

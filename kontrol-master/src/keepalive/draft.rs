@@ -142,22 +142,13 @@ impl<'a> Draft<'a> {
             Current::Pod(pod, _) => Some(pod.as_ref()),
             Current::Absent | Current::Unreadable(_) => None,
         };
-        let removal = self.view.removal(key);
         let member = self.view.member(key);
         let known = Known {
             pod,
             beat: member
                 .filter(|member| member.pod.nonce() == report.nonce)
                 .map_or(0, |member| member.heard.beat()),
-            departed: removal
-                .filter(|removal| removal.reason == Reason::Down)
-                .and_then(|removal| {
-                    let beat = removal.record.as_ref()?.beat;
-                    Some(Departed {
-                        nonce: removal.pod.nonce(),
-                        beat,
-                    })
-                }),
+            departed: departed(self.view, key),
         };
         let seq = pod.map_or(0, Pod::seq);
         let done = Committed {
@@ -276,4 +267,14 @@ pub(super) fn superseded(report: &Report, pod: Option<&Pod>) -> Error {
         "nonce {}: {by}; give each pod an address of its own, or stop one of the two",
         report.nonce
     ))
+}
+
+/// Who last said goodbye from this key, as far as the view remembers.
+pub(super) fn departed(view: &View, key: PodKey) -> Option<Departed<'_>> {
+    let removal = view.removal(key)?;
+    let record = removal.record.as_ref()?;
+    (removal.reason == Reason::Down).then(|| Departed {
+        nonce: removal.pod.nonce(),
+        beat: record.beat,
+    })
 }
