@@ -2,7 +2,8 @@
 
 use std::{env, io, path::PathBuf};
 
-const PROTOS: [&str; 3] = [
+const PROTOS: [&str; 4] = [
+    "kontrol/v1/action.proto",
     "kontrol/v1/keepalive.proto",
     "kontrol/v1/ensemble.proto",
     "kontrol/internal/v1/peer.proto",
@@ -16,5 +17,7 @@ fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed={}", root.display());
     tonic_prost_build::configure()
         .file_descriptor_set_path(out.join("kontrol.binpb"))
+        // Output is passed from hand to hand without a copy.
+        .bytes(".kontrol.v1")
         .compile_protos(&protos, &[root])
 }

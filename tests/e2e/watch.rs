@@ -37,6 +37,8 @@ fn word(message: &WatchResponse) -> &'static str {
         Event::LeaderChanged(_) => "leader",
         Event::CallbackStarted(_) => "started",
         Event::CallbackFinished(_) => "finished",
+        Event::ActionStarted(_) => "action started",
+        Event::ActionFinished(_) => "action finished",
     }
 }
 

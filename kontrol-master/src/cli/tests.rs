@@ -84,6 +84,7 @@ fn ensemble() -> GetEnsembleResponse {
             }),
             damper_max: seconds(60),
             fover: seconds(5),
+            ..Settings::default()
         }),
         master: "m1".to_owned(),
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use clap::Args;
 use kontrol_proto::v1::{
-    LeaveReason, Master, Pod, WatchResponse,
+    Action, LeaveReason, Master, Pod, WatchResponse,
     watch_response::{Event, Snapshot},
 };
 use std::{pin::pin, time::Duration};
@@ -168,7 +168,19 @@ fn describe(event: &Event) -> (Style, &'static str, String) {
             }
             None => (Style::Plain, "callback", "ended".to_owned()),
         },
+        Event::ActionStarted(started) => {
+            let text = format!("started: {}", action(started.action.as_ref()));
+            (Style::Plain, "action", text)
+        }
+        Event::ActionFinished(finished) => {
+            let text = format!("finished: {}", action(finished.action.as_ref()));
+            (Style::Plain, "action", text)
+        }
     }
+}
+
+fn action(action: Option<&Action>) -> String {
+    or_nothing(action.map_or("", |action| &action.id))
 }
 
 fn snapshot(snapshot: &Snapshot) -> String {

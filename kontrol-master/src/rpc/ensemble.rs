@@ -163,6 +163,7 @@ impl EnsembleService for Service {
                 damper: convert::duration(settings.damper),
                 damper_max: convert::duration(settings.damper_max),
                 fover: convert::duration(settings.fover),
+                ..v1::Settings::default()
             }),
             master: self.context.id.to_string(),
         }))
