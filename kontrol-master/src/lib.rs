@@ -14,9 +14,9 @@
 //!
 //! What always holds:
 //!
-//! 1. The pure core (`model`, `liveness`, `damper`, `roster::view`, `keepalive::plan`) never awaits, reads a clock, or
-//!    names tonic, axum or etcd: time arrives as an argument, effects leave as return values. Deadlines are monotonic;
-//!    wall-clock time is for display.
+//! 1. The pure core (`model`, `liveness`, `damper`, `roster::view`, `keepalive::plan`, `action::rollout`) never awaits,
+//!    reads a clock, or names tonic, axum or etcd: time arrives as an argument, effects leave as return values. Deadlines
+//!    are monotonic; wall-clock time is for display.
 //! 2. Every leader-only write is one transaction with a [`store::Fence`].
 //! 3. Leader-only state lives in one term, built on election and dropped on loss. A new term gives every pod a full
 //!    TTL before it may expire anything.
@@ -28,6 +28,7 @@
 //! Dependencies run one way: `model` ← `liveness`, `damper` ← `store` ← `roster`, `keepalive`, `election`, `term`,
 //! `relay`, `callback` ← `rpc`, `gateway` ← `server` ← `cli`.
 
+pub mod action;
 pub mod backoff;
 pub mod callback;
 pub mod cli;

@@ -1,6 +1,7 @@
 //! The domain: keys, pods, the PODS document and its digest. PURE: nothing here awaits, reads a clock, or names
 //! tonic, axum or etcd.
 
+pub mod action;
 pub mod digest;
 pub mod json;
 pub mod key;

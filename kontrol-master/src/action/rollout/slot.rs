@@ -1,0 +1,249 @@
+//! One target of an action.
+
+use super::{
+    BUSY_RETRY, Incarnations, LINGER, Limits, Order, RETRY, Slave, Stream, Target,
+    output::{Output, is_due},
+};
+use crate::model::{
+    PodKey,
+    action::{Ended, Outcome, ResultRecord},
+};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Where a target is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its turn has not come.
+    Waiting,
+    /// Its slave is not attached, or has too many orders to take.
+    Seeking {
+        /// It may have got the order.
+        doubt: bool,
+        /// It has too many orders to take.
+        busy: bool,
+        /// When to try again, should nobody tell that it is back.
+        retry_at: Instant,
+    },
+    /// An order is on its way: to run, or where in doubt to tell what became of it.
+    Ordered {
+        /// It may have got the order before.
+        doubt: bool,
+    },
+    /// The slave said that it has it.
+    Running,
+    /// It is over.
+    Ended,
+}
+
+impl Phase {
+    pub(super) fn seeking(doubt: bool, busy: bool, now: Instant) -> Self {
+        let pause = if busy { BUSY_RETRY } else { RETRY };
+        Self::Seeking {
+            doubt,
+            busy,
+            retry_at: now + pause,
+        }
+    }
+}
+
+/// One target of an action.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) target: Target,
+    pub(super) phase: Phase,
+    /// The incarnation that gets the order, once its turn has come.
+    pub(super) slave: Option<Slave>,
+    /// When its turn came, or when its channel last came or went.
+    pub(super) since: Option<Instant>,
+    /// When its pod was first seen to be gone from the roster.
+    gone: Option<Instant>,
+    pub(super) started: bool,
+    pub(super) ended: Option<Ended>,
+    stdout: Output,
+    stderr: Output,
+}
+
+/// What is to be done about a target that is waited for.
+pub(super) enum Verdict {
+    Wait,
+    /// Give the order again.
+    Retry,
+    End(Ended),
+}
+
+impl Slot {
+    pub(super) fn new(target: Target) -> Self {
+        Self {
+            target,
+            phase: Phase::Waiting,
+            slave: None,
+            since: None,
+            gone: None,
+            started: false,
+            ended: None,
+            stdout: Output::default(),
+            stderr: Output::default(),
+        }
+    }
+
+    /// A target of an action that another master carried.
+    pub(super) fn adopted(target: Target, ended: Option<Ended>, now: Instant) -> Self {
+        let slave = target.pod.as_ref().ok().map(|key| Slave {
+            key: *key,
+            nonce: target.nonce.as_str().into(),
+        });
+        let mut slot = Self::new(target);
+        slot.phase = match ended {
+            Some(_) => Phase::Ended,
+            None => Phase::seeking(true, false, now),
+        };
+        slot.slave = slave;
+        slot.since = Some(now);
+        slot.ended = ended;
+        slot.stdout.from_anywhere = true;
+        slot.stderr.from_anywhere = true;
+        slot
+    }
+
+    /// Its turn has come.
+    pub(super) fn turn(&mut self, key: PodKey, nonce: &str, now: Instant) -> Slave {
+        let slave = Slave {
+            key,
+            nonce: nonce.into(),
+        };
+        self.slave = Some(slave.clone());
+        self.since = Some(now);
+        self.phase = Phase::Ordered { doubt: false };
+        slave
+    }
+
+    pub(super) fn pod(&self) -> Option<PodKey> {
+        self.target.pod.as_ref().ok().copied()
+    }
+
+    pub(super) fn output(&mut self, stream: Stream) -> &mut Output {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+
+    pub(super) fn has_gaps(&self) -> bool {
+        self.stdout.gap || self.stderr.gap
+    }
+
+    pub(super) fn owes_credit(&self, window: u64) -> bool {
+        is_due([&self.stdout, &self.stderr], window)
+    }
+
+    pub(super) fn credit(&mut self) -> Order {
+        Order::Credit {
+            stdout: self.stdout.tell_taken(),
+            stderr: self.stderr.tell_taken(),
+        }
+    }
+
+    pub(super) fn resume(&mut self) -> Order {
+        Order::Resume {
+            stdout: self.stdout.tell_taken(),
+            stderr: self.stderr.tell_taken(),
+        }
+    }
+
+    /// What is to be done about it, while it has its turn.
+    pub(super) fn judge(
+        &mut self,
+        now: Instant,
+        roster: &impl Incarnations,
+        limits: &Limits,
+        patience: Duration,
+    ) -> Verdict {
+        let (Some(slave), Some(since)) = (&self.slave, self.since) else {
+            return Verdict::Wait;
+        };
+        let doubt = match self.phase {
+            Phase::Waiting | Phase::Ended => return Verdict::Wait,
+            Phase::Running => true,
+            // The order is not back yet, so it may be with the slave.
+            Phase::Ordered { .. } => true,
+            Phase::Seeking { doubt, .. } => doubt,
+        };
+        let nonce = roster.nonce(slave.key);
+        if nonce == Some(&*slave.nonce) {
+            self.gone = None;
+        } else if doubt {
+            let gone = *self.gone.get_or_insert(now);
+            if now - gone < LINGER {
+                return Verdict::Wait;
+            }
+            return Verdict::End(Ended::untold(
+                Outcome::Lost,
+                match nonce {
+                    Some(_) => "the pod restarted, and what ran there ended with its slave",
+                    None => "the pod left the roster while it had the order",
+                },
+            ));
+        } else if let Some(nonce) = nonce {
+            // It restarted, and the incarnation before it did not get the order: this one is as good.
+            let key = slave.key;
+            self.turn(key, nonce, since);
+            return Verdict::Retry;
+        } else {
+            return Verdict::End(Ended::untold(
+                Outcome::Unreachable,
+                "the pod left the roster before it got the order",
+            ));
+        }
+        let Phase::Seeking {
+            doubt,
+            busy,
+            retry_at,
+        } = self.phase
+        else {
+            return Verdict::Wait;
+        };
+        let (limit, why) = match (doubt, busy) {
+            (_, true) => (patience, "the slave has more orders than it takes"),
+            (true, false) => (
+                patience,
+                "the pod reports, but its slave did not attach again to tell what became of it",
+            ),
+            (false, false) => (
+                limits.attach,
+                "the pod is not attached to any master: only a slave (kontrol-slave, or a master that is a pod) takes actions",
+            ),
+        };
+        if now - since >= limit {
+            let outcome = if doubt {
+                Outcome::Lost
+            } else {
+                Outcome::Unreachable
+            };
+            Verdict::End(Ended::untold(outcome, why))
+        } else if retry_at <= now {
+            Verdict::Retry
+        } else {
+            Verdict::Wait
+        }
+    }
+
+    /// The target, as the history keeps it.
+    pub(super) fn record(&self) -> ResultRecord {
+        let mut record = ResultRecord {
+            key: self.target.key.clone(),
+            id: self.target.id.clone(),
+            ..ResultRecord::default()
+        };
+        match &self.ended {
+            Some(ended) => record.end(ended),
+            None => {
+                let nonce = self.slave.as_ref().map(|slave| &*slave.nonce);
+                record.nonce = nonce.unwrap_or(&self.target.nonce).to_owned();
+            }
+        }
+        record.stdout_tail = self.stdout.tail();
+        record.stderr_tail = self.stderr.tail();
+        record
+    }
+}

@@ -1,0 +1,245 @@
+//! What a rollout promises, by example.
+
+mod network;
+
+use super::*;
+use std::collections::BTreeMap;
+
+type Roster = BTreeMap<u128, String>;
+
+impl Incarnations for Roster {
+    fn nonce(&self, key: PodKey) -> Option<&str> {
+        self.get(&key.as_u128()).map(String::as_str)
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        concurrency: usize::MAX,
+        max_failures: 0,
+        attach: Duration::from_secs(3),
+        window: 8,
+        tail: 4,
+    }
+}
+
+fn target(host: u128, nonce: &str) -> Target {
+    let key = PodKey::from_u128(host);
+    Target {
+        key: key.to_string(),
+        id: format!("pod-{host}"),
+        pod: Ok(key),
+        nonce: nonce.into(),
+    }
+}
+
+fn slave(host: u128, nonce: &str) -> Slave {
+    Slave {
+        key: PodKey::from_u128(host),
+        nonce: nonce.into(),
+    }
+}
+
+fn roster(hosts: std::ops::Range<u128>) -> Roster {
+    hosts.map(|host| (host, "a".to_owned())).collect()
+}
+
+fn rollout(hosts: std::ops::Range<u128>, limits: Limits) -> Rollout {
+    Rollout::new(hosts.map(|host| target(host, "a")).collect(), limits)
+}
+
+fn exited(exit_code: i32) -> Said {
+    Said::Finished(Ended {
+        outcome: Outcome::Exited,
+        exit_code,
+        ..Ended::untold(Outcome::Exited, "")
+    })
+}
+
+fn effects(rollout: &mut Rollout) -> Vec<Effect> {
+    std::iter::from_fn(|| rollout.effect()).collect()
+}
+
+fn outcomes(rollout: &Rollout) -> Vec<Option<Outcome>> {
+    let targets = 0..rollout.targets().count();
+    targets
+        .map(|index| rollout.ended(index).map(|ended| ended.outcome))
+        .collect()
+}
+
+#[test]
+fn turns_are_taken_as_far_as_concurrency_allows() {
+    let (now, roster) = (Instant::now(), roster(0..3));
+    let mut rollout = rollout(
+        0..3,
+        Limits {
+            concurrency: 2,
+            ..limits()
+        },
+    );
+    rollout.advance(now, &roster);
+    let first = vec![slave(0, "a"), slave(1, "a")];
+    assert_eq!(effects(&mut rollout), [Effect::Order(Order::Run, first)]);
+    rollout.said(&slave(1, "a"), exited(0));
+    rollout.advance(now, &roster);
+    assert_eq!(
+        effects(&mut rollout),
+        [
+            Effect::Order(Order::Forget, vec![slave(1, "a")]),
+            Effect::Tell(Event::Finished(1)),
+            Effect::Order(Order::Run, vec![slave(2, "a")]),
+        ]
+    );
+    for host in [0, 2] {
+        rollout.said(&slave(host, "a"), exited(0));
+    }
+    assert!(rollout.is_over());
+    assert_eq!(
+        (rollout.counts().succeeded, rollout.counts().ended()),
+        (3, 3)
+    );
+}
+
+#[test]
+fn too_many_failures_stop_the_rollout_and_leave_alone_what_runs() {
+    let (now, roster) = (Instant::now(), roster(0..4));
+    let (concurrency, max_failures) = (2, 1);
+    let mut rollout = rollout(
+        0..4,
+        Limits {
+            concurrency,
+            max_failures,
+            ..limits()
+        },
+    );
+    rollout.advance(now, &roster);
+    rollout.said(&slave(0, "a"), exited(3));
+    rollout.advance(now, &roster);
+    rollout.said(&slave(1, "a"), exited(0));
+    assert!(rollout.is_over() && rollout.counts().stopped);
+    let [exited, cancelled] = [Outcome::Exited, Outcome::Cancelled].map(Some);
+    assert_eq!(outcomes(&rollout), [exited, exited, cancelled, cancelled]);
+    let why = &rollout.ended(3).unwrap().error;
+    assert_eq!(why, "the rollout stopped after 1 failures");
+}
+
+#[test]
+fn what_is_not_there_is_told_and_not_ignored() {
+    let (now, roster) = (Instant::now(), roster(0..1));
+    let unknown = Target {
+        pod: Err("no live pod has this key".into()),
+        ..target(7, "")
+    };
+    let mut rollout = Rollout::new(vec![target(5, "a"), unknown, target(0, "a")], limits());
+    rollout.advance(now, &roster);
+    let slave = slave(0, "a");
+    rollout.missed(&slave, false, now);
+    rollout.tick(now + Duration::from_secs(2), &roster);
+    assert!(!rollout.is_over(), "it may attach yet");
+    rollout.missed(&slave, false, now + Duration::from_secs(2));
+    rollout.tick(now + Duration::from_secs(3), &roster);
+    assert!(rollout.is_over());
+    assert_eq!(outcomes(&rollout), [Some(Outcome::Unreachable); 3]);
+    assert_eq!(rollout.counts().unreachable, 3);
+}
+
+#[test]
+fn a_pod_that_restarted_gets_the_order_only_if_the_one_before_surely_did_not() {
+    let now = Instant::now();
+    let later = now + Duration::from_secs(2);
+    let restarted = Roster::from([(0, "b".to_owned())]);
+    for got in [false, true] {
+        let mut rollout = rollout(0..1, limits());
+        rollout.advance(now, &roster(0..1));
+        if got {
+            rollout.detached(&slave(0, "a"), now);
+        } else {
+            rollout.missed(&slave(0, "a"), false, now);
+        }
+        effects(&mut rollout);
+        rollout.tick(now, &restarted);
+        rollout.tick(later, &restarted);
+        if got {
+            assert_eq!(outcomes(&rollout), [Some(Outcome::Lost)]);
+        } else {
+            let run = Effect::Order(Order::Run, vec![slave(0, "b")]);
+            assert_eq!(effects(&mut rollout), [run]);
+        }
+    }
+}
+
+#[test]
+fn cancel_ends_at_once_who_never_got_it_and_tells_the_others() {
+    let (now, roster) = (Instant::now(), roster(0..3));
+    let mut rollout = rollout(
+        0..3,
+        Limits {
+            concurrency: 2,
+            ..limits()
+        },
+    );
+    rollout.advance(now, &roster);
+    rollout.missed(&slave(1, "a"), false, now);
+    effects(&mut rollout);
+    rollout.cancel(now);
+    rollout.advance(now, &roster);
+    let cancelled = Some(Outcome::Cancelled);
+    assert_eq!(outcomes(&rollout), [None, cancelled, cancelled]);
+    let told = Effect::Order(Order::Cancel, vec![slave(0, "a")]);
+    assert!(effects(&mut rollout).contains(&told));
+    rollout.said(&slave(0, "a"), Said::Unknown);
+    assert_eq!(outcomes(&rollout), [cancelled; 3]);
+}
+
+#[test]
+fn an_adopted_action_is_followed_or_cancelled_and_never_begun() {
+    let now = Instant::now();
+    let ended = Ended::untold(Outcome::Refused, "policy");
+    let targets = || {
+        vec![
+            (target(0, "a"), None),
+            (target(1, "a"), Some(ended.clone())),
+        ]
+    };
+    let resume = Effect::Order(
+        Order::Resume {
+            stdout: 0,
+            stderr: 0,
+        },
+        vec![slave(0, "a")],
+    );
+    let cancel = Effect::Order(Order::Cancel, vec![slave(0, "a")]);
+    for detached in [false, true] {
+        let mut rollout = Rollout::adopt(targets(), detached, limits(), now);
+        rollout.advance(now, &roster(0..2));
+        rollout.attached(&slave(0, "a"), now);
+        let done = effects(&mut rollout);
+        assert_eq!(done[0], resume);
+        assert_eq!(done.contains(&cancel), !detached);
+        rollout.said(&slave(0, "a"), Said::Unknown);
+        assert!(rollout.is_over());
+        assert_eq!(
+            (rollout.counts().refused, rollout.counts().cancelled),
+            (1, 1)
+        );
+    }
+}
+
+#[test]
+fn a_slave_that_has_too_many_orders_is_asked_again() {
+    let (now, roster) = (Instant::now(), roster(0..1));
+    let mut rollout = rollout(0..1, limits());
+    rollout.advance(now, &roster);
+    effects(&mut rollout);
+    let mut at = now;
+    for _ in 0..100 {
+        rollout.missed(&slave(0, "a"), true, at);
+        at += BUSY_RETRY;
+        rollout.tick(at, &roster);
+        let run = Effect::Order(Order::Run, vec![slave(0, "a")]);
+        assert_eq!(effects(&mut rollout), [run]);
+    }
+    rollout.missed(&slave(0, "a"), true, at);
+    rollout.tick(now + PATIENCE, &roster);
+    assert_eq!(outcomes(&rollout), [Some(Outcome::Unreachable)]);
+}
