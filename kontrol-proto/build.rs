@@ -2,10 +2,11 @@
 
 use std::{env, io, path::PathBuf};
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
     "kontrol/v1/action.proto",
     "kontrol/v1/keepalive.proto",
     "kontrol/v1/ensemble.proto",
+    "kontrol/internal/v1/exchange.proto",
     "kontrol/internal/v1/peer.proto",
 ];
 
@@ -18,6 +19,6 @@ fn main() -> io::Result<()> {
     tonic_prost_build::configure()
         .file_descriptor_set_path(out.join("kontrol.binpb"))
         // Output is passed from hand to hand without a copy.
-        .bytes(".kontrol.v1")
+        .bytes(".kontrol")
         .compile_protos(&protos, &[root])
 }

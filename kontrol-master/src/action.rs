@@ -1,5 +1,23 @@
 //! Actions: commands that anyone dispatches to any master, run by the slaves, whichever master they are attached to.
 //!
-//! The master that took the dispatch carries the action: it alone decides who starts and how each target ended.
+//! ```text
+//! Dispatch ──▶ dispatch (one task) ──▶ switchboard ─┬─▶ session ──▶ slave attached here
+//!                │  rollout            (one task)   └─▶ peer link ──▶ switchboard of another master ──▶ its slave
+//!                └─▶ history: actions/<id> in the store
+//! ```
+//!
+//! The master that took the dispatch carries the action: it alone decides who starts and how each target ended. Where
+//! slaves are attached is in the memory of the masters, who tell each other over one stream for each pair; nothing of it
+//! is in the store. Output never enters the store either: a slave sends no more than the carrier has given it credit for.
+//! When the carrier dies, the leader adopts the action from its record (`custody`).
 
+pub mod custody;
+pub mod dispatch;
+pub mod history;
+pub mod peers;
+mod request;
 pub mod rollout;
+pub mod session;
+pub mod switchboard;
+mod targets;
+pub(crate) mod wire;

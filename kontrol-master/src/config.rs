@@ -24,6 +24,10 @@ use std::{fmt, net::IpAddr, path::Path, time::Duration};
 const MIN_TTL: Duration = Duration::from_secs(1);
 /// Smallest leader lease that etcd grants as asked.
 const MIN_FOVER: Duration = Duration::from_secs(1);
+/// A slave that lost its channel is back within about a second.
+const MIN_LOST: Duration = Duration::from_secs(2);
+/// The history is looked through every few seconds.
+const MIN_HISTORY: Duration = Duration::from_secs(10);
 /// Longest name of a namespace or app: a DNS name fits.
 const MAX_NAME_BYTES: usize = 253;
 
@@ -73,12 +77,21 @@ pub struct Settings {
     pub damper_max: Duration,
     /// Lease of the leader.
     pub fover: Duration,
+    /// How long a pod may take to come back whose channel ended; zero: its TTL alone decides.
+    pub lost: Duration,
+    /// How long the history keeps an action.
+    pub history: Duration,
 }
 
 impl Settings {
     /// How often pods are told to report: a pod may lose four keepalives in a row.
     pub fn interval(&self) -> Duration {
         self.ttl / 5
+    }
+
+    /// How long an action waits for a slave that is not attached: as long as one may take to come back.
+    pub fn attach_limit(&self) -> Duration {
+        self.lost.max(MIN_LOST)
     }
 }
 
@@ -108,6 +121,17 @@ impl ServeArgs {
             damper,
         );
         let fover = mistakes.time("fover", Some(&times.fover), seconds(5), MIN_FOVER);
+        let lost = mistakes.time("lost", Some(&times.lost), seconds(3), Duration::ZERO);
+        if !lost.is_zero() && lost < MIN_LOST {
+            let reason = format!(
+                "{} is less than {}, in which a slave can come back: 0 turns it off",
+                duration::show(lost),
+                duration::show(MIN_LOST)
+            );
+            mistakes.0.push(Mistake::new("lost", reason));
+        }
+        let history = Some(times.history.as_str());
+        let history = mistakes.time("history", history, seconds(3600), MIN_HISTORY);
         let callback_timeout = Some(self.callback.callback_timeout.as_str());
         let callback_timeout = mistakes.time(
             "callback-timeout",
@@ -193,6 +217,8 @@ impl ServeArgs {
                 damper,
                 damper_max,
                 fover,
+                lost,
+                history,
             },
         })
     }

@@ -14,7 +14,7 @@ use crate::{
     liveness::Instance,
     metrics::Metrics,
     model::{PodKey, Report},
-    relay::Relay,
+    relay::{Relay, Sign},
     roster::Roster,
     store::Revision,
 };
@@ -78,12 +78,12 @@ impl Keepalives {
             ));
         }
         let now = Instant::now();
-        let (key, beat) = (report.key(), report.beat);
-        let (plan, seq, revision) = self.plan(&report, now);
+        let key = report.key();
+        let (plan, seq, sign) = self.plan(&report, now);
         match plan {
             // A keepalive that was overtaken proves as well that the pod lives; it just has nothing to say any more.
-            Plan::Refresh | Plan::Stale if revision > 0 => {
-                self.relay.count(key, revision, beat, now).await?;
+            Plan::Refresh | Plan::Stale if sign.revision > 0 => {
+                self.relay.count(sign).await?;
                 Ok(Accepted { key, seq })
             }
             Plan::Refresh | Plan::Stale | Plan::Nothing => Ok(Accepted { key, seq }),
@@ -101,12 +101,17 @@ impl Keepalives {
                     if let Some(member) = self.roster.peek().member(key) {
                         member.heard.touch(now, 0, Some(self.me));
                     }
-                    self.relay.count(key, revision, 0, now).await?;
+                    self.relay.count(Sign { beat: 0, ..sign }).await?;
                 }
                 let (accepted, unchanged) = written?;
                 if let Some(revision) = unchanged {
                     // The store had it already, so that no record tells the leader of this one.
-                    self.relay.count(key, revision, beat, now).await?;
+                    let sign = Sign {
+                        revision,
+                        attachment: 0,
+                        ..sign
+                    };
+                    self.relay.count(sign).await?;
                 }
                 Ok(accepted)
             }
@@ -138,24 +143,31 @@ impl Keepalives {
         Ok((accepted, committed.unchanged.then_some(committed.revision)))
     }
 
-    /// Decides against the roster as it is; a refresh is noted at once. Also tells the pod's seq and the revision of
-    /// its record.
-    fn plan(&self, report: &Report, now: Instant) -> (Plan, u64, Revision) {
+    /// Decides against the roster as it is; a refresh is noted at once. Also tells the pod's seq, and what the leader is
+    /// to count.
+    fn plan(&self, report: &Report, at: Instant) -> (Plan, u64, Sign) {
+        let (key, beat) = (report.key(), report.beat);
         let view = self.roster.peek();
-        let member = view.member(report.key());
+        let member = view.member(key);
         let plan = plan(
             report,
             Known {
                 pod: member.map(|member| member.pod.as_ref()),
                 beat: member.map_or(0, |member| member.heard.beat()),
-                departed: draft::departed(&view, report.key()),
+                departed: draft::departed(&view, key),
             },
         );
         if let (Plan::Refresh | Plan::Stale, Some(member)) = (plan, member) {
-            member.heard.touch(now, report.beat, Some(self.me));
+            member.heard.touch(at, beat, Some(self.me));
         }
-        let (seq, revision) =
-            member.map_or((0, 0), |member| (member.pod.seq(), member.mod_revision));
-        (plan, seq, revision)
+        let sign = Sign {
+            key,
+            revision: member.map_or(0, |member| member.mod_revision),
+            beat,
+            // Told with each keepalive: the leader's record may have been newer when the channel was opened.
+            attachment: member.map_or(0, |member| member.heard.attachment()),
+            at,
+        };
+        (plan, member.map_or(0, |member| member.pod.seq()), sign)
     }
 }

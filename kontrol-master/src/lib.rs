@@ -29,6 +29,7 @@
 //! `relay`, `callback` ← `rpc`, `gateway` ← `server` ← `cli`.
 
 pub mod action;
+pub mod attention;
 pub mod backoff;
 pub mod callback;
 pub mod cli;

@@ -7,10 +7,14 @@
 //! At shutdown nothing new is accepted and each connection ends with its last response. Long streams must end on the
 //! same token, by themselves; what is still open at the deadline is dropped.
 
+mod ending;
 #[cfg(test)]
 mod tests;
 
+pub use ending::Ending;
+
 use axum::Router;
+use ending::Observed;
 use hyper::{body::Incoming, rt::Executor, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -35,6 +39,10 @@ const MAX_STREAMS: u32 = 512;
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Most bytes of responses that wait for a slow reader, for each stream.
 const MAX_SEND_BYTES: usize = 64 * 1024;
+/// Most bytes of one HTTP/2 stream that wait to be read here, and of all streams of a connection: a stream that is not read,
+/// such as one of much output, leaves room for the keepalives beside it.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// How long a peer may take to say its first word, and the head of each HTTP/1.1 request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often an HTTP/2 peer is asked whether it is there, and how long it may take to answer.
@@ -135,6 +143,8 @@ fn server(streams: TaskTracker) -> Builder<Tracked> {
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buf_size(MAX_SEND_BYTES);
     server
@@ -180,11 +190,15 @@ impl Connection {
         if !matches!(greeted, Ok(Ok(()))) {
             return;
         }
+        let ending = Ending::default();
+        let of_requests = ending.clone();
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(info.clone());
+            request.extensions_mut().insert(of_requests.clone());
             router.clone().oneshot(request)
         });
-        let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+        let stream = TokioIo::new(Observed::new(stream, ending.clone()));
+        let mut connection = pin!(server.serve_connection(stream, service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = token.cancelled() => {
@@ -192,6 +206,8 @@ impl Connection {
                 connection.await
             }
         };
+        // Streams learn of the end when the connection is dropped, which is after this.
+        ending.give_up();
         if let Err(error) = ended {
             // Peers go away in many ways; none of them is this master's trouble.
             tracing::debug!(%peer, %error, "connection ended");

@@ -6,12 +6,20 @@
 //!
 //! Time in which the leader could not hear (its process stood still) is never held against a pod: it is added to the
 //! deadline of every pod that was last heard before it ended.
+//!
+//! ```text
+//! heard ── heard ── attached (3) ── channel ends ──────── lost ──▶ gone, unless it was heard or attached (4) meanwhile
+//!                                        └─▶ heard ────────────▶ its TTL alone decides
+//! ```
 
 use crate::model::PodKey;
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::time::Instant;
@@ -20,6 +28,8 @@ use tokio::time::Instant;
 pub const TICK: Duration = Duration::from_millis(200);
 /// A tick later than this after the one before means that the process stood still.
 const TOLERANCE: Duration = Duration::from_millis(400);
+/// A keepalive that was on its way when the channel ended is noted up to this long after it, and is no sign of life.
+const IN_FLIGHT: Duration = Duration::from_millis(100);
 
 /// One start of a master: drawn at random, 16 hex digits as text.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,8 +55,8 @@ impl std::str::FromStr for Instance {
     }
 }
 
-/// When one incarnation of a pod was last heard, through which master, and at which beat. Written by every keepalive
-/// without a lock.
+/// When one incarnation of a pod was last heard, through which master, at which beat, and how often it attached. Written
+/// by every keepalive without a lock.
 #[derive(Debug)]
 pub struct Heard {
     origin: Instant,
@@ -54,6 +64,7 @@ pub struct Heard {
     at: AtomicU64,
     beat: AtomicU64,
     master: AtomicU64,
+    attachment: AtomicU64,
 }
 
 impl Heard {
@@ -64,7 +75,18 @@ impl Heard {
             at: AtomicU64::new(0),
             beat: AtomicU64::new(0),
             master: AtomicU64::new(0),
+            attachment: AtomicU64::new(0),
         }
+    }
+
+    /// The pod's channel was opened. Attachments are numbered, so that an older one never overwrites a newer one.
+    pub fn attach(&self, attachment: u64) {
+        self.attachment.fetch_max(attachment, Ordering::AcqRel);
+    }
+
+    /// The number of its latest attachment; 0: none.
+    pub fn attachment(&self) -> u64 {
+        self.attachment.load(Ordering::Acquire)
     }
 
     /// The pod was heard. An older moment or beat never overwrites a newer one.
@@ -108,6 +130,18 @@ pub struct Blind {
     end: Instant,
 }
 
+impl Blind {
+    /// How long it was.
+    pub fn length(&self) -> Duration {
+        self.end - self.start
+    }
+
+    /// When it ended.
+    pub fn end(&self) -> Instant {
+        self.end
+    }
+}
+
 /// Notices that the process stood still: it is ticked steadily, and a late tick tells how long.
 #[derive(Debug)]
 pub struct Attention {
@@ -130,24 +164,101 @@ impl Attention {
 /// One pod of the roster: a pod that left and joined again has another seq.
 pub type Tracked = (PodKey, u64);
 
+/// The end of a pod's channel.
+#[derive(Debug, Clone)]
+pub struct Detached {
+    /// The pod.
+    pub pod: Tracked,
+    /// Its incarnation.
+    pub heard: Arc<Heard>,
+    /// The number of the attachment that ended.
+    pub attachment: u64,
+    /// When it ended.
+    pub at: Instant,
+}
+
+impl Detached {
+    /// Whether nothing was heard of the incarnation since.
+    fn stands(&self, heard: &Arc<Heard>) -> bool {
+        Arc::ptr_eq(heard, &self.heard)
+            && heard.attachment() == self.attachment
+            && heard.at().is_none_or(|at| at <= self.at + IN_FLIGHT)
+    }
+}
+
 /// The deadlines of all pods.
 #[derive(Debug)]
 pub struct Deadlines {
     ttl: Duration,
     started: Instant,
     queue: BinaryHeap<Reverse<(Instant, Tracked)>>,
+    /// How long a pod may take to come back whose channel ended.
+    lost_after: Duration,
+    /// In the order in which they came, which is nearly that of their moments.
+    detached: VecDeque<Detached>,
     blind: VecDeque<Blind>,
 }
 
 impl Deadlines {
-    /// Deadlines of a leader that starts now: no pod can expire before a full TTL from here.
-    pub fn new(ttl: Duration, now: Instant) -> Self {
+    /// Deadlines of a leader that starts now: no pod can expire before a full TTL from here. A pod whose channel ended is
+    /// lost after `lost_after`; never when that is zero.
+    pub fn new(ttl: Duration, lost_after: Duration, now: Instant) -> Self {
         Self {
             ttl,
             started: now,
             queue: BinaryHeap::new(),
+            lost_after,
+            detached: VecDeque::new(),
             blind: VecDeque::new(),
         }
+    }
+
+    /// A pod's channel ended without a goodbye. One that ended before this leader led proves nothing: the pod may have
+    /// attached elsewhere, and this leader not have heard of that yet.
+    pub fn detach(&mut self, detached: Detached) {
+        if !self.lost_after.is_zero() && detached.at >= self.started {
+            self.detached.push_back(detached);
+        }
+    }
+
+    /// Takes out at most `limit` pods that did not come back. `heard` tells the incarnation of a pod that is in the roster.
+    pub fn lost(
+        &mut self,
+        now: Instant,
+        limit: usize,
+        heard: impl Fn(Tracked) -> Option<Arc<Heard>>,
+    ) -> Vec<Detached> {
+        let mut lost = Vec::new();
+        let mut waiting = VecDeque::with_capacity(self.detached.len());
+        while let Some(detached) = self.detached.pop_front() {
+            if !heard(detached.pod).is_some_and(|heard| detached.stands(&heard)) {
+                continue;
+            }
+            if self.lost_at(&detached) <= now && lost.len() < limit {
+                lost.push(detached);
+            } else {
+                waiting.push_back(detached);
+            }
+        }
+        self.detached = waiting;
+        lost
+    }
+
+    /// When the next pod may be lost.
+    pub fn next_lost(&self) -> Option<Instant> {
+        self.detached.iter().map(|one| self.lost_at(one)).min()
+    }
+
+    fn lost_at(&self, detached: &Detached) -> Instant {
+        detached.at + self.lost_after + self.forgiven(detached.at)
+    }
+
+    /// How long nothing could be heard since then.
+    fn forgiven(&self, since: Instant) -> Duration {
+        let spans = self.blind.iter();
+        spans
+            .map(|blind| blind.end.saturating_duration_since(blind.start.max(since)))
+            .sum()
     }
 
     /// Follows a pod from now on. Call it once for each pod.
@@ -176,12 +287,7 @@ impl Deadlines {
     /// The moment at which a pod expires that was last heard then.
     pub fn deadline(&self, heard: Option<Instant>) -> Instant {
         let heard = heard.map_or(self.started, |heard| heard.max(self.started));
-        let forgiven: Duration = self
-            .blind
-            .iter()
-            .map(|blind| blind.end.saturating_duration_since(blind.start.max(heard)))
-            .sum();
-        heard + self.ttl + forgiven
+        heard + self.ttl + self.forgiven(heard)
     }
 
     /// When to look again.
@@ -218,90 +324,4 @@ impl Deadlines {
 pub struct Gone;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::BTreeMap;
-
-    const TTL: Duration = Duration::from_secs(10);
-    const POD: Tracked = (PodKey::ONE, 0);
-
-    fn at(start: Instant, seconds: f64) -> Instant {
-        start + Duration::from_secs_f64(seconds)
-    }
-
-    #[test]
-    fn a_silent_pod_expires_after_its_ttl_and_a_heard_one_does_not() {
-        let start = Instant::now();
-        let mut deadlines = Deadlines::new(TTL, start);
-        deadlines.track(POD, start);
-        assert!(
-            deadlines
-                .expired(at(start, 9.9), 9, |_| Ok(None))
-                .is_empty()
-        );
-        assert!(
-            deadlines
-                .expired(at(start, 10.0), 9, |_| Ok(Some(at(start, 3.0))))
-                .is_empty()
-        );
-        assert_eq!(deadlines.next(), Some(at(start, 13.0)));
-        assert_eq!(
-            deadlines.expired(at(start, 13.0), 9, |_| Ok(Some(at(start, 3.0)))),
-            [POD]
-        );
-    }
-
-    #[test]
-    fn a_pause_is_added_to_who_was_heard_before_it_and_not_to_others() {
-        let start = Instant::now();
-        let mut attention = Attention::new(start);
-        let mut deadlines = Deadlines::new(TTL, start);
-        deadlines.track(POD, start);
-        assert_eq!(attention.tick(at(start, 0.3)), None);
-        let blind = attention.tick(at(start, 8.5)).expect("a pause");
-        deadlines.forgive(blind);
-        assert_eq!(
-            deadlines.deadline(Some(at(start, 0.2))),
-            at(start, 0.2 + 10.0 + 8.0)
-        );
-        assert_eq!(deadlines.deadline(Some(at(start, 8.6))), at(start, 18.6));
-    }
-
-    #[test]
-    fn an_older_moment_or_beat_overwrites_nothing() {
-        let start = Instant::now();
-        let heard = Heard::new(start);
-        assert_eq!((heard.at(), heard.master()), (None, None));
-        heard.touch(at(start, 5.0), 7, Some(Instance(1)));
-        heard.touch(at(start, 4.0), 6, Some(Instance(2)));
-        assert_eq!((heard.at(), heard.beat()), (Some(at(start, 5.0)), 7));
-        assert_eq!(heard.master(), Some(Instance(1)));
-    }
-
-    proptest! {
-        /// Against a naive model: whatever is heard when, a pod is given out exactly when its silence reached the TTL.
-        #[test]
-        fn expiry_is_exact(steps in prop::collection::vec((0_u64..4_000, 0_u8..8, any::<bool>()), 1..200)) {
-            let start = Instant::now();
-            let mut now = start;
-            let mut deadlines = Deadlines::new(TTL, start);
-            let mut model: BTreeMap<Tracked, Instant> = BTreeMap::new();
-            for (gap, host, hear) in steps {
-                now += Duration::from_millis(gap);
-                let silent: Vec<_> = model.iter().filter(|(_, heard)| **heard + TTL <= now).map(|(pod, _)| *pod).collect();
-                let mut expired = deadlines.expired(now, usize::MAX, |pod| model.get(&pod).map(|heard| Some(*heard)).ok_or(Gone));
-                expired.sort_unstable();
-                prop_assert_eq!(&expired, &silent);
-                model.retain(|pod, _| !silent.contains(pod));
-                let pod = (PodKey::from_u128(u128::from(host)), 0);
-                if let Some(heard) = model.get_mut(&pod) {
-                    if hear { *heard = now; }
-                } else {
-                    model.insert(pod, now);
-                    deadlines.track(pod, now);
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 
 use crate::{
     error::Error,
+    model::action::{Ended, Outcome},
     roster::{Change, Notice, Roster},
 };
 use prometheus_client::{
@@ -28,6 +29,11 @@ struct OperationLabel {
     result: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
 type Histograms = Family<OperationLabel, Histogram, fn() -> Histogram>;
 
 /// Every metric of a master.
@@ -49,6 +55,10 @@ pub struct Metrics {
     store_seconds: Histograms,
     callback_runs: Family<ResultLabel, Counter>,
     callback_seconds: Histogram,
+    /// Slaves that are attached to this master.
+    pub attached: Gauge,
+    action_targets: Family<OutcomeLabel, Counter>,
+    action_seconds: Histogram,
 }
 
 impl fmt::Debug for Metrics {
@@ -75,6 +85,9 @@ impl Default for Metrics {
             store_seconds: Family::new_with_constructor(store_histogram),
             callback_runs: Family::default(),
             callback_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 14)),
+            attached: Gauge::default(),
+            action_targets: Family::default(),
+            action_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 16)),
             registry: Registry::default(),
         };
         registry.register(
@@ -125,6 +138,22 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.callback_seconds.clone(),
         );
+        registry.register(
+            "attached_slaves",
+            "Slaves that are attached to this master",
+            metrics.attached.clone(),
+        );
+        registry.register(
+            "action_targets",
+            "Targets of this master's actions that have ended, by outcome",
+            metrics.action_targets.clone(),
+        );
+        registry.register_with_unit(
+            "action",
+            "How long the commands of this master's actions ran",
+            Unit::Seconds,
+            metrics.action_seconds.clone(),
+        );
         Self {
             registry,
             ..metrics
@@ -154,7 +183,9 @@ impl Metrics {
                 self.digest_changes.inc();
                 return;
             }
-            Notice::Change(Change::Leader(_))
+            Notice::Change(
+                Change::Leader(_) | Change::ActionStarted(_) | Change::ActionFinished(_),
+            )
             | Notice::CallbackStarted(_)
             | Notice::CallbackFinished(_) => return,
         };
@@ -179,6 +210,25 @@ impl Metrics {
             .get_or_create(&ResultLabel { result })
             .inc();
         self.callback_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts the end of an action on a target.
+    pub fn action_ended(&self, ended: &Ended) {
+        let outcome = match ended.outcome {
+            Outcome::Exited if ended.succeeded() => "ok",
+            Outcome::Exited => "failed",
+            Outcome::TimedOut => "timed_out",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Refused => "refused",
+            Outcome::Unreachable => "unreachable",
+            Outcome::Lost => "lost",
+        };
+        self.action_targets
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
+        if ended.outcome == Outcome::Exited {
+            self.action_seconds.observe(ended.duration.as_secs_f64());
+        }
     }
 
     /// The text that `/metrics` serves.

@@ -3,12 +3,14 @@
 
 pub mod action;
 pub mod digest;
+pub mod invalid;
 pub mod json;
 pub mod key;
 pub mod pod;
 pub mod selector;
 
 pub use digest::Digest;
+pub use invalid::Invalid;
 pub use key::PodKey;
 pub use pod::{Pod, Report};
 pub use selector::Selector;

@@ -1,5 +1,5 @@
-//! The relay: a master that doesn't lead tells the leader which pods it heard, in batches over one stream, and answers
-//! a keepalive only once the leader counts it.
+//! The relay: a master that doesn't lead tells the leader which pods it heard, attached or lost sight of, in batches over
+//! one stream, and answers a keepalive only once the leader counts it.
 //!
 //! ```text
 //! keepalives ──▶ queue ──▶ batch n ──▶ leader        one batch on its way at a time: what comes meanwhile
@@ -19,10 +19,15 @@ mod tests;
 pub use task::RelayTask;
 
 use crate::{
-    election::Election, error::Error, liveness::Instance, model::PodKey, roster::Roster,
-    status::Status, store::Revision,
+    election::Election,
+    error::Error,
+    liveness::{Detached, Instance},
+    model::PodKey,
+    roster::Roster,
+    status::Status,
+    store::Revision,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout},
@@ -61,32 +66,51 @@ pub enum Link {
 pub struct Relay {
     queue: mpsc::Sender<Item>,
     link: watch::Receiver<Link>,
+    detached: mpsc::Sender<Detached>,
+    roster: Roster,
+}
+
+/// A sign of a pod.
+#[derive(Debug, Clone, Copy)]
+pub struct Sign {
+    /// The pod's key.
+    pub key: PodKey,
+    /// The revision of the record that it was held against.
+    pub revision: Revision,
+    /// The beat; 0: unknown.
+    pub beat: u64,
+    /// The number of its attachment to this master; 0: none.
+    pub attachment: u64,
+    /// When it came.
+    pub at: Instant,
 }
 
 #[derive(Debug)]
 struct Item {
-    key: PodKey,
-    /// The record that it was held against.
-    revision: Revision,
-    beat: u64,
-    at: Instant,
+    sign: Sign,
+    /// The attachment ended then: no sign of life.
+    detached: bool,
     counted: Option<oneshot::Sender<()>>,
 }
 
 impl Relay {
-    /// A relay and its task. `ttl`: how long a keepalive is worth telling a new leader about.
+    /// A relay and its task. `ttl`: how long a keepalive is worth telling a new leader about. `detached`: where this
+    /// master's term reads which channels ended.
     pub fn new(
         me: Instance,
         roster: Roster,
         election: Election,
         status: Status,
         ttl: Duration,
+        detached: mpsc::Sender<Detached>,
     ) -> (Self, RelayTask) {
         let (sender, queue) = mpsc::channel(QUEUE);
         let (link, receiver) = watch::channel(Link::NoLeader);
         let handle = Self {
             queue: sender,
             link: receiver,
+            detached,
+            roster: roster.clone(),
         };
         let task = RelayTask {
             me,
@@ -120,14 +144,8 @@ impl Relay {
         }
     }
 
-    /// Makes the leader count a pod that was just heard, and whose record is of this revision.
-    pub async fn count(
-        &self,
-        key: PodKey,
-        revision: Revision,
-        beat: u64,
-        at: Instant,
-    ) -> Result<(), Error> {
+    /// Makes the leader count a pod that was just heard.
+    pub async fn count(&self, sign: Sign) -> Result<(), Error> {
         match self.link() {
             Link::Leading | Link::NoLeader => return Ok(()),
             Link::Down => return Err(Self::unreachable()),
@@ -136,10 +154,8 @@ impl Relay {
         }
         let (counted, answer) = oneshot::channel();
         let item = Item {
-            key,
-            revision,
-            beat,
-            at,
+            sign,
+            detached: false,
             counted: Some(counted),
         };
         self.queue
@@ -148,6 +164,38 @@ impl Relay {
         match timeout(COUNT_LIMIT, answer).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Self::unreachable()),
+        }
+    }
+
+    /// Tells the leader that an attachment ended without a goodbye. Where that can't be told, the pod's TTL decides.
+    pub fn detached(&self, sign: Sign) {
+        let item = Item {
+            sign,
+            detached: true,
+            counted: None,
+        };
+        match self.link() {
+            Link::Leading => self.detached_here(sign),
+            // A full queue is of keepalives, which matter more.
+            Link::Up | Link::Opening => drop(self.queue.try_send(item)),
+            Link::NoLeader | Link::Down | Link::Blind => {}
+        }
+    }
+
+    /// Tells this master's own term, which leads, that an attachment ended without a goodbye, here or at a peer.
+    pub fn detached_here(&self, sign: Sign) {
+        let view = self.roster.peek();
+        if let Some(member) = view.member(sign.key)
+            && member.mod_revision <= sign.revision
+        {
+            let detached = Detached {
+                pod: (sign.key, member.pod.seq()),
+                heard: Arc::clone(&member.heard),
+                attachment: sign.attachment,
+                at: sign.at,
+            };
+            // More than the queue holds are left to their TTL.
+            let _ = self.detached.try_send(detached);
         }
     }
 

@@ -10,4 +10,6 @@ pub mod view;
 
 pub use feed::{Feed, Followed, Lagged, Notice, Notices};
 pub use mirror::{Changes, Mirror, Roster};
-pub use view::{Candidate, Change, Member, PeerMaster, Reason, Removal, StateRecord, View};
+pub use view::{
+    Candidate, Change, KnownAction, Member, PeerMaster, Reason, Removal, StateRecord, View,
+};

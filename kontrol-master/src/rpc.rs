@@ -1,26 +1,38 @@
 //! The gRPC face: thin adapters between `kontrol.v1` and the domain. Nothing is decided here.
 
+mod action;
 mod convert;
 mod ensemble;
+mod exchange;
 mod keepalive;
 mod peer;
 mod status;
 mod watch;
 
 use crate::{
-    config::Settings, election::Election, keepalive::Keepalives, readiness::Readiness,
-    roster::Roster, status::Status, store::SharedStore,
+    action::{dispatch::Dispatches, history::History, session::Sessions, switchboard::Switchboard},
+    config::Settings,
+    election::Election,
+    keepalive::Keepalives,
+    readiness::Readiness,
+    relay::Relay,
+    roster::Roster,
+    status::Status,
+    store::SharedStore,
 };
 use kontrol_proto::{
     FILE_DESCRIPTOR_SET,
-    internal::v1::peer_service_server::PeerServiceServer,
+    internal::v1::{
+        exchange_service_server::ExchangeServiceServer, peer_service_server::PeerServiceServer,
+    },
     v1::{
+        action_service_server::{ActionServiceServer, SERVICE_NAME as ACTION},
         ensemble_service_server::{EnsembleServiceServer, SERVICE_NAME as ENSEMBLE},
         keepalive_service_server::{KeepaliveServiceServer, SERVICE_NAME as KEEPALIVE},
     },
 };
 use std::sync::Arc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -42,8 +54,22 @@ pub struct Context {
     pub status: Status,
     /// The intake.
     pub keepalives: Keepalives,
+    /// The way to the leader.
+    pub relay: Relay,
+    /// Actions of this master.
+    pub dispatches: Dispatches,
+    /// Slaves that are attached to this master.
+    pub sessions: Sessions,
+    /// The way to every slave.
+    pub switchboard: Switchboard,
+    /// What became of actions.
+    pub history: History,
     /// The id of this master.
     pub id: Arc<str>,
+    /// Which start of it this is.
+    pub instance: String,
+    /// The tasks of streams, which are waited for at the end.
+    pub streams: TaskTracker,
     /// Settings.
     pub settings: Arc<Settings>,
     /// Cancelled when streams are to end.
@@ -65,11 +91,18 @@ pub fn routes(
     let ensemble = EnsembleServiceServer::new(ensemble::Service::new(context.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES)
         .max_encoding_message_size(usize::MAX);
+    let action = ActionServiceServer::new(action::Service::new(context.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_encoding_message_size(usize::MAX);
+    let exchange = ExchangeServiceServer::new(exchange::Service::new(context.clone()))
+        .max_decoding_message_size(MAX_RELAY_BYTES);
     let peer = PeerServiceServer::new(peer::Service::new(context))
         .max_decoding_message_size(MAX_RELAY_BYTES);
     let routes = Routes::new(keepalive)
         .add_service(ensemble)
+        .add_service(action)
         .add_service(peer)
+        .add_service(exchange)
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
@@ -103,7 +136,7 @@ async fn tell(reporter: &HealthReporter, ready: bool) {
     } else {
         ServingStatus::NotServing
     };
-    for service in ["", KEEPALIVE, ENSEMBLE] {
+    for service in ["", KEEPALIVE, ENSEMBLE, ACTION] {
         reporter.set_service_status(service, status).await;
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! The mirror stops when both ways have come to their end.
 
+mod actions;
 mod core;
 mod operations;
 

@@ -13,7 +13,7 @@ use crate::{
     callback,
     damper::{Damper, retry_delay},
     election::{Confirmed, Election},
-    liveness::{Attention, Deadlines, TICK},
+    liveness::{Attention, Deadlines, Detached, TICK},
     metrics::Metrics,
     model::{Digest, Pod},
     roster::{Roster, View},
@@ -25,7 +25,7 @@ use imbl::ordmap::DiffItem;
 use run::{Finished, RunTask};
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
@@ -65,6 +65,8 @@ pub struct Context {
 pub struct Settings {
     /// How long a pod may be silent.
     pub ttl: Duration,
+    /// How long a pod may take to come back whose channel ended; zero: its TTL alone decides.
+    pub lost: Duration,
     /// How long the roster must be unchanged before the callback runs.
     pub damper: Duration,
     /// How long endless change can put the callback off.
@@ -73,8 +75,20 @@ pub struct Settings {
     pub callback: Option<Arc<callback::Settings>>,
 }
 
+/// How many ends of channels may wait for the term; more are left to the TTL.
+const DETACHED: usize = 65_536;
+
+/// Where the ends of channels are told, and where the term reads them.
+pub fn detachments() -> (mpsc::Sender<Detached>, mpsc::Receiver<Detached>) {
+    mpsc::channel(DETACHED)
+}
+
 /// Runs a term whenever this master leads, until the token is cancelled and the last term has ended.
-pub async fn supervise(context: Context, token: CancellationToken) {
+pub async fn supervise(
+    context: Context,
+    mut detached: mpsc::Receiver<Detached>,
+    token: CancellationToken,
+) {
     let mut lead = context.election.changes();
     let mut deposed = None;
     loop {
@@ -86,8 +100,8 @@ pub async fn supervise(context: Context, token: CancellationToken) {
         };
         let Some(fence) = fence else { continue };
         let over = token.child_token();
-        let mut term =
-            std::pin::pin!(Term::new(context.clone(), fence.clone(), over.clone()).run());
+        let term = Term::new(context.clone(), fence.clone(), over.clone());
+        let mut term = std::pin::pin!(term.run(&mut detached));
         let lost = async {
             let _ = lead.wait_for(|now| now.as_ref() != Some(&fence)).await;
         };
@@ -140,7 +154,7 @@ impl Term {
         let now = Instant::now();
         let settings = &context.settings;
         Self {
-            deadlines: Deadlines::new(settings.ttl + RELAY_SLACK, now),
+            deadlines: Deadlines::new(settings.ttl + RELAY_SLACK, settings.lost, now),
             attention: Attention::new(now),
             damper: Damper::new(settings.damper, settings.damper_max),
             seen: Arc::default(),
@@ -154,7 +168,7 @@ impl Term {
         }
     }
 
-    async fn run(mut self) {
+    async fn run(mut self, detached: &mut mpsc::Receiver<Detached>) {
         let epoch = self.fence.epoch();
         while !self.context.roster.caught_up(epoch, CATCH_UP).await {
             if self.over.is_cancelled() {
@@ -185,12 +199,12 @@ impl Term {
             status.failures = 0;
         });
         self.attention = Attention::new(Instant::now());
-        self.work().await;
+        self.work(detached).await;
         self.stop_running().await;
         self.context.metrics.leading.set(0);
     }
 
-    async fn work(&mut self) {
+    async fn work(&mut self, detached: &mut mpsc::Receiver<Detached>) {
         let mut changes = self.context.roster.changes();
         loop {
             let now = Instant::now();
@@ -218,6 +232,12 @@ impl Term {
                     }
                 }
                 more = changes.next() => if !more { return },
+                Some(one) = detached.recv() => {
+                    self.deadlines.detach(one);
+                    while let Ok(one) = detached.try_recv() {
+                        self.deadlines.detach(one);
+                    }
+                }
                 () = sleep_until(wake) => {}
             }
         }
@@ -236,10 +256,8 @@ impl Term {
 
     fn wake(&self, now: Instant) -> Instant {
         let mut wake = now + TICK;
-        for at in [self.deadlines.next(), self.run_due()]
-            .into_iter()
-            .flatten()
-        {
+        let (expiry, loss) = (self.deadlines.next(), self.deadlines.next_lost());
+        for at in [expiry, loss, self.run_due()].into_iter().flatten() {
             wake = wake.min(at);
         }
         wake

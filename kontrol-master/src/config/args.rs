@@ -193,6 +193,27 @@ pub(super) struct TimeArgs {
         hide_env_values = true
     )]
     pub(super) fover: String,
+
+    /// How long a pod may take to come back whose slave was attached and whose channel ended without a goodbye, as when
+    /// its process dies; 0: its TTL alone decides
+    #[arg(
+        long,
+        env = "KONTROL_LOST",
+        value_name = "TIME",
+        default_value = "3s",
+        hide_env_values = true
+    )]
+    pub(super) lost: String,
+
+    /// How long the history keeps an action
+    #[arg(
+        long,
+        env = "KONTROL_HISTORY",
+        value_name = "TIME",
+        default_value = "1h",
+        hide_env_values = true
+    )]
+    pub(super) history: String,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -4,10 +4,7 @@
 use super::plan::{Departed, Known, Plan, plan};
 use crate::{
     error::Error,
-    model::{
-        Pod, PodKey, Report, json,
-        pod::{Invalid, MAX_PAYLOAD_BYTES},
-    },
+    model::{Invalid, Pod, PodKey, Report, json, pod::MAX_PAYLOAD_BYTES},
     roster::{
         Reason, View,
         view::{PODS, RemovalRecord, SEQ, millis, pod_key},

@@ -3,10 +3,10 @@
 //! `pods/<key>` holds a pod as canonical JSON: the fields of the PODS document, and beside them what the digest leaves
 //! out (annotations, first_seen_ms, beat, previous_nonce).
 
-use super::{PodKey, json};
+use super::{Invalid, PodKey, json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// Longest `app`, `id`, `role`, `node` and label key or value, in bytes (a DNS name fits).
 pub const MAX_NAME_BYTES: usize = 253;
@@ -44,26 +44,6 @@ pub struct Report {
     pub annotations: BTreeMap<String, String>,
     /// The machine it runs on.
     pub node: String,
-}
-
-/// A field of a report that is wrong, and why.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} {reason}")]
-pub struct Invalid {
-    /// The field as the .proto names it.
-    pub field: String,
-    /// What is wrong with it.
-    pub reason: String,
-}
-
-impl Invalid {
-    /// A wrong field and the reason.
-    pub fn new(field: impl Into<String>, reason: impl fmt::Display) -> Self {
-        Self {
-            field: field.into(),
-            reason: reason.to_string(),
-        }
-    }
 }
 
 impl Report {

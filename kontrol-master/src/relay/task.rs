@@ -1,6 +1,6 @@
 //! The task of the relay: finds out how keepalives count, and keeps the stream to the leader.
 
-use super::{ACK_LIMIT, HEARTBEAT, Item, Link, MAX_BATCH};
+use super::{ACK_LIMIT, HEARTBEAT, Item, Link, MAX_BATCH, Sign};
 use crate::{
     backoff::Backoff,
     election::Election,
@@ -163,7 +163,7 @@ impl RelayTask {
             self.pending.push(item);
         }
         self.pending
-            .retain(|item| item.at.elapsed() < ACK_LIMIT / 2);
+            .retain(|item| item.sign.at.elapsed() < ACK_LIMIT / 2);
     }
 
     /// The leader is gone, and with it what its callback was doing.
@@ -227,10 +227,14 @@ impl RelayTask {
                 && at.elapsed() < self.ttl
             {
                 self.pending.push(Item {
-                    key: pod.key(),
-                    revision: member.mod_revision,
-                    beat: member.heard.beat(),
-                    at,
+                    sign: Sign {
+                        key: pod.key(),
+                        revision: member.mod_revision,
+                        beat: member.heard.beat(),
+                        attachment: member.heard.attachment(),
+                        at,
+                    },
+                    detached: false,
                     counted: None,
                 });
             }
@@ -293,13 +297,16 @@ impl RelayTask {
 
     fn batch(&self, leader: &Candidate, number: u64, size: usize) -> RelayRequest {
         let refreshes = self.pending[..size].iter().map(|item| {
-            let key = item.key.as_u128();
+            let sign = &item.sign;
+            let key = sign.key.as_u128();
             Refresh {
                 key_high: u64::try_from(key >> 64).unwrap_or_default(),
                 key_low: u64::try_from(key & u128::from(u64::MAX)).unwrap_or_default(),
-                age_ms: u32::try_from(item.at.elapsed().as_millis()).unwrap_or(u32::MAX),
-                beat: item.beat,
-                revision: item.revision,
+                age_ms: u32::try_from(sign.at.elapsed().as_millis()).unwrap_or(u32::MAX),
+                beat: sign.beat,
+                revision: sign.revision,
+                attachment: sign.attachment,
+                detached: item.detached,
             }
         });
         RelayRequest {

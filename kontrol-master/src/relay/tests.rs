@@ -120,7 +120,14 @@ async fn follow(answer: Answer) -> Follower {
         Duration::from_secs(5),
     );
     let ttl = Duration::from_secs(25);
-    let (relay, task) = Relay::new(ME, roster.clone(), election, Status::default(), ttl);
+    let (relay, task) = Relay::new(
+        ME,
+        roster.clone(),
+        election,
+        Status::default(),
+        ttl,
+        mpsc::channel(1).0,
+    );
     let routes = tonic::service::Routes::new(PeerServiceServer::new(leader)).into_axum_router();
     let mut tasks = JoinSet::new();
     tasks.spawn(mirror.run(CancellationToken::new()));
@@ -150,7 +157,13 @@ async fn a_keepalive_that_comes_while_the_leader_is_found_is_counted() {
     let view = follower.roster.view();
     let member = view.member(key).unwrap();
     member.heard.touch(now, 7, Some(ME));
-    let counted = follower.relay.count(key, member.mod_revision, 7, now);
+    let counted = follower.relay.count(Sign {
+        key,
+        revision: member.mod_revision,
+        beat: 7,
+        attachment: 0,
+        at: now,
+    });
     let release = async {
         sleep(ACK_LIMIT / 4).await;
         open.cancel();

@@ -6,7 +6,10 @@ mod tests;
 
 use crate::{
     liveness::{Heard, Instance},
-    model::{Digest, Pod, PodKey},
+    model::{
+        Digest, Pod, PodKey,
+        action::{ActionId, Head},
+    },
     store::{Entry, Event, Events, Op, Revision, Snapshot},
 };
 use serde::{Deserialize, Serialize};
@@ -31,8 +34,15 @@ pub const PODS: &str = "pods/";
 pub const LEADER: &str = "leader/";
 /// Prefix of the masters.
 pub const MASTERS: &str = "masters/";
+/// Prefix of the actions.
+pub const ACTIONS: &str = "actions/";
 /// How many past removals a view remembers, for `explain` and to tell a late keepalive from a return.
 const MAX_REMOVALS: usize = 4096;
+
+/// The key in the store of an action.
+pub fn action_key(id: &ActionId) -> String {
+    format!("{ACTIONS}{id}")
+}
 
 /// The key in the store of a pod.
 pub fn pod_key(key: PodKey) -> String {
@@ -151,6 +161,17 @@ pub struct Removal {
     pub record: Option<RemovalRecord>,
 }
 
+/// An action of the history, without the results of its targets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownAction {
+    /// All but the results.
+    pub head: Head,
+    /// The revision that wrote it.
+    pub mod_revision: Revision,
+    /// How many bytes its record has.
+    pub bytes: usize,
+}
+
 /// What happened to the ensemble.
 #[derive(Debug, Clone)]
 pub enum Change {
@@ -167,6 +188,10 @@ pub enum Change {
     Left(Arc<Removal>),
     /// Another master leads, or none.
     Leader(Option<Candidate>),
+    /// An action was accepted.
+    ActionStarted(Arc<KnownAction>),
+    /// An action has ended on every target.
+    ActionFinished(Arc<KnownAction>),
 }
 
 /// The ensemble at one revision.
@@ -187,6 +212,7 @@ pub struct View {
     state_revision: Revision,
     removals: imbl::HashMap<PodKey, Arc<Removal>>,
     removal_order: imbl::Vector<PodKey>,
+    actions: imbl::OrdMap<ActionId, Arc<KnownAction>>,
     digest: OnceLock<Digest>,
 }
 
@@ -263,6 +289,14 @@ impl View {
     pub fn removal(&self, key: PodKey) -> Option<&Arc<Removal>> {
         self.removals.get(&key)
     }
+    /// The action of the history with this id.
+    pub fn action(&self, id: &ActionId) -> Option<&Arc<KnownAction>> {
+        self.actions.get(id)
+    }
+    /// The actions of the history, the oldest first.
+    pub fn actions(&self) -> &imbl::OrdMap<ActionId, Arc<KnownAction>> {
+        &self.actions
+    }
     /// The digest of the pods. Computed once for each view, when first asked for.
     pub fn digest(&self) -> Digest {
         *self.digest.get_or_init(|| Digest::of(self.pods()))
@@ -311,6 +345,7 @@ impl View {
         let mut keys: Vec<_> = pods.map(|key| pod_key(*key)).collect();
         keys.extend(self.candidates.values().map(|one| one.key.clone()));
         keys.extend(self.masters.keys().map(|id| format!("{MASTERS}{id}")));
+        keys.extend(self.actions.keys().map(action_key));
         keys.extend([SEQ, STATE].map(String::from));
         keys
     }

@@ -1,7 +1,7 @@
 //! Between protobuf and the domain.
 
 use crate::{
-    model::{Pod, Report, pod::Invalid},
+    model::{Invalid, Pod, Report, invalid::clip},
     roster::{Member, PeerMaster, Reason, Removal, View},
     status::timestamp,
 };
@@ -42,13 +42,6 @@ pub(super) fn report(request: PingRequest) -> Result<(Report, String), Invalid> 
         node: request.node,
     };
     Ok((report, request.key))
-}
-
-/// The start of a text from outside, short enough for a message.
-pub(super) fn clip(text: &str) -> &str {
-    text.char_indices()
-        .nth(64)
-        .map_or(text, |(end, _)| &text[..end])
 }
 
 /// A pod without what is volatile.

@@ -3,7 +3,7 @@
 use super::{Context, convert, watch};
 use crate::{
     error::Error,
-    model::{PodKey, Selector, pod::Invalid},
+    model::{Invalid, PodKey, Selector, invalid::key},
     roster::{Member, PeerMaster, StateRecord, View, view::STATE},
     status::now_ms,
     store::{Compare, Op, Outcome, Revision, StoreError, Txn},
@@ -32,12 +32,6 @@ const INSPECT_LIMIT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Service {
     context: Context,
-}
-
-/// Reads a key that a caller gave.
-pub(super) fn key(text: &str) -> Result<PodKey, Error> {
-    text.parse()
-        .map_err(|error| Invalid::new("key", format!("{:?} {error}", convert::clip(text))).into())
 }
 
 impl Service {
@@ -163,7 +157,8 @@ impl EnsembleService for Service {
                 damper: convert::duration(settings.damper),
                 damper_max: convert::duration(settings.damper_max),
                 fover: convert::duration(settings.fover),
-                ..v1::Settings::default()
+                lost: convert::duration(settings.lost),
+                history: convert::duration(settings.history),
             }),
             master: self.context.id.to_string(),
         }))
@@ -198,7 +193,7 @@ impl EnsembleService for Service {
         &self,
         request: Request<GetPodRequest>,
     ) -> Result<Response<GetPodResponse>, Status> {
-        let key = key(&request.into_inner().key)?;
+        let key = key("key", &request.into_inner().key).map_err(Error::from)?;
         let view = self.view()?;
         let member = view.member(key).ok_or_else(|| {
             Error::NotFound(format!(
@@ -214,7 +209,7 @@ impl EnsembleService for Service {
         &self,
         request: Request<ExplainPodRequest>,
     ) -> Result<Response<ExplainPodResponse>, Status> {
-        let key = key(&request.into_inner().key)?;
+        let key = key("key", &request.into_inner().key).map_err(Error::from)?;
         let view = self.view()?;
         let member = view.member(key);
         let removal = view.removal(key);

@@ -1,7 +1,12 @@
 //! PeerService: what the other masters call.
 
 use super::{Context, convert};
-use crate::{liveness::Instance, model::PodKey};
+use crate::{
+    error::Error,
+    liveness::Instance,
+    model::{PodKey, invalid::key},
+    relay::Sign,
+};
 use futures::{Stream, StreamExt, stream};
 use kontrol_proto::{
     internal::v1::{
@@ -59,16 +64,24 @@ impl Relayed {
         let view = self.context.roster.view();
         for refresh in &request.refreshes {
             let key = u128::from(refresh.key_high) << 64 | u128::from(refresh.key_low);
-            if let Some(member) = view.member(PodKey::from_u128(key)) {
-                let age = Duration::from_millis(refresh.age_ms.into());
-                let at = now.checked_sub(age).unwrap_or(now);
+            let age = Duration::from_millis(refresh.age_ms.into());
+            let sign = Sign {
+                key: PodKey::from_u128(key),
+                revision: refresh.revision,
+                beat: refresh.beat,
+                attachment: refresh.attachment,
+                at: now.checked_sub(age).unwrap_or(now),
+            };
+            if refresh.detached {
+                self.context.relay.detached_here(sign);
+            } else if let Some(member) = view.member(sign.key) {
                 // Held against an older record, it may be of an incarnation that counted its own beats.
-                let beat = if refresh.revision < member.mod_revision {
-                    0
-                } else {
-                    refresh.beat
-                };
-                member.heard.touch(at, beat, Some(master));
+                let current = sign.revision >= member.mod_revision;
+                let beat = if current { sign.beat } else { 0 };
+                member.heard.touch(sign.at, beat, Some(master));
+                if current {
+                    member.heard.attach(sign.attachment);
+                }
             }
         }
         let changed = self.callback.has_changed().unwrap_or(false) || !self.told;
@@ -114,7 +127,7 @@ impl PeerService for Service {
         &self,
         request: Request<InspectRequest>,
     ) -> Result<Response<InspectResponse>, Status> {
-        let key = super::ensemble::key(&request.into_inner().key)?;
+        let key = key("key", &request.into_inner().key).map_err(Error::from)?;
         let leads = self.context.election.leads().is_some();
         let view = self.context.roster.view();
         let heard = view.member(key).and_then(|member| member.heard.at());

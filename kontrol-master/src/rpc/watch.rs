@@ -2,6 +2,7 @@
 
 use super::convert;
 use crate::{
+    action::wire,
     error::Error,
     roster::{Candidate, Change, Followed, Notice, Notices, Roster, View},
 };
@@ -9,8 +10,8 @@ use futures::{Stream, StreamExt, stream};
 use kontrol_proto::v1::{
     WatchResponse,
     watch_response::{
-        CallbackFinished, CallbackStarted, DigestChanged, Event, LeaderChanged, PodChanged,
-        PodJoined, PodLeft, Snapshot,
+        ActionFinished, ActionStarted, CallbackFinished, CallbackStarted, DigestChanged, Event,
+        LeaderChanged, PodChanged, PodJoined, PodLeft, Snapshot,
     },
 };
 use std::{collections::VecDeque, sync::Arc};
@@ -141,6 +142,12 @@ fn event(view: &View, notice: &Notice) -> Event {
         Notice::Change(Change::Leader(leader)) => {
             Event::LeaderChanged(leader_changed(leader.as_ref()))
         }
+        Notice::Change(Change::ActionStarted(action)) => Event::ActionStarted(ActionStarted {
+            action: Some(wire::head(&action.head)),
+        }),
+        Notice::Change(Change::ActionFinished(action)) => Event::ActionFinished(ActionFinished {
+            action: Some(wire::head(&action.head)),
+        }),
         Notice::Digest { digest, pods } => Event::DigestChanged(DigestChanged {
             digest: digest.to_string(),
             pod_count: u32::try_from(*pods).unwrap_or(u32::MAX),

@@ -1,6 +1,9 @@
 //! The parts that have no face: store, roster, election, relay, intake and term, with their tasks started.
 
-use super::Stages;
+use super::{
+    Stages,
+    actions::{Actions, Parts},
+};
 use crate::{
     callback,
     config::{Config, Settings},
@@ -30,6 +33,7 @@ pub(super) struct Core {
     status: Status,
     keepalives: Keepalives,
     settings: Arc<Settings>,
+    actions: Actions,
 }
 
 impl Core {
@@ -65,12 +69,14 @@ impl Core {
             myself.clone(),
             settings.fover,
         );
+        let (detachments, detached) = term::detachments();
         let (relay, relay_task) = Relay::new(
             me,
             roster.clone(),
             election.clone(),
             status.clone(),
             settings.ttl,
+            detachments,
         );
         let (committer, committer_task) =
             Committer::new(Arc::clone(&store), roster.clone(), Arc::clone(&id));
@@ -91,6 +97,20 @@ impl Core {
             settings: Arc::new(term_settings(config, own)),
         };
 
+        let actions = Actions::start(
+            Parts {
+                me,
+                myself: &myself,
+                store: &store,
+                roster: &roster,
+                election: &election,
+                relay: &relay,
+                metrics,
+                settings: &settings,
+            },
+            stages,
+            tasks,
+        );
         let Stages {
             stop,
             drained,
@@ -113,7 +133,7 @@ impl Core {
         let then = resign.clone().drop_guard();
         tasks.spawn("the term", async move {
             let _then = then;
-            term::supervise(term, stop).await;
+            term::supervise(term, detached, stop).await;
         });
         tasks.spawn("the election", async move {
             let _then = last.drop_guard();
@@ -130,6 +150,7 @@ impl Core {
             status,
             keepalives,
             settings,
+            actions,
         })
     }
 
@@ -141,6 +162,13 @@ impl Core {
             election: self.election.clone(),
             status: self.status.clone(),
             keepalives: self.keepalives.clone(),
+            relay: self.relay.clone(),
+            dispatches: self.actions.dispatches.clone(),
+            sessions: self.actions.sessions.clone(),
+            switchboard: self.actions.switchboard.clone(),
+            history: self.actions.history.clone(),
+            streams: self.actions.streams.clone(),
+            instance: self.myself.instance.clone(),
             id: self.myself.id.as_str().into(),
             settings: Arc::clone(&self.settings),
             token: stages.close.clone(),
@@ -162,6 +190,7 @@ fn term_settings(config: &Config, own: SocketAddr) -> term::Settings {
     });
     term::Settings {
         ttl: config.settings.ttl,
+        lost: config.settings.lost,
         damper: config.settings.damper,
         damper_max: config.settings.damper_max,
         callback,

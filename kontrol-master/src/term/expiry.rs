@@ -1,5 +1,5 @@
-//! Removes the pods that were silent for too long: a few at a time, each compared against the exact record that was
-//! read, so that a racing change wins.
+//! Removes the pods that were silent for too long, and those whose channel ended and that did not come back: a few at a
+//! time, each compared against the exact record that was read, so that a racing change wins.
 
 use super::{Deposed, Term};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     status::now_ms,
     store::{Compare, Fence, MAX_TXN_OPS, Op, Outcome, Snapshot, StoreError, Txn},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 /// Most pods in one transaction, which also has the fence to compare and the removals to write.
@@ -29,23 +29,59 @@ impl Term {
                 member.map(|member| member.heard.at()).ok_or(Gone)
             });
             if expired.is_empty() || self.over.is_cancelled() {
-                return Ok(());
+                break;
             }
-            let removal = self.remove(&view, &expired, now);
-            match self.attending(removal).await {
-                Ok(Outcome::Committed(_)) => tell(&view, &expired, now),
-                Ok(Outcome::Conflict(snapshot)) => {
-                    if deposed(&self.fence, &snapshot) {
-                        return Err(Deposed);
-                    }
-                    // A record changed in between: that pod lives. The others are tried again.
-                    self.retry(&expired, now + TICK / 4);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, pods = expired.len(), "could not remove silent pods yet");
+            match self.remove(&view, &expired, Reason::Expired, now).await? {
+                Removed::All => {}
+                // A record changed in between: that pod lives. The others are tried again.
+                Removed::Overtaken => self.retry(&expired, now + TICK / 4),
+                Removed::NotYet => {
                     self.retry(&expired, now + RETRY);
                     return Ok(());
                 }
+            }
+        }
+        self.lose(now).await
+    }
+
+    /// Removes every pod whose channel ended and that did not come back. One that can't be removed now is left to its TTL.
+    async fn lose(&mut self, now: Instant) -> Result<(), Deposed> {
+        loop {
+            let view = self.context.roster.view();
+            let lost = self.deadlines.lost(now, BATCH, |(key, seq)| {
+                let member = view.member(key).filter(|member| member.pod.seq() == seq);
+                member.map(|member| Arc::clone(&member.heard))
+            });
+            if lost.is_empty() || self.over.is_cancelled() {
+                return Ok(());
+            }
+            let pods: Vec<Tracked> = lost.iter().map(|lost| lost.pod).collect();
+            match self.remove(&view, &pods, Reason::Lost, now).await? {
+                Removed::All => {}
+                Removed::Overtaken => lost.into_iter().for_each(|one| self.deadlines.detach(one)),
+                Removed::NotYet => return Ok(()),
+            }
+        }
+    }
+
+    async fn remove(
+        &mut self,
+        view: &View,
+        pods: &[Tracked],
+        reason: Reason,
+        now: Instant,
+    ) -> Result<Removed, Deposed> {
+        let removal = self.removal(view, pods, reason, now);
+        match self.attending(removal).await {
+            Ok(Outcome::Committed(_)) => {
+                tell(view, pods, reason, now);
+                Ok(Removed::All)
+            }
+            Ok(Outcome::Conflict(snapshot)) if deposed(&self.fence, &snapshot) => Err(Deposed),
+            Ok(Outcome::Conflict(_)) => Ok(Removed::Overtaken),
+            Err(error) => {
+                tracing::warn!(%error, pods = pods.len(), "could not remove silent pods yet");
+                Ok(Removed::NotYet)
             }
         }
     }
@@ -67,18 +103,19 @@ impl Term {
         }
     }
 
-    fn remove(
+    fn removal(
         &self,
         view: &View,
-        expired: &[Tracked],
+        pods: &[Tracked],
+        reason: Reason,
         now: Instant,
     ) -> impl Future<Output = Result<Outcome, StoreError>> + use<> {
         let mut txn = Txn {
             otherwise: vec![self.fence.key().to_owned()],
             ..Txn::default()
         };
-        let mut removals = Vec::with_capacity(expired.len());
-        for (key, seq) in expired {
+        let mut removals = Vec::with_capacity(pods.len());
+        for (key, seq) in pods {
             let Some(member) = view.member(*key) else {
                 continue;
             };
@@ -93,7 +130,7 @@ impl Term {
             removals.push(RemovalRecord {
                 key: key.to_string(),
                 seq: *seq,
-                reason: Reason::Expired,
+                reason,
                 beat: 0,
                 silence_ms: millis(silence.unwrap_or_default()),
                 time_ms: now_ms(),
@@ -114,8 +151,17 @@ pub(super) fn deposed(fence: &Fence, snapshot: &Snapshot) -> bool {
         .any(|entry| entry.key == fence.key() && entry.create_revision == fence.epoch())
 }
 
-fn tell(view: &View, expired: &[Tracked], now: Instant) {
-    for (key, seq) in expired {
+/// What became of a removal.
+enum Removed {
+    All,
+    /// Another record changed first; nothing was removed.
+    Overtaken,
+    /// The store can't be reached.
+    NotYet,
+}
+
+fn tell(view: &View, pods: &[Tracked], reason: Reason, now: Instant) {
+    for (key, seq) in pods {
         let Some(member) = view.member(*key) else {
             continue;
         };
@@ -123,6 +169,11 @@ fn tell(view: &View, expired: &[Tracked], now: Instant) {
             || "unheard here".to_owned(),
             |at| kontrol_slave::duration::show(now.saturating_duration_since(at)),
         );
-        tracing::info!(%key, seq, id = member.pod.id(), silence, "removed a pod that was silent for its TTL");
+        let why = if reason == Reason::Lost {
+            "whose channel ended and that did not come back"
+        } else {
+            "that was silent for its TTL"
+        };
+        tracing::info!(%key, seq, id = member.pod.id(), silence, "removed a pod {why}");
     }
 }

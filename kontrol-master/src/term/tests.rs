@@ -9,7 +9,7 @@ use crate::{
     keepalive::{Accepted, Committer, Keepalives},
     liveness::Instance,
     model::{Report, pod::tests::report},
-    relay::Relay,
+    relay::{Relay, Sign},
     roster::{PeerMaster, Reason, view::SEQ},
     store::{EtcdOptions, Op, StoreUrl, Txn, open},
 };
@@ -18,10 +18,12 @@ use serde_json::json;
 use tokio::time::sleep;
 
 const TTL: Duration = Duration::from_secs(5);
+const LOST: Duration = Duration::from_secs(3);
 
 struct Harness {
     store: SharedStore,
     roster: Roster,
+    relay: Relay,
     keepalives: Keepalives,
     election: Election,
     metrics: Arc<Metrics>,
@@ -45,10 +47,23 @@ impl Harness {
             instance: me.to_string(),
         };
         let (election, campaign) = Campaign::new(store.clone(), roster.clone(), myself, TTL);
-        let (relay, relay_task) =
-            Relay::new(me, roster.clone(), election.clone(), status.clone(), TTL);
+        let (sender, detached) = detachments();
+        let (relay, relay_task) = Relay::new(
+            me,
+            roster.clone(),
+            election.clone(),
+            status.clone(),
+            TTL,
+            sender,
+        );
         let (committer, committer_task) = Committer::new(store.clone(), roster.clone(), "m".into());
-        let keepalives = Keepalives::new(me, roster.clone(), committer, relay, metrics.clone());
+        let keepalives = Keepalives::new(
+            me,
+            roster.clone(),
+            committer,
+            relay.clone(),
+            metrics.clone(),
+        );
         let context = Context {
             store: store.clone(),
             roster: roster.clone(),
@@ -58,6 +73,7 @@ impl Harness {
             id: "m".into(),
             settings: Arc::new(Settings {
                 ttl: TTL,
+                lost: LOST,
                 damper: Duration::from_secs(1),
                 damper_max: Duration::from_secs(6),
                 callback: None,
@@ -69,13 +85,14 @@ impl Harness {
         tasks.spawn("committer", committer_task.run(token.clone()));
         tasks.spawn("relay", relay_task.run(token.clone()));
         tasks.spawn("campaign", campaign.run(token.clone()));
-        tasks.spawn("term", supervise(context, token.clone()));
+        tasks.spawn("term", supervise(context, detached, token.clone()));
         let tasks = tokio::spawn(tasks.run(Duration::from_secs(5)));
         let mut lead = election.changes();
         lead.wait_for(Option::is_some).await.unwrap();
         Self {
             store,
             roster,
+            relay,
             keepalives,
             election,
             metrics,
@@ -102,6 +119,34 @@ impl Harness {
         self.token.cancel();
         self.tasks.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_channel_ended_is_lost_unless_it_reports_again() {
+    let master = Harness::start().await;
+    for host in 1..=2 {
+        master.ping(report(host)).await.unwrap();
+        let view = master.roster.view();
+        let member = view.member(report(host).key()).unwrap();
+        member.heard.attach(1);
+        master.relay.detached(Sign {
+            key: report(host).key(),
+            revision: member.mod_revision,
+            beat: 0,
+            attachment: 1,
+            at: Instant::now(),
+        });
+    }
+    sleep(LOST / 2).await;
+    master.ping(report(2)).await.unwrap();
+    let took = master.until(|view| view.len() == 1).await + LOST / 2;
+    assert!(took >= LOST && took < LOST + TICK, "{took:?}");
+    let view = master.roster.view();
+    let removal = view.removal(report(1).key()).unwrap();
+    assert_eq!(removal.reason, Reason::Lost);
+    sleep(TTL - LOST).await;
+    assert_eq!(master.roster.view().len(), 1, "the other was heard since");
+    master.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,12 +1,15 @@
 //! A view in the making: the one before, with the store's events put in one by one.
 
 use super::{
-    Candidate, Change, LEADER, MASTERS, MAX_REMOVALS, Member, PODS, REMOVALS, Reason, Removal,
-    RemovalRecord, SEQ, STATE, View,
+    ACTIONS, Candidate, Change, KnownAction, LEADER, MASTERS, MAX_REMOVALS, Member, PODS, REMOVALS,
+    Reason, Removal, RemovalRecord, SEQ, STATE, View,
 };
 use crate::{
     liveness::Heard,
-    model::{Pod, PodKey},
+    model::{
+        Pod, PodKey,
+        action::{Head, State},
+    },
     store::{Entry, Event, Events, Revision},
 };
 use std::{
@@ -39,6 +42,7 @@ impl Draft {
             state_revision: before.state_revision,
             removals: before.removals.clone(),
             removal_order: before.removal_order.clone(),
+            actions: before.actions.clone(),
             digest: OnceLock::new(),
         };
         Self {
@@ -97,6 +101,8 @@ impl Draft {
                 return;
             };
             Arc::make_mut(&mut self.view.masters).insert(id.to_owned(), master);
+        } else if let Some(id) = entry.key.strip_prefix(ACTIONS) {
+            self.put_action(id, entry);
         } else if entry.key == SEQ {
             match str::from_utf8(&entry.value).map(str::parse) {
                 Ok(Ok(next)) => self.view.next_seq = self.view.next_seq.max(next),
@@ -156,6 +162,28 @@ impl Draft {
         self.view.order.insert(pod.seq(), pod);
     }
 
+    fn put_action(&mut self, id: &str, entry: &Entry) {
+        // An action whose record can't be read is none: nothing rests on it.
+        let Some(head) = read_json::<Head>(entry).filter(|head| head.id.as_str() == id) else {
+            self.view.actions.remove(id);
+            return;
+        };
+        let known = Arc::new(KnownAction {
+            mod_revision: entry.mod_revision,
+            bytes: entry.value.len(),
+            head,
+        });
+        let before = self.view.actions.get(id).map(|before| before.head.state);
+        if before.is_none() {
+            self.changes.push(Change::ActionStarted(Arc::clone(&known)));
+        }
+        if known.head.state == State::Finished && before != Some(State::Finished) {
+            self.changes
+                .push(Change::ActionFinished(Arc::clone(&known)));
+        }
+        self.view.actions.insert(known.head.id.clone(), known);
+    }
+
     fn unreadable(&mut self, key: PodKey, revision: Revision) {
         self.remove_pod(key);
         self.view.unreadable.insert(key, revision);
@@ -171,6 +199,8 @@ impl Draft {
             Arc::make_mut(&mut self.view.candidates).retain(|_, candidate| candidate.key != key);
         } else if let Some(id) = key.strip_prefix(MASTERS) {
             Arc::make_mut(&mut self.view.masters).remove(id);
+        } else if let Some(id) = key.strip_prefix(ACTIONS) {
+            self.view.actions.remove(id);
         } else if key == SEQ {
             self.view.seq_revision = 0;
         } else if key == STATE {

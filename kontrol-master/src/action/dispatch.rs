@@ -1,0 +1,266 @@
+//! Dispatches: each action that this master carries is one task, which owns its rollout, tells its dispatcher, and writes
+//! its record.
+//!
+//! ```text
+//! rollout ── events ──▶ out ──▶ the dispatcher, as fast as it reads     what it has read gives the slaves credit for more
+//!    ▲                          (or nobody: then it is thrown away)
+//!    └── notices ◀── switchboard;  roster, clock;  cancel;  shutdown
+//! ```
+//!
+//! The record is written before the first order goes out, now and then, and at the end before the summary is told. While
+//! the store can't be reached actions run all the same, without a record until it is back: they may be what repairs it.
+
+mod client;
+mod task;
+
+use super::{
+    history::History,
+    request::Request,
+    rollout::{Limits, Rollout, Target},
+    switchboard::{Notice, Switchboard},
+    targets::targets,
+};
+use crate::{
+    error::Error,
+    metrics::Metrics,
+    model::action::{ActionId, Ended, Head, Record, State},
+    roster::{PeerMaster, Roster},
+    status::now_ms,
+    store::Revision,
+};
+use client::Client;
+use kontrol_proto::v1::{DispatchRequest, DispatchResponse, attach_response::Run};
+use std::{sync::Arc, time::Duration};
+use task::{Origin, Task};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Status;
+
+/// Most actions that one master carries at a time.
+const MAX_DISPATCHES: usize = 4096;
+/// How much output may be on its way from slaves to this master, in KiB: per action, and altogether. When it is used up,
+/// further actions get along with the smallest window.
+const ACTION_WINDOW_KIB: usize = 8 * 1024;
+const WHOLE_WINDOW_KIB: usize = 128 * 1024;
+/// The least and the most of it that one slave may have on its way.
+const WINDOW_KIB: std::ops::RangeInclusive<usize> = 4..=256;
+/// How much of the end of each stream the history keeps, for one target and for all.
+const TAIL_BYTES: usize = 4096;
+const TAILS_BYTES: usize = 256 * 1024;
+/// How many notices may wait for an action: for each target that is at work, those that a slave can send without credit,
+/// and some.
+const NOTICES_EACH: usize = 48;
+const MOST_NOTICES: usize = 1 << 20;
+
+/// Carries actions. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Dispatches {
+    myself: PeerMaster,
+    roster: Roster,
+    switchboard: Switchboard,
+    history: History,
+    metrics: Arc<Metrics>,
+    /// How long a slave may take to attach.
+    attach: Duration,
+    room: Arc<Semaphore>,
+    window: Arc<Semaphore>,
+    tasks: TaskTracker,
+    token: CancellationToken,
+}
+
+/// What a dispatcher is told, as it comes.
+pub type Told = ReceiverStream<Result<DispatchResponse, Status>>;
+
+/// The room that an action takes, given back at its end.
+#[derive(Debug)]
+struct Permits {
+    _room: OwnedSemaphorePermit,
+    _window: Option<OwnedSemaphorePermit>,
+}
+
+impl Dispatches {
+    /// The dispatches of this master. They end with the token; `attach` is how long a slave may take to attach that
+    /// never got the order.
+    pub fn new(
+        myself: PeerMaster,
+        roster: Roster,
+        switchboard: Switchboard,
+        history: History,
+        metrics: Arc<Metrics>,
+        attach: Duration,
+        token: CancellationToken,
+    ) -> Self {
+        Self {
+            myself,
+            roster,
+            switchboard,
+            history,
+            metrics,
+            attach,
+            room: Arc::new(Semaphore::new(MAX_DISPATCHES)),
+            window: Arc::new(Semaphore::new(WHOLE_WINDOW_KIB)),
+            tasks: TaskTracker::new(),
+            token,
+        }
+    }
+
+    /// Waits for the end of every dispatch, once the token is cancelled.
+    pub async fn joined(self) {
+        self.token.cancelled().await;
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Runs a command on slaves. `dispatcher`: who asks.
+    pub fn dispatch(&self, request: DispatchRequest, dispatcher: String) -> Result<Told, Error> {
+        let request = Request::new(request)?;
+        if !self.roster.started() {
+            return Err(Error::Unavailable(
+                "this master has not read the roster yet; try another master".to_owned(),
+            ));
+        }
+        let room = self.room()?;
+        let targets = targets(
+            &self.roster.view(),
+            &request.selection,
+            &request.keys,
+            &request.labels,
+        );
+        let (limits, permits) =
+            self.limits(&targets, request.concurrency, request.max_failures, room);
+        let created_ms = now_ms();
+        let id = ActionId::new(created_ms, rand::random());
+        let head = Head {
+            id: id.clone(),
+            state: State::Running,
+            dispatcher,
+            master: self.myself.id.clone(),
+            instance: self.myself.instance.clone(),
+            created_ms,
+            finished_ms: None,
+            timeout_ms: u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX),
+            detach: request.detach,
+            command: request.record(),
+            selector: request.selection,
+            summary: crate::model::action::Counts::default(),
+        };
+        let run = Run {
+            action_id: id.to_string(),
+            command: Some(request.command),
+            timeout: request.timeout.try_into().ok(),
+            max_output: request.max_output,
+            window: u32::try_from(limits.window).unwrap_or(u32::MAX),
+        };
+        let (client, told) = Client::new();
+        let rollout = Rollout::new(targets, limits);
+        self.start(
+            head,
+            rollout,
+            Origin::Dispatched(run),
+            Some(client),
+            permits,
+        );
+        Ok(told)
+    }
+
+    /// Carries on with an action whose master died.
+    pub(super) fn adopt(&self, record: Record, revision: Revision) -> Result<(), Error> {
+        let room = self.room()?;
+        let Record { mut head, results } = record;
+        tracing::info!(action = %head.id, from = head.master, "taking over an action whose master is gone");
+        head.master.clone_from(&self.myself.id);
+        head.instance.clone_from(&self.myself.instance);
+        let targets: Vec<(Target, Option<Ended>)> = results
+            .into_iter()
+            .map(|result| {
+                let ended = result.ended();
+                let target = Target {
+                    pod: result.key.parse().map_err(|_| String::new()),
+                    key: result.key,
+                    id: result.id,
+                    nonce: result.nonce,
+                };
+                (target, ended)
+            })
+            .collect();
+        let (limits, permits) = self.limits(&[], usize::MAX, 0, room);
+        let rollout = Rollout::adopt(targets, head.detach, limits, Instant::now());
+        self.start(head, rollout, Origin::Adopted(revision), None, permits);
+        Ok(())
+    }
+
+    /// Cancels an action that this master carries. False when it carries none with that id.
+    pub async fn cancel(&self, id: &ActionId) -> bool {
+        self.switchboard.cancel(id.clone()).await
+    }
+
+    fn room(&self) -> Result<OwnedSemaphorePermit, Error> {
+        if self.token.is_cancelled() {
+            return Err(Error::Unavailable(
+                "this master stops; try another master".to_owned(),
+            ));
+        }
+        Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
+            Error::Exhausted(format!(
+                "this master carries {MAX_DISPATCHES} actions already; wait for some to end, or ask another master"
+            ))
+        })
+    }
+
+    fn limits(
+        &self,
+        targets: &[Target],
+        concurrency: usize,
+        max_failures: u32,
+        room: OwnedSemaphorePermit,
+    ) -> (Limits, Permits) {
+        let at_a_time = concurrency.min(targets.len()).max(1);
+        let wanted = (ACTION_WINDOW_KIB / at_a_time).clamp(*WINDOW_KIB.start(), *WINDOW_KIB.end());
+        let whole = u32::try_from(wanted.saturating_mul(at_a_time)).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.window).try_acquire_many_owned(whole).ok();
+        let window_kib = permit.as_ref().map_or(*WINDOW_KIB.start(), |_| wanted);
+        let limits = Limits {
+            concurrency,
+            max_failures,
+            attach: self.attach,
+            window: (window_kib * 1024) as u64,
+            tail: TAIL_BYTES.min(TAILS_BYTES / 2 / targets.len().max(1)),
+        };
+        let permits = Permits {
+            _room: room,
+            _window: permit,
+        };
+        (limits, permits)
+    }
+
+    fn start(
+        &self,
+        head: Head,
+        rollout: Rollout,
+        origin: Origin,
+        client: Option<Client>,
+        permits: Permits,
+    ) {
+        let (sender, notices) = mpsc::channel(notices_for(&rollout));
+        let task = Task::new(self.clone(), head, rollout, origin, client, notices);
+        self.tasks.spawn(async move {
+            task.run(sender).await;
+            drop(permits);
+        });
+    }
+}
+
+fn notices_for(rollout: &Rollout) -> usize {
+    rollout
+        .pods()
+        .count()
+        .saturating_mul(NOTICES_EACH)
+        .clamp(NOTICES_EACH, MOST_NOTICES)
+}
+
+/// A sender of notices, as the switchboard takes it.
+type Notices = mpsc::Sender<Notice>;

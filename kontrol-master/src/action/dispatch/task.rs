@@ -1,0 +1,438 @@
+//! The task of one action.
+
+use super::{
+    Dispatches, Notices,
+    client::{Client, Piece, Progress},
+};
+use crate::{
+    action::{
+        history::NotSaved,
+        rollout::{Effect, Event, Incarnations, Rollout},
+        switchboard::{Dispatch, Notice},
+        wire,
+    },
+    error::Error,
+    model::{
+        PodKey,
+        action::{ActionId, Head, Record, State},
+    },
+    roster::View,
+    status::now_ms,
+    store::{Revision, StoreError},
+};
+use kontrol_proto::v1::{
+    attach_response::Run,
+    dispatch_response::{Accepted, Event as Told, Output, Started, Target},
+};
+use std::time::Duration;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How often the targets are looked after that are waited for.
+const TICK: Duration = Duration::from_millis(250);
+/// How often an action that goes on is written down, if it went on.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+/// How many notices are taken in before their effects are seen to.
+const BATCH: usize = 64;
+/// How long an action may take to end once this master stops, and its dispatcher to be told.
+const STOP: Duration = Duration::from_secs(2);
+/// How long the end of an action is tried to be written, and how often.
+const SAVE_AT_END: Duration = Duration::from_secs(60);
+const SAVE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a dispatcher may take to read one message of an action that is over.
+const READ_LIMIT: Duration = Duration::from_secs(60);
+
+/// Where an action comes from.
+#[derive(Debug)]
+pub(super) enum Origin {
+    /// A dispatcher, with what is to run.
+    Dispatched(Run),
+    /// A master that died; the revision of its record.
+    Adopted(Revision),
+}
+
+/// How it came to an end here.
+enum End {
+    /// Every target has ended.
+    Over,
+    /// Another master carries it now.
+    Overtaken,
+    /// This master stops.
+    Stopping,
+}
+
+/// One action.
+pub(super) struct Task {
+    dispatches: Dispatches,
+    id: ActionId,
+    head: Head,
+    run: Option<Run>,
+    rollout: Rollout,
+    /// The revision of the record; 0: it is not written yet.
+    revision: Revision,
+    client: Option<Client>,
+    notices: mpsc::Receiver<Notice>,
+    cancelled: CancellationToken,
+    began: Instant,
+    /// When the record was last written, and how many targets had ended then.
+    saved: (Instant, u32),
+}
+
+impl Incarnations for View {
+    fn nonce(&self, key: PodKey) -> Option<&str> {
+        self.member(key).map(|member| member.pod.nonce())
+    }
+}
+
+impl Task {
+    pub(super) fn new(
+        dispatches: Dispatches,
+        head: Head,
+        rollout: Rollout,
+        origin: Origin,
+        client: Option<Client>,
+        notices: mpsc::Receiver<Notice>,
+    ) -> Self {
+        let (run, revision) = match origin {
+            Origin::Dispatched(run) => (Some(run), 0),
+            Origin::Adopted(revision) => (None, revision),
+        };
+        let now = Instant::now();
+        Self {
+            dispatches,
+            id: head.id.clone(),
+            head,
+            run,
+            rollout,
+            revision,
+            client,
+            notices,
+            cancelled: CancellationToken::new(),
+            began: now,
+            saved: (now, 0),
+        }
+    }
+
+    /// Carries the action to its end.
+    pub(super) async fn run(mut self, sender: Notices) {
+        if let Err(NotSaved::Overtaken) = self.save(State::Running).await {
+            tracing::info!(action = %self.id, "another master was quicker to take the action over");
+            return;
+        }
+        let adopted = self.run.is_none();
+        let dispatch = Dispatch {
+            pods: self.rollout.pods().collect(),
+            notices: sender,
+            cancelled: self.cancelled.clone(),
+        };
+        let switchboard = self.dispatches.switchboard.clone();
+        switchboard.open(self.id.clone(), dispatch, adopted).await;
+        self.accept();
+        let end = self.carry().await;
+        switchboard.close(self.id.clone()).await;
+        self.finish(end).await;
+    }
+
+    fn accept(&mut self) {
+        let targets = self.rollout.targets();
+        let accepted = Accepted {
+            action_id: self.id.to_string(),
+            targets: targets
+                .map(|target| Target {
+                    key: target.key.clone(),
+                    id: target.id.clone(),
+                })
+                .collect(),
+        };
+        tracing::info!(
+            action = %self.id, targets = accepted.targets.len(), dispatcher = self.head.dispatcher,
+            detach = self.head.detach, "action accepted"
+        );
+        if let Some(client) = &mut self.client {
+            client.tell(Told::Accepted(accepted), None);
+        }
+    }
+
+    async fn carry(&mut self) -> End {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stop = self.dispatches.token.clone();
+        let cancelled = self.cancelled.clone();
+        let mut cancelling = false;
+        loop {
+            self.settle().await;
+            if self.rollout.is_over() {
+                return End::Over;
+            }
+            // All arms are cancel safe.
+            tokio::select! {
+                notice = self.notices.recv() => if let Some(notice) = notice {
+                    self.take(notice);
+                    for _ in 1..BATCH {
+                        match self.notices.try_recv() {
+                            Ok(notice) => self.take(notice),
+                            Err(_) => break,
+                        }
+                    }
+                },
+                progress = Client::progress(self.client.as_mut()) => self.on_client(progress),
+                _ = ticks.tick() => {
+                    let now = Instant::now();
+                    self.rollout.tick(now, &*self.dispatches.roster.view());
+                    if let Err(NotSaved::Overtaken) = self.save_now_and_then(now).await {
+                        return End::Overtaken;
+                    }
+                }
+                () = cancelled.cancelled(), if !cancelling => {
+                    cancelling = true;
+                    tracing::info!(action = %self.id, "cancelling, as somebody asked for");
+                    self.rollout.cancel(Instant::now());
+                }
+                () = stop.cancelled() => return self.stop().await,
+            }
+        }
+    }
+
+    /// This master stops: what is not detached is cancelled, as far as there is time.
+    async fn stop(&mut self) -> End {
+        if self.head.detach {
+            return End::Stopping;
+        }
+        self.rollout.cancel(Instant::now());
+        let over = async {
+            while !self.rollout.is_over() {
+                self.settle().await;
+                tokio::select! {
+                    notice = self.notices.recv() => if let Some(notice) = notice {
+                        self.take(notice);
+                    },
+                    progress = Client::progress(self.client.as_mut()) => self.on_client(progress),
+                }
+            }
+        };
+        match timeout(STOP / 2, over).await {
+            Ok(()) => {
+                self.settle().await;
+                End::Over
+            }
+            Err(_) => End::Stopping,
+        }
+    }
+
+    fn take(&mut self, notice: Notice) {
+        let now = Instant::now();
+        match notice {
+            Notice::Attached(slave) => self.rollout.attached(&slave, now),
+            Notice::Detached(slave) => self.rollout.detached(&slave, now),
+            Notice::Missed { slave, busy } => self.rollout.missed(&slave, busy, now),
+            Notice::Said(slave, event) => {
+                if let Some(said) = wire::said(*event) {
+                    self.rollout.said(&slave, said);
+                }
+            }
+        }
+    }
+
+    fn on_client(&mut self, progress: Progress) {
+        match progress {
+            Progress::Took(piece) => self.taken(piece),
+            Progress::Gone => {
+                let left_over = self.client.take().map(Client::left_over);
+                left_over
+                    .into_iter()
+                    .flatten()
+                    .for_each(|piece| self.taken(Some(piece)));
+                if !self.head.detach {
+                    tracing::info!(action = %self.id, "the dispatcher went away; cancelling");
+                    self.rollout.cancel(Instant::now());
+                }
+            }
+        }
+    }
+
+    fn taken(&mut self, piece: Option<Piece>) {
+        if let Some((target, stream, bytes)) = piece {
+            self.rollout.taken(target, stream, bytes);
+        }
+    }
+
+    /// Sees to everything that is to be done.
+    async fn settle(&mut self) {
+        self.rollout
+            .advance(Instant::now(), &*self.dispatches.roster.view());
+        while let Some(effect) = self.rollout.effect() {
+            match effect {
+                Effect::Tell(event) => self.tell(event),
+                Effect::Order(order, to) => {
+                    let order = wire::order(order, &self.id, self.run.as_ref());
+                    let switchboard = &self.dispatches.switchboard;
+                    switchboard.order(self.id.clone(), order, to).await;
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let (told, piece) = match event {
+            Event::Started(index) => {
+                let target = self.rollout.target(index);
+                let started = Started {
+                    key: target.key.clone(),
+                    id: target.id.clone(),
+                };
+                (Told::Started(started), None)
+            }
+            Event::Output {
+                target,
+                stream,
+                data,
+                truncated,
+            } => {
+                let piece = (target, stream, data.len());
+                let output = Output {
+                    key: self.rollout.target(target).key.clone(),
+                    stream: wire::stream(stream).into(),
+                    data,
+                    truncated,
+                };
+                (Told::Output(output), Some(piece))
+            }
+            Event::Finished(index) => {
+                let Some(ended) = self.rollout.ended(index) else {
+                    return;
+                };
+                self.dispatches.metrics.action_ended(ended);
+                let result = wire::result(self.rollout.target(index), ended);
+                (Told::Finished(result), None)
+            }
+        };
+        match &mut self.client {
+            Some(client) => client.tell(told, piece),
+            None => self.taken(piece),
+        }
+    }
+
+    fn record(&mut self, state: State) -> Record {
+        self.head.state = state;
+        self.head.summary = self.rollout.counts();
+        if state == State::Finished {
+            self.head.finished_ms.get_or_insert_with(now_ms);
+        }
+        Record {
+            head: self.head.clone(),
+            results: self.rollout.records(),
+        }
+    }
+
+    async fn save(&mut self, state: State) -> Result<(), NotSaved> {
+        self.saved = (Instant::now(), self.rollout.counts().ended());
+        if !self.dispatches.roster.connected() {
+            let cause = "the store's watch is down".to_owned();
+            return Err(StoreError::Unavailable(cause).into());
+        }
+        let record = self.record(state);
+        match self.dispatches.history.save(record, self.revision).await {
+            Ok(revision) => {
+                self.revision = revision;
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(action = %self.id, %error, "could not write the record of an action");
+                Err(error)
+            }
+        }
+    }
+
+    async fn save_now_and_then(&mut self, now: Instant) -> Result<(), NotSaved> {
+        let (at, ended) = self.saved;
+        if now - at < SAVE_EVERY {
+            return Ok(());
+        }
+        let news = self.revision == 0 || ended != self.rollout.counts().ended();
+        // A record that is not written goes away with its lease.
+        let stale = now - at >= self.dispatches.history.refresh();
+        if news || stale {
+            self.save(State::Running).await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn finish(mut self, end: End) {
+        match end {
+            End::Over => self.conclude().await,
+            End::Overtaken => {
+                tracing::warn!(action = %self.id, "another master took the action over");
+                let message = format!(
+                    "another master took over the action {}; ask for it there",
+                    self.id
+                );
+                self.fail(message).await;
+            }
+            End::Stopping => {
+                let _ = self.save(State::Running).await;
+                let what = if self.head.detach {
+                    "goes on"
+                } else {
+                    "is being cancelled"
+                };
+                let message = format!(
+                    "this master stops; the action {} {what}; ask another master for it",
+                    self.id
+                );
+                self.fail(message).await;
+            }
+        }
+    }
+
+    async fn fail(&mut self, message: String) {
+        if let Some(client) = self.client.take() {
+            let told = client.fail(Error::Unavailable(message).into());
+            let _ = timeout(STOP / 2, told).await;
+        }
+    }
+
+    /// Writes the end down and tells the summary, and does not give up soon where the store can't be reached.
+    async fn conclude(mut self) {
+        let counts = self.rollout.counts();
+        tracing::info!(
+            action = %self.id, ok = counts.succeeded, failed = counts.failures(), took = ?self.began.elapsed(),
+            "action ended"
+        );
+        let mut written = self.save(State::Finished).await;
+        if let Some(client) = &mut self.client {
+            let summary = wire::summary(&counts, self.began.elapsed());
+            client.tell(Told::Summary(summary), None);
+        }
+        let give_up = Instant::now() + SAVE_AT_END;
+        let mut patience = Instant::now() + READ_LIMIT;
+        let stop = self.dispatches.token.clone();
+        loop {
+            let told = self.client.as_ref().is_none_or(Client::is_idle);
+            let settled = !matches!(written, Err(NotSaved::Store(_))) || Instant::now() >= give_up;
+            if told && (settled || stop.is_cancelled()) {
+                return;
+            }
+            // All arms are cancel safe: the record is written in the body of its arm.
+            tokio::select! {
+                progress = Client::progress(self.client.as_mut()), if !told => {
+                    patience = Instant::now() + READ_LIMIT;
+                    self.on_client(progress);
+                }
+                () = sleep(SAVE_PAUSE), if !settled => written = self.save(State::Finished).await,
+                () = sleep_until(patience), if !told => {
+                    tracing::info!(action = %self.id, "the dispatcher does not read any more; it is cut off");
+                    self.client = None;
+                }
+                () = stop.cancelled(), if !told => {
+                    patience = patience.min(Instant::now() + STOP / 2);
+                    sleep_until(patience).await;
+                    self.client = None;
+                }
+            }
+        }
+    }
+}

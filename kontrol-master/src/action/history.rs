@@ -1,0 +1,259 @@
+//! The history: `actions/<id>` in the store, for as long as the retention says.
+//!
+//! In etcd a record is bound to a lease and goes away by itself; one lease serves all records of a while, for leases are
+//! dear. The stores inside a master know no leases that end: there, and where the history grows too large, the leader
+//! deletes. Whoever carries an action writes its record, always against the revision that it wrote before: another
+//! master that took the action over is noticed.
+
+use crate::{
+    election::Election,
+    model::action::{ActionId, Record, State},
+    roster::{KnownAction, Roster, View, view::action_key},
+    status::now_ms,
+    store::{Compare, LeaseId, MAX_TXN_OPS, Op, Outcome, Revision, SharedStore, StoreError, Txn},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Most actions that are kept, and most bytes of them: the oldest make room.
+const MAX_ACTIONS: usize = 10_000;
+const MAX_BYTES: usize = 64 * 1024 * 1024;
+/// How often the leader looks for what is to be deleted.
+const SWEEP: Duration = Duration::from_secs(5);
+/// One lease serves the records of this part of the retention, and lasts that much longer.
+const LEASES: u32 = 12;
+/// How many may wait for a lease at a time.
+const QUEUE: usize = 1024;
+
+/// Handle on the history. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct History {
+    store: SharedStore,
+    leases: Option<mpsc::Sender<Ask>>,
+    retention: Duration,
+}
+
+/// Asks for a lease: another one than this, which is gone.
+#[derive(Debug)]
+struct Ask {
+    gone: Option<LeaseId>,
+    reply: oneshot::Sender<Result<LeaseId, StoreError>>,
+}
+
+/// The task behind [`History`].
+#[derive(Debug)]
+pub struct HistoryTask {
+    store: SharedStore,
+    roster: Roster,
+    election: Election,
+    retention: Duration,
+    asked: mpsc::Receiver<Ask>,
+    lease: Option<(LeaseId, Instant)>,
+}
+
+/// Why a record was not written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NotSaved {
+    /// Another master writes it now.
+    #[error("another master took the action over")]
+    Overtaken,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl History {
+    /// A history that keeps actions for this long after they were last written, and its task.
+    pub fn new(
+        store: SharedStore,
+        roster: Roster,
+        election: Election,
+        retention: Duration,
+    ) -> (Self, HistoryTask) {
+        let (sender, asked) = mpsc::channel(QUEUE);
+        let history = Self {
+            leases: store.leases_expire().then_some(sender),
+            store: Arc::clone(&store),
+            retention,
+        };
+        let task = HistoryTask {
+            store,
+            roster,
+            election,
+            retention,
+            asked,
+            lease: None,
+        };
+        (history, task)
+    }
+
+    /// Writes the record of an action whose last revision is `known` (0: there is none yet). Tells its revision.
+    pub async fn save(&self, record: Record, known: Revision) -> Result<Revision, NotSaved> {
+        let key = action_key(&record.head.id);
+        let value: bytes::Bytes = record.encode().into();
+        let mut gone = None;
+        loop {
+            let lease = self.lease(gone).await?;
+            let txn = Txn {
+                compares: vec![match known {
+                    0 => Compare::Absent(key.clone()),
+                    revision => Compare::ModRevision(key.clone(), revision),
+                }],
+                ops: vec![Op::Put {
+                    key: key.clone(),
+                    value: value.clone(),
+                    lease,
+                }],
+                otherwise: vec![key.clone()],
+            };
+            let outcome = match self.store.commit(txn).await {
+                Err(StoreError::Indeterminate(_)) => {
+                    let read = self.store.read(std::slice::from_ref(&key)).await?;
+                    Outcome::Conflict(read)
+                }
+                // It ended early, by somebody's hand: another is granted, once.
+                Err(StoreError::LeaseGone(lease)) if gone.is_none() => {
+                    gone = Some(lease);
+                    continue;
+                }
+                outcome => outcome?,
+            };
+            return match outcome {
+                Outcome::Committed(revision) => Ok(revision),
+                Outcome::Conflict(found) => match found.entries.first() {
+                    Some(entry) if entry.value == value => Ok(entry.mod_revision),
+                    Some(entry) if entry.mod_revision == known => {
+                        let cause = "the record was not written".to_owned();
+                        Err(StoreError::Unavailable(cause).into())
+                    }
+                    // It was deleted: by hand, or because it was too old.
+                    None if known > 0 => Err(NotSaved::Overtaken),
+                    None => {
+                        let cause = "the record was not written".to_owned();
+                        Err(StoreError::Unavailable(cause).into())
+                    }
+                    Some(_) => Err(NotSaved::Overtaken),
+                },
+            };
+        }
+    }
+
+    /// How often a record that does not change is to be written again, lest it goes away with its lease.
+    pub fn refresh(&self) -> Duration {
+        self.retention / 2
+    }
+
+    async fn lease(&self, gone: Option<LeaseId>) -> Result<Option<LeaseId>, StoreError> {
+        let Some(leases) = &self.leases else {
+            return Ok(None);
+        };
+        let stopping = || StoreError::Unavailable("this master is shutting down".to_owned());
+        let (reply, answer) = oneshot::channel();
+        let ask = leases.send(Ask { gone, reply });
+        ask.await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?.map(Some)
+    }
+
+    /// Reads the record of an action.
+    pub async fn read(&self, id: &ActionId) -> Result<Option<(Record, Revision)>, StoreError> {
+        let snapshot = self.store.read(&[action_key(id)]).await?;
+        let Some(entry) = snapshot.entries.first() else {
+            return Ok(None);
+        };
+        Ok(serde_json::from_slice(&entry.value)
+            .inspect_err(
+                |error| tracing::warn!(%id, %error, "the record of an action can't be read"),
+            )
+            .ok()
+            .map(|record| (record, entry.mod_revision)))
+    }
+}
+
+impl HistoryTask {
+    /// Runs until the token is cancelled.
+    pub async fn run(mut self, token: CancellationToken) {
+        let mut sweep = interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // All arms are cancel safe; each call of the store has a deadline of its own.
+            tokio::select! {
+                () = token.cancelled() => return,
+                Some(ask) = self.asked.recv() => {
+                    let lease = self.lease(ask.gone).await;
+                    // Whoever asked may have stopped to wait.
+                    let _ = ask.reply.send(lease);
+                }
+                _ = sweep.tick() => self.sweep().await,
+            }
+        }
+    }
+
+    async fn lease(&mut self, gone: Option<LeaseId>) -> Result<LeaseId, StoreError> {
+        let now = Instant::now();
+        let bucket = self.retention / LEASES;
+        if let Some((lease, granted)) = self.lease
+            && Some(lease) != gone
+            && now - granted < bucket
+        {
+            return Ok(lease);
+        }
+        let (lease, _) = self.store.grant(self.retention + bucket).await?;
+        self.lease = Some((lease, now));
+        Ok(lease)
+    }
+
+    /// Deletes what is too old or too much. Only the leader does.
+    async fn sweep(&self) {
+        let Some(fence) = self.election.leads() else {
+            return;
+        };
+        let expires = !self.store.leases_expire();
+        let view = self.roster.view();
+        let doomed = doomed(&view, now_ms(), expires.then_some(self.retention));
+        for some in doomed.chunks(MAX_TXN_OPS) {
+            let keys = some.iter().map(|action| action_key(&action.head.id));
+            let txn = Txn {
+                compares: keys
+                    .clone()
+                    .zip(some)
+                    .map(|(key, action)| Compare::ModRevision(key, action.mod_revision))
+                    .collect(),
+                ops: keys.map(Op::Delete).collect(),
+                otherwise: Vec::new(),
+            };
+            if let Err(error) = self.store.commit(fence.guard(txn)).await {
+                tracing::debug!(%error, "could not delete old actions yet");
+                return;
+            }
+        }
+    }
+}
+
+/// The actions to delete: those that are over for longer than the retention, and the oldest of too many. One that still
+/// runs stays.
+fn doomed(view: &View, now_ms: u64, retention: Option<Duration>) -> Vec<Arc<KnownAction>> {
+    let actions = view.actions();
+    let mut count = actions.len();
+    let mut bytes: usize = actions.values().map(|action| action.bytes).sum();
+    let mut doomed = Vec::new();
+    for action in actions.values() {
+        if action.head.state != State::Finished {
+            continue;
+        }
+        let finished = action.head.finished_ms.unwrap_or(action.head.created_ms);
+        let age = Duration::from_millis(now_ms.saturating_sub(finished));
+        if retention.is_some_and(|retention| age > retention)
+            || count > MAX_ACTIONS
+            || bytes > MAX_BYTES
+        {
+            count -= 1;
+            bytes -= action.bytes;
+            doomed.push(Arc::clone(action));
+        }
+    }
+    doomed
+}

@@ -1,0 +1,160 @@
+//! The streams to the other masters, over which this master's dispatches reach the slaves that are attached there.
+//!
+//! One link for each peer that lives, opened again whenever it breaks. A link carries little (orders are small, and output
+//! is held back by credit), so that one connection for all actions is enough.
+
+use super::switchboard::Switchboard;
+use crate::{
+    backoff::Backoff,
+    liveness::Instance,
+    roster::{PeerMaster, Roster},
+};
+use kontrol_proto::internal::v1::{
+    ExchangeRequest, exchange_request, exchange_service_client::ExchangeServiceClient,
+};
+use std::{collections::HashMap, time::Duration};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, transport::Endpoint};
+
+/// How many messages may wait for a peer; one that is further behind is connected anew.
+const QUEUE: usize = 4096;
+/// Largest message of a peer: a page of attached slaves, or a piece of output.
+const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// How long a peer may take to answer a connection, a stream, or an HTTP/2 ping.
+const LIMIT: Duration = Duration::from_secs(2);
+/// How often a silent connection is asked.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Keeps a link to every other master that is alive.
+#[derive(Debug)]
+pub struct PeerLinks {
+    me: Instance,
+    roster: Roster,
+    switchboard: Switchboard,
+}
+
+impl PeerLinks {
+    /// The links of this master.
+    pub fn new(me: Instance, roster: Roster, switchboard: Switchboard) -> Self {
+        Self {
+            me,
+            roster,
+            switchboard,
+        }
+    }
+
+    /// Runs until the token is cancelled.
+    pub async fn run(self, token: CancellationToken) {
+        let mut changes = self.roster.changes();
+        let mut links = JoinSet::new();
+        let mut known: HashMap<String, AbortHandle> = HashMap::new();
+        loop {
+            let view = self.roster.view();
+            let others: Vec<&PeerMaster> = view.masters().filter(|one| !one.is(self.me)).collect();
+            let gone = known
+                .keys()
+                .filter(|instance| !others.iter().any(|other| other.instance == **instance));
+            for instance in gone.cloned().collect::<Vec<_>>() {
+                if let Some(link) = known.remove(&instance) {
+                    link.abort();
+                }
+                if let Ok(instance) = instance.parse() {
+                    self.switchboard.peer_down(instance).await;
+                }
+            }
+            for master in others {
+                if let Ok(instance) = master.instance.parse()
+                    && !known.contains_key(&master.instance)
+                {
+                    let link = Link {
+                        me: self.me,
+                        instance,
+                        address: master.address.clone(),
+                        switchboard: self.switchboard.clone(),
+                    };
+                    known.insert(master.instance.clone(), links.spawn(link.keep()));
+                }
+            }
+            // Both arms are cancel safe.
+            tokio::select! {
+                () = token.cancelled() => break,
+                more = changes.next() => if !more { break },
+            }
+            while links.try_join_next().is_some() {}
+        }
+        links.shutdown().await;
+    }
+}
+
+/// The link to one peer.
+struct Link {
+    me: Instance,
+    instance: Instance,
+    address: String,
+    switchboard: Switchboard,
+}
+
+impl Link {
+    /// Opens the stream again and again, for as long as the peer is alive.
+    async fn keep(self) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            let ended = self.stream(&mut backoff).await;
+            tracing::debug!(peer = self.address, cause = %ended.message(), "the link for actions broke");
+            sleep(backoff.failed()).await;
+        }
+    }
+
+    async fn stream(&self, backoff: &mut Backoff) -> Status {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let hello = exchange_request::Message::Hello(exchange_request::Hello {
+            master: self.me.to_string(),
+        });
+        let hello = ExchangeRequest {
+            message: Some(hello),
+        };
+        // The queue is new and empty.
+        let _ = sender.try_send(hello);
+        let open = async {
+            let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
+                .map_err(|error| Status::invalid_argument(error.to_string()))?
+                .connect_timeout(LIMIT)
+                .http2_keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(LIMIT)
+                .keep_alive_while_idle(true)
+                .tcp_nodelay(true);
+            let channel = endpoint.connect().await;
+            let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+            ExchangeServiceClient::new(channel)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .exchange(ReceiverStream::new(receiver))
+                .await
+        };
+        let mut said = match timeout(LIMIT, open).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return status,
+            Err(_) => return Status::deadline_exceeded("no answer in time"),
+        };
+        self.switchboard.peer_up(self.instance, sender).await;
+        let ended = loop {
+            match said.message().await {
+                Ok(Some(message)) => {
+                    backoff.reset();
+                    if let Some(message) = message.message {
+                        self.switchboard.peer_said(self.instance, message).await;
+                    }
+                }
+                Ok(None) => break Status::unavailable("the stream closed"),
+                Err(status) => break status,
+            }
+        };
+        self.switchboard.peer_down(self.instance).await;
+        ended
+    }
+}

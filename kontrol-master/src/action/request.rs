@@ -1,0 +1,340 @@
+//! A dispatch, checked: what a caller asked for within its limits, or the field that is wrong.
+
+use crate::model::{
+    Invalid, PodKey, Selector,
+    action::{CommandRecord, Selection},
+    invalid::{clip, key},
+};
+use kontrol_proto::v1::{Command, DispatchRequest};
+use kontrol_slave::payload::from_proto;
+use std::time::Duration;
+
+/// How long a command may run unless the caller says otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a caller may let it run.
+const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Most bytes of each stream that are passed on unless the caller says otherwise.
+const DEFAULT_OUTPUT: u64 = 1024 * 1024;
+/// Most that a caller may ask for.
+const MAX_OUTPUT: u64 = 1024 * 1024 * 1024;
+/// Longest command, with its variables.
+const MAX_COMMAND_BYTES: usize = 512 * 1024;
+/// Longest argument that Linux passes on, with its closing NUL (MAX_ARG_STRLEN with pages of 4 KiB).
+const MAX_ARGUMENT_BYTES: usize = 128 * 1024;
+/// Largest input, in bytes of JSON.
+const MAX_INPUT_BYTES: usize = 1024 * 1024;
+/// How much of a command the history keeps.
+const KEPT_COMMAND_BYTES: usize = 16 * 1024;
+/// Most pods that a selector names.
+const MAX_NAMES: usize = 100_000;
+
+/// A dispatch, checked.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) selection: Selection,
+    pub(super) keys: Vec<PodKey>,
+    pub(super) labels: Selector,
+    pub(super) command: Command,
+    pub(super) timeout: Duration,
+    pub(super) max_output: u64,
+    /// How many targets work on it at a time.
+    pub(super) concurrency: usize,
+    /// 0: no limit.
+    pub(super) max_failures: u32,
+    pub(super) detach: bool,
+}
+
+impl Request {
+    /// Checks a dispatch.
+    pub(super) fn new(request: DispatchRequest) -> Result<Self, Invalid> {
+        let selector = request.selector.unwrap_or_default();
+        let named = selector.keys.len() + selector.ids.len();
+        if named > MAX_NAMES {
+            let reason = format!("names {named} pods, and {MAX_NAMES} are the limit");
+            return Err(Invalid::new("selector", reason));
+        }
+        let selection = Selection {
+            keys: selector.keys,
+            ids: selector.ids,
+            roles: selector.roles,
+            labels: selector.labels.trim().to_owned(),
+            all: selector.all,
+        };
+        let chosen = named > 0 || !selection.roles.is_empty() || !selection.labels.is_empty();
+        if selection.all == chosen {
+            let reason = if chosen {
+                "says `all` and something else: `all` goes alone"
+            } else {
+                "is required: give keys, ids, roles, labels, or all"
+            };
+            return Err(Invalid::new("selector", reason));
+        }
+        let keys = selection.keys.iter().map(|text| key("selector.keys", text));
+        let labels = selection.labels.parse();
+        let concurrency = match request.concurrency {
+            0 => usize::MAX,
+            some => usize::try_from(some).unwrap_or(usize::MAX),
+        };
+        Ok(Self {
+            keys: keys.collect::<Result<_, _>>()?,
+            labels: labels.map_err(|error| Invalid::new("selector.labels", error))?,
+            selection,
+            command: command(request.command.unwrap_or_default())?,
+            timeout: timeout(request.timeout)?,
+            max_output: match request.max_output {
+                0 => DEFAULT_OUTPUT,
+                some if some <= MAX_OUTPUT => some,
+                some => {
+                    let reason = format!("is {some}, and {MAX_OUTPUT} is the limit");
+                    return Err(Invalid::new("max_output", reason));
+                }
+            },
+            concurrency,
+            max_failures: request.max_failures,
+            detach: request.detach,
+        })
+    }
+
+    /// What the history keeps of the command.
+    pub(super) fn record(&self) -> CommandRecord {
+        let mut room = KEPT_COMMAND_BYTES;
+        let mut keep = |text: &String| {
+            let mut end = text.len().min(room);
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            room -= end;
+            let cut = if end < text.len() { "…" } else { "" };
+            format!("{}{cut}", &text[..end])
+        };
+        let mut env: Vec<String> = self.command.env.keys().cloned().collect();
+        env.sort_unstable();
+        CommandRecord {
+            argv: self.command.argv.iter().map(&mut keep).collect(),
+            shell: keep(&self.command.shell),
+            env: env.iter().map(&mut keep).collect(),
+        }
+    }
+}
+
+fn timeout(timeout: Option<prost_types::Duration>) -> Result<Duration, Invalid> {
+    let Some(timeout) = timeout else {
+        return Ok(DEFAULT_TIMEOUT);
+    };
+    let timeout = Duration::try_from(timeout).unwrap_or_default();
+    if timeout.is_zero() {
+        return Err(Invalid::new("timeout", "must be longer than nothing"));
+    }
+    if timeout > MAX_TIMEOUT {
+        let days = MAX_TIMEOUT.as_secs() / 86_400;
+        return Err(Invalid::new(
+            "timeout",
+            format!("is longer than {days} days"),
+        ));
+    }
+    Ok(timeout)
+}
+
+fn command(command: Command) -> Result<Command, Invalid> {
+    let shell = !command.shell.is_empty();
+    if shell != command.argv.is_empty() {
+        let reason = if shell {
+            "has both argv and shell: give one of them"
+        } else {
+            "is required: give argv or shell"
+        };
+        return Err(Invalid::new("command", reason));
+    }
+    if command.argv.first().is_some_and(String::is_empty) {
+        let reason = "begins with an empty text: the first one is the program";
+        return Err(Invalid::new("command.argv", reason));
+    }
+    let arguments = command.argv.iter().chain([&command.shell]);
+    let variables = command.env.iter();
+    let mut bytes = 0;
+    for text in arguments {
+        check("command", text, text.len())?;
+        bytes += text.len();
+    }
+    for (name, value) in variables {
+        if name.is_empty() || name.contains('=') {
+            let reason = format!(
+                "has {:?}, which can't be the name of a variable",
+                clip(name)
+            );
+            return Err(Invalid::new("command.env", reason));
+        }
+        check("command.env", name, 0)?;
+        check("command.env", value, name.len() + 1 + value.len())?;
+        bytes += name.len() + value.len();
+    }
+    if bytes > MAX_COMMAND_BYTES {
+        let reason =
+            format!("has {bytes} bytes, and {MAX_COMMAND_BYTES} are the limit: give data as input");
+        return Err(Invalid::new("command", reason));
+    }
+    if let Some(input) = command.input.clone() {
+        let input = from_proto(input).map_err(|error| Invalid::new("command.input", error))?;
+        let bytes = crate::model::json::canonical(&input).len();
+        if bytes > MAX_INPUT_BYTES {
+            let reason = format!("has {bytes} bytes of JSON, and {MAX_INPUT_BYTES} are the limit");
+            return Err(Invalid::new("command.input", reason));
+        }
+    }
+    Ok(command)
+}
+
+fn check(field: &str, text: &str, bytes: usize) -> Result<(), Invalid> {
+    if text.contains('\0') {
+        return Err(Invalid::new(field, "has a NUL character"));
+    }
+    if bytes >= MAX_ARGUMENT_BYTES {
+        let reason = format!(
+            "has a text of {bytes} bytes, and Linux passes on less than {MAX_ARGUMENT_BYTES}: give data as input"
+        );
+        return Err(Invalid::new(field, reason));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kontrol_proto::v1::Selector as Wanted;
+    use std::collections::HashMap;
+
+    fn all() -> DispatchRequest {
+        DispatchRequest {
+            selector: Some(Wanted {
+                all: true,
+                ..Wanted::default()
+            }),
+            command: Some(Command {
+                argv: vec!["true".into()],
+                ..Command::default()
+            }),
+            ..DispatchRequest::default()
+        }
+    }
+
+    fn with(change: impl FnOnce(&mut DispatchRequest)) -> Result<Request, Invalid> {
+        let mut request = all();
+        change(&mut request);
+        Request::new(request)
+    }
+
+    fn command_with(change: impl FnOnce(&mut Command)) -> Result<Request, Invalid> {
+        with(|request| change(request.command.get_or_insert_default()))
+    }
+
+    #[test]
+    fn what_is_not_said_has_a_default() {
+        let request = Request::new(all()).unwrap();
+        assert_eq!(
+            (request.timeout, request.max_output),
+            (DEFAULT_TIMEOUT, DEFAULT_OUTPUT)
+        );
+        assert_eq!((request.concurrency, request.max_failures), (usize::MAX, 0));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let long = "x".repeat(MAX_ARGUMENT_BYTES);
+        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        for (wrong, field, said) in [
+            (with(|r| r.selector = None), "selector", "is required"),
+            (
+                with(|r| r.selector.as_mut().unwrap().ids = vec!["a".into()]),
+                "selector",
+                "goes alone",
+            ),
+            (
+                with(|r| {
+                    r.selector = Some(Wanted {
+                        keys: vec!["!".into()],
+                        ..Wanted::default()
+                    })
+                }),
+                "selector.keys",
+                "\"!\"",
+            ),
+            (
+                with(|r| {
+                    r.selector = Some(Wanted {
+                        labels: "a in".into(),
+                        ..Wanted::default()
+                    })
+                }),
+                "selector.labels",
+                "",
+            ),
+            (with(|r| r.command = None), "command", "is required"),
+            (command_with(|c| c.shell = "x".into()), "command", "both"),
+            (
+                command_with(|c| c.argv = vec![String::new()]),
+                "command.argv",
+                "program",
+            ),
+            (
+                command_with(|c| c.argv.push("a\0".into())),
+                "command",
+                "NUL",
+            ),
+            (
+                command_with(|c| c.argv.push(long.clone())),
+                "command",
+                "Linux",
+            ),
+            (
+                command_with(|c| c.argv.extend(vec!["x".repeat(100_000); 6])),
+                "command",
+                "input",
+            ),
+            (
+                command_with(|c| c.env = HashMap::from([("A=B".into(), String::new())])),
+                "command.env",
+                "name",
+            ),
+            (
+                with(|r| r.timeout = seconds(0)),
+                "timeout",
+                "longer than nothing",
+            ),
+            (
+                with(|r| r.timeout = seconds(-1)),
+                "timeout",
+                "longer than nothing",
+            ),
+            (
+                with(|r| r.timeout = seconds(8 * 86_400)),
+                "timeout",
+                "7 days",
+            ),
+            (
+                with(|r| r.max_output = MAX_OUTPUT + 1),
+                "max_output",
+                "limit",
+            ),
+        ] {
+            let invalid = wrong.unwrap_err();
+            assert_eq!(invalid.field, field, "{invalid}");
+            assert!(invalid.reason.contains(said), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn the_history_keeps_no_values_of_variables_and_the_start_of_a_long_command() {
+        let request = command_with(|c| {
+            c.argv.push("é".repeat(KEPT_COMMAND_BYTES));
+            c.env = HashMap::from([("TOKEN".into(), "secret".into())]);
+            c.input = Some(prost_types::Value {
+                kind: Some(prost_types::value::Kind::BoolValue(true)),
+            });
+        });
+        let record = request.unwrap().record();
+        assert_eq!(record.argv[0], "true");
+        assert!(record.argv[1].ends_with('…') && record.argv[1].len() <= KEPT_COMMAND_BYTES + 3);
+        assert_eq!(record.env, ["…"], "no room was left for the name");
+        assert!(!serde_json::to_string(&record).unwrap().contains("secret"));
+    }
+}

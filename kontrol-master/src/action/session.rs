@@ -1,0 +1,243 @@
+//! The channel of a slave that is attached to this master: orders go out, what it says comes in, and its end is judged.
+//!
+//! ```text
+//! hello ── the leader counts it ── welcome ══ orders, reports ══ the slave ends it ── 0.3 s ── told to the leader: LOST?
+//!                                                            ══ a time-out, a shutdown, a pause of ours: says nothing
+//! ```
+//!
+//! A slave whose process died leaves a closed connection behind. One whose network broke leaves silence, on which its TTL
+//! decides; and when this master went to sleep, it is no wonder that slaves went elsewhere.
+
+use super::{
+    rollout::Slave,
+    switchboard::{Attachment, SESSION_QUEUE, SessionSender, Switchboard},
+};
+use crate::{
+    attention::Wakefulness,
+    error::Error,
+    listener::Ending,
+    liveness::Instance,
+    model::{Invalid, invalid::key},
+    relay::{Relay, Sign},
+    roster::{Member, Roster},
+};
+use kontrol_proto::v1::{
+    AttachRequest, AttachResponse,
+    attach_request::{Event, Hello},
+};
+use std::time::Duration;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Status, Streaming};
+
+/// How long a slave may take to say who it is.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// How long to wait before an end is judged: by then it is known who ended the connection, whether this process stood
+/// still, and most slaves are back.
+const HOLD: Duration = Duration::from_millis(300);
+/// A pause that ended this long before the channel did may be why it ended.
+const AFTER_PAUSE: Duration = Duration::from_secs(2);
+/// Most actions that a slave may say it holds.
+const MAX_ACTIONS: usize = 16_384;
+
+/// The channels of the slaves that are attached here.
+#[derive(Debug, Clone)]
+pub struct Sessions {
+    me: Instance,
+    roster: Roster,
+    relay: Relay,
+    switchboard: Switchboard,
+    wakefulness: Wakefulness,
+    tasks: TaskTracker,
+    token: CancellationToken,
+}
+
+/// The orders that go to a slave.
+pub type Orders = ReceiverStream<Result<AttachResponse, Status>>;
+
+impl Sessions {
+    /// The channels of this master. They end with the token.
+    pub fn new(
+        me: Instance,
+        roster: Roster,
+        relay: Relay,
+        switchboard: Switchboard,
+        wakefulness: Wakefulness,
+        token: CancellationToken,
+    ) -> Self {
+        Self {
+            me,
+            roster,
+            relay,
+            switchboard,
+            wakefulness,
+            tasks: TaskTracker::new(),
+            token,
+        }
+    }
+
+    /// Waits for the end of every channel, once the token is cancelled.
+    pub async fn joined(self) {
+        self.token.cancelled().await;
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Opens the channel of a slave, once the leader knows of it.
+    pub async fn open(
+        &self,
+        mut requests: Streaming<AttachRequest>,
+        ending: Ending,
+    ) -> Result<Orders, Status> {
+        let first = timeout(HELLO_LIMIT, requests.message()).await;
+        let first =
+            first.map_err(|_| Status::deadline_exceeded("the slave did not say hello"))??;
+        let Some(Event::Hello(hello)) = first.and_then(|first| first.event) else {
+            return Err(Error::from(Invalid::new("hello", "must come first")).into());
+        };
+        if self.token.is_cancelled() {
+            return Err(stopping());
+        }
+        let slave = self.count(&hello).await?;
+        let actions = hello.actions.iter().take(MAX_ACTIONS);
+        let actions = actions.filter_map(|id| id.parse().ok()).collect();
+        let attachment = Attachment {
+            slave,
+            number: hello.attachment,
+        };
+        let (sender, orders) = mpsc::channel(SESSION_QUEUE);
+        self.switchboard
+            .attach(attachment.clone(), actions, sender.clone())
+            .await;
+        let session = Session {
+            sessions: self.clone(),
+            attachment,
+            requests,
+            orders: sender,
+            ending,
+        };
+        self.tasks.spawn(session.run());
+        Ok(ReceiverStream::new(orders))
+    }
+
+    /// Checks who the slave is, and has the leader count that it is attached: a sign of life, like a keepalive.
+    async fn count(&self, hello: &Hello) -> Result<Slave, Error> {
+        let slave = Slave {
+            key: key("key", &hello.key)?,
+            nonce: hello.nonce.as_str().into(),
+        };
+        if hello.attachment == 0 {
+            return Err(Invalid::new("attachment", "counts from 1").into());
+        }
+        self.relay.check()?;
+        let now = Instant::now();
+        let sign = {
+            let view = self.roster.peek();
+            let member = view.member(slave.key).filter(|member| is(member, &slave));
+            let member = member.ok_or_else(|| {
+                Error::Superseded(format!(
+                    "no live pod has the key {} and this nonce: report a keepalive first",
+                    slave.key
+                ))
+            })?;
+            member.heard.touch(now, 0, Some(self.me));
+            member.heard.attach(hello.attachment);
+            Sign {
+                key: slave.key,
+                revision: member.mod_revision,
+                beat: 0,
+                attachment: hello.attachment,
+                at: now,
+            }
+        };
+        self.relay.count(sign).await?;
+        Ok(slave)
+    }
+}
+
+fn is(member: &Member, slave: &Slave) -> bool {
+    member.pod.nonce() == &*slave.nonce
+}
+
+fn stopping() -> Status {
+    Error::Unavailable("this master stops; attach to the next one".to_owned()).into()
+}
+
+/// The channel of one slave.
+struct Session {
+    sessions: Sessions,
+    attachment: Attachment,
+    requests: Streaming<AttachRequest>,
+    orders: SessionSender,
+    ending: Ending,
+}
+
+impl Session {
+    async fn run(mut self) {
+        let by_slave = self.listen().await;
+        let ended = Instant::now();
+        let sessions = &self.sessions;
+        sessions.switchboard.detach(self.attachment.clone()).await;
+        tracing::debug!(key = %self.attachment.slave.key, by_slave, "a slave's channel ended");
+        if by_slave {
+            let judged = self.judge(ended);
+            sessions.token.run_until_cancelled(judged).await;
+        }
+    }
+
+    /// Passes on what the slave says until the channel ends; true when the slave or its connection ended it.
+    async fn listen(&mut self) -> bool {
+        loop {
+            // All arms are cancel safe: a message is taken whole or not at all.
+            tokio::select! {
+                () = self.sessions.token.cancelled() => {
+                    let _ = self.orders.try_send(Err(stopping()));
+                    return false;
+                }
+                // The slave attached again, or takes no orders any more: its end of the stream is closed with ours.
+                () = self.orders.closed() => return true,
+                message = self.requests.message() => match message {
+                    Ok(Some(AttachRequest { event: Some(event) })) => {
+                        self.sessions.switchboard.said(self.attachment.clone(), event).await;
+                    }
+                    // Of a newer slave.
+                    Ok(Some(AttachRequest { event: None })) => {}
+                    Ok(None) | Err(_) => return true,
+                },
+            }
+        }
+    }
+
+    /// Tells the leader of an end that may be the death of the slave's process.
+    async fn judge(&self, ended: Instant) {
+        sleep(HOLD).await;
+        let before = ended.checked_sub(AFTER_PAUSE).unwrap_or(ended);
+        let paused = self.sessions.wakefulness.stood_still_since(before);
+        if self.ending.is_by_us() || paused {
+            return;
+        }
+        let slave = &self.attachment.slave;
+        let sign = {
+            let view = self.sessions.roster.peek();
+            let member = view.member(slave.key).filter(|member| is(member, slave));
+            // It said goodbye, restarted, or is attached here again.
+            let Some(member) =
+                member.filter(|member| member.heard.attachment() == self.attachment.number)
+            else {
+                return;
+            };
+            Sign {
+                key: slave.key,
+                revision: member.mod_revision,
+                beat: 0,
+                attachment: self.attachment.number,
+                at: ended,
+            }
+        };
+        self.sessions.relay.detached(sign);
+    }
+}
