@@ -1,40 +1,25 @@
 //! The callback: one run of the user's program, with the roster as its input and the new state as its output.
 //!
-//! ```text
-//! master ──control pipe──▶ guard ──▶ shim = exec ▶ the program      stdin: input.json
-//!    ▲                       │ polls the pipe, its children, a clock    stdout, stderr ──▶ master
-//!    └── exit, report file ──┘
-//! ```
-//!
-//! What always holds, `kill -9` and SIGSTOP of the master included: when the guard has ended, so has everything that the
-//! program started; and the program has ended before the leader's lease can. The guard is a process of its own because a
-//! master that is stopped cannot end anything. It kills at the time that the master last told it, from its own clock,
-//! and when the control pipe closes. A guard that is killed itself takes the program's main process along
-//! (PR_SET_PDEATHSIG), which is why the shim forbids the program to gain privileges: a set-user-ID program could be
-//! killed neither way.
+//! It runs under a guard (see `kontrol_slave::process`): when that has ended, so has everything that the program started,
+//! and the program has ended before the leader's lease can, `kill -9` and SIGSTOP of the master included.
 //!
 //! Nothing here persists, retries, or decides when to run: the term does.
 
 pub mod changes;
-mod control;
 mod documents;
-pub mod guard;
 mod output;
 pub mod program;
 mod run;
-pub mod shim;
 mod verdict;
 
 pub use program::{Program, ProgramError};
 pub use run::run;
 
 use crate::model::Digest;
+use kontrol_slave::process::OWN_EXECUTABLE;
 use serde_json::Value;
 use std::{path::PathBuf, time::Duration};
 use tokio::time::Instant;
-
-/// The path by which a program runs its own executable again, even one that was replaced on disk meanwhile.
-pub const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
 /// What is the same for every run.
 #[derive(Debug, Clone)]

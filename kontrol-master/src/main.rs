@@ -1,9 +1,9 @@
 //! `kontrol-master`: serves, or asks a master that does.
 
 use clap::Parser;
-use kontrol_master::{callback, cli, config::ServeArgs, server::Server};
-use kontrol_slave::{logging, supervise};
-use std::{env, ffi::OsStr, process::ExitCode};
+use kontrol_master::{cli, config::ServeArgs, server::Server};
+use kontrol_slave::{logging, process, supervise};
+use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
 /// Exit code of a wrong configuration.
@@ -30,12 +30,8 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    // These two are for the master itself, beside the callback. They start before any thread does.
-    let mut arguments = env::args_os().skip(1);
-    match arguments.next().as_deref().and_then(OsStr::to_str) {
-        Some("guard") => return callback::guard::main(arguments),
-        Some("shim") => return callback::shim::main(arguments),
-        Some(_) | None => {}
+    if let Some(code) = process::helper() {
+        return code;
     }
     let cli = match kontrol_slave::config::parse::<Cli>() {
         Ok(cli) => cli,
@@ -105,6 +101,7 @@ fn serve(args: ServeArgs) -> ExitCode {
 mod tests {
     use super::*;
     use clap::{Command, CommandFactory};
+    use std::ffi::OsStr;
 
     fn check(command: &Command) {
         for arg in command.get_arguments() {

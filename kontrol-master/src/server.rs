@@ -15,7 +15,7 @@ use crate::{config::Config, gateway, listener, metrics::Metrics, pod, roster::Pe
 use anyhow::Context as _;
 use core::Core;
 use futures::future::join_all;
-use kontrol_slave::{agent::Agent, identity::host_name, supervise::Tasks};
+use kontrol_slave::{agent::Agent, identity::host_name, process::reaper, supervise::Tasks};
 use operations::Operations;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -113,6 +113,7 @@ impl Server {
             "the health service",
             rpc::report_health(health, readiness.clone(), token.clone()),
         );
+        tasks.spawn("the reaper", reaper::run(stages.last.clone()));
         let operations = Operations { readiness, metrics };
         let http = gateway::router(grpc)
             .context("read the HTTP routes from the descriptors")?

@@ -29,5 +29,6 @@ pub mod keepalive;
 pub mod logging;
 pub mod masters;
 pub mod payload;
+pub mod process;
 pub mod program;
 pub mod supervise;

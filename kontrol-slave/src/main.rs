@@ -2,11 +2,14 @@
 
 use kontrol_slave::{
     config::{self, Args},
-    logging, program,
+    logging, process, program,
 };
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(code) = process::helper() {
+        return code;
+    }
     let args = match config::parse::<Args>() {
         Ok(args) => args,
         Err(error) => return config::refuse("kontrol-slave", &error),

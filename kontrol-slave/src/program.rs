@@ -9,6 +9,7 @@ use crate::{
     identity::{Identity, podinfo::PodinfoTask, route_to},
     masters::Tier,
     payload,
+    process::reaper,
     supervise::{BoxError, Failure, Tasks, signals},
 };
 use serde_json::Value;
@@ -56,6 +57,7 @@ async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
     });
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, %ip, nonce = agent.nonce(), "kontrol-slave started");
+    tasks.spawn("reaper", reaper::run(token.clone()));
     tasks.spawn("agent", agent.run(token));
     tasks.run(GRACE).await
 }

@@ -16,6 +16,7 @@
     reason = "a failed unwrap of the harness is a failed test"
 )]
 
+pub mod action;
 pub mod client;
 pub mod cluster;
 pub mod etcd;

@@ -13,11 +13,6 @@ use std::{
 /// Longest `NAME=value` with its closing NUL that Linux passes on (MAX_ARG_STRLEN with pages of 4 KiB).
 pub(super) const MAX_VARIABLE_BYTES: usize = 128 * 1024;
 
-/// The file that becomes the program's standard input.
-pub(super) const INPUT_FILE: &str = "input.json";
-/// Every file of documents in the run directory.
-pub(super) const FILES: [&str; 4] = [INPUT_FILE, PODS.file, STATE.file, CHANGES.file];
-
 /// A document's names: the variable that holds it, the variable that names its file, the file.
 struct Names {
     variable: &'static str,

@@ -6,7 +6,7 @@ use rustix::fs::{Access, access};
 use std::{
     env,
     ffi::OsString,
-    fmt, io,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -136,26 +136,6 @@ fn check_file(path: &Path) -> Result<(), ProgramError> {
         Ok(metadata) if !metadata.is_file() => Err(ProgramError::NotAFile(name)),
         Ok(_) if access(path, Access::EXEC_OK).is_err() => Err(ProgramError::NotExecutable(name)),
         Ok(_) => Ok(()),
-    }
-}
-
-/// Says why a program was not executed, and what to do about it.
-pub(super) fn explain(program: &Path, error: &io::Error) -> String {
-    use rustix::io::Errno;
-    let exists = program.exists();
-    let program = program.display();
-    match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOEXEC) => {
-            format!("{program} has no first line that names its interpreter, such as #!/bin/sh")
-        }
-        Some(Errno::NOENT) if exists => {
-            format!("the interpreter named in the first line of {program} does not exist")
-        }
-        Some(Errno::NOENT) => format!("there is no file {program}"),
-        Some(Errno::ACCESS) => {
-            format!("this user may not execute {program}, or the interpreter it names")
-        }
-        _ => format!("{program}: {error}"),
     }
 }
 

@@ -2,36 +2,29 @@
 //! output within its bounds, and judges what came of it.
 //!
 //! Everything happens in the one task that calls `run`. The run is over when the guard has ended. A caller that drops
-//! it closes the control pipe, upon which the guard ends the program, but then nobody waits for that: cancel instead.
+//! it closes the control socket, upon which the guard ends the program, but then nobody waits for that: cancel instead.
 
 use super::{
     Failure, Input, Run, Settings, Validity,
-    control::{Lease, Order, PID_FILE, REPORT_FILE},
-    documents::{Documents, INPUT_FILE, MAX_VARIABLE_BYTES},
+    documents::{Documents, MAX_VARIABLE_BYTES},
     output::Lines,
     verdict::judge,
 };
-use rustix::{
-    io::{Errno, ioctl_fionbio},
-    process::{Pid, Signal, kill_process_group},
-};
+use kontrol_slave::process::{DIRECTORY_PREFIX, Guarded, INPUT_FILE, Lease, Order, Pipes, Spec};
+use rustix::io::Errno;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
     env, fs, io,
-    os::{
-        fd::OwnedFd,
-        unix::{fs::PermissionsExt, process::ExitStatusExt},
-    },
+    os::unix::fs::PermissionsExt,
     path::Path,
-    process::{ExitStatus, Stdio},
+    process::ExitStatus,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 use tempfile::TempDir;
 use tokio::{
     io::AsyncReadExt,
-    process::{Child, ChildStderr, ChildStdout, Command},
     sync::watch,
     time::{Instant, sleep},
 };
@@ -64,10 +57,9 @@ pub async fn run(
 
 /// A guard that has been told to run the program.
 struct Running {
-    guard: Child,
-    control: Control,
-    stdout: ChildStdout,
-    stderr: ChildStderr,
+    guarded: Guarded,
+    pipes: Pipes,
+    /// Removed when the run is over.
     directory: TempDir,
 }
 
@@ -99,27 +91,28 @@ async fn start(
         return Err(Failure::LeaseUnconfirmed);
     }
     let not_started = |error: io::Error| Failure::NotStarted(format!("start its guard: {error}"));
-    let mut guard = spawn(settings, &documents, directory.path()).map_err(not_started)?;
-    let (Some(stdin), Some(stdout), Some(stderr)) =
-        (guard.stdin.take(), guard.stdout.take(), guard.stderr.take())
-    else {
-        return Err(not_started(io::Error::other("a pipe is missing")));
-    };
-    let mut control = Control::new(stdin.into_owned_fd().map_err(not_started)?);
-    control.tell(Order::Until(Lease::new(validity)));
+    let guarded = spawn(settings, &documents, directory.path()).await;
+    let (mut guarded, pipes) = guarded.map_err(not_started)?;
+    guarded.tell(Order::Until(until(validity)));
     Ok(Running {
-        guard,
-        control,
-        stdout,
-        stderr,
+        guarded,
+        pipes,
         directory,
     })
+}
+
+/// Until when the program may run.
+fn until(validity: Validity) -> Lease {
+    match validity {
+        Validity::Forever => Lease::Forever,
+        Validity::Until { soft, hard } => Lease::until(soft, hard),
+    }
 }
 
 /// Writes the documents into a new directory that only this user can enter.
 fn write(documents: &Documents) -> io::Result<TempDir> {
     let directory = tempfile::Builder::new()
-        .prefix("kontrol-callback-")
+        .prefix(DIRECTORY_PREFIX)
         .permissions(fs::Permissions::from_mode(0o700))
         .tempdir()?;
     fs::write(directory.path().join(INPUT_FILE), documents.input())?;
@@ -129,28 +122,27 @@ fn write(documents: &Documents) -> io::Result<TempDir> {
     Ok(directory)
 }
 
-fn spawn(settings: &Settings, documents: &Documents, directory: &Path) -> io::Result<Child> {
-    let spawn = |limit| {
+async fn spawn(
+    settings: &Settings,
+    documents: &Documents,
+    directory: &Path,
+) -> io::Result<(Guarded, Pipes)> {
+    let spec = |limit| {
         let environment =
             documents.environment(env::vars_os(), directory, &settings.endpoint, limit);
         say_left_out(&environment.left_out);
-        Command::new(&settings.guard)
-            .arg0("kontrol-master")
-            .arg("guard")
-            .arg(directory)
-            .arg(settings.grace.as_millis().to_string())
-            .args(settings.program.argv())
-            .env_clear()
-            .envs(environment.variables)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()
+        Spec {
+            guard: settings.guard.clone(),
+            guard_environment: environment.variables,
+            directory: Some(directory.to_owned()),
+            ..Spec::new("kontrol-master", settings.program.argv(), settings.grace)
+        }
     };
-    match spawn(MAX_VARIABLE_BYTES) {
+    match Guarded::start(spec(MAX_VARIABLE_BYTES)).await {
         // With a small stack limit even variables that fit one by one can be too much together.
-        Err(error) if error.raw_os_error() == Some(Errno::TOOBIG.raw_os_error()) => spawn(0),
+        Err(error) if error.raw_os_error() == Some(Errno::TOOBIG.raw_os_error()) => {
+            Guarded::start(spec(0)).await
+        }
         other => other,
     }
 }
@@ -169,26 +161,6 @@ fn say_left_out(variables: &[&'static str]) {
     }
 }
 
-/// The writing end of the control pipe. Never blocks: a guard that doesn't read must not stop the master.
-struct Control(Option<OwnedFd>);
-
-impl Control {
-    fn new(pipe: OwnedFd) -> Self {
-        // The pipe holds hundreds of orders and the guard reads at once; at worst a write waits for it.
-        let _ = ioctl_fionbio(&pipe, true);
-        Self(Some(pipe))
-    }
-
-    /// Writes one line, whole or not at all. An order that can't be told closes the pipe instead, which ends the run.
-    fn tell(&mut self, order: Order) {
-        let Some(pipe) = &self.0 else { return };
-        let line = format!("{order}\n");
-        if !matches!(rustix::io::write(pipe, line.as_bytes()), Ok(n) if n == line.len()) {
-            self.0 = None;
-        }
-    }
-}
-
 impl Running {
     async fn finish(
         self,
@@ -197,10 +169,11 @@ impl Running {
         token: CancellationToken,
     ) -> (i32, Result<Option<Value>, Failure>) {
         let Self {
-            mut guard,
-            mut control,
-            mut stdout,
-            mut stderr,
+            mut guarded,
+            pipes: Pipes {
+                mut stdout,
+                mut stderr,
+            },
             directory,
         } = self;
         let mut asked: Option<Failure> = None;
@@ -232,13 +205,13 @@ impl Running {
                 changed = lease.changed(), if lease_known && ended.is_none() => match changed {
                     Ok(()) => {
                         let validity = *lease.borrow_and_update();
-                        control.tell(Order::Until(Lease::new(validity)));
+                        guarded.tell(Order::Until(until(validity)));
                     }
                     // Nobody confirms it any more; the guard knows how long it lasts.
                     Err(_) => lease_known = false,
                 },
-                status = guard.wait(), if ended.is_none() => {
-                    ended = Some(status.unwrap_or_else(|_| ExitStatus::from_raw(Signal::KILL.as_raw())));
+                status = guarded.wait(), if ended.is_none() => {
+                    ended = Some(status);
                     patience.as_mut().reset(Instant::now() + DRAIN);
                     patient = true;
                 }
@@ -264,13 +237,13 @@ impl Running {
                         break status;
                     }
                     tracing::error!(
-                        guard = guard.id(),
+                        guard = guarded.id(),
                         "the callback has not ended though it was told to and killed; waiting for it, for two must not run at once"
                     );
                 }
             }
             if let Some(failure) = stop {
-                control.tell(Order::Stop);
+                guarded.tell(Order::Stop);
                 if ended.is_none() {
                     patience
                         .as_mut()
@@ -286,24 +259,12 @@ impl Running {
         if let Some(line) = lines.end() {
             log(&line);
         }
-        let report = fs::read_to_string(directory.path().join(REPORT_FILE))
-            .ok()
-            .and_then(|line| line.parse().ok());
-        if report.is_none() {
-            kill_left_over(directory.path());
-        }
+        let report = guarded.report();
+        drop(directory);
         judge(report, status, asked, &output)
     }
 }
 
 fn log(line: &str) {
     tracing::info!(target: "callback", "{line}");
-}
-
-/// Kills what a guard without a report may have left behind. The death signal took the main process already.
-fn kill_left_over(directory: &Path) {
-    let pid = fs::read_to_string(directory.join(PID_FILE)).ok();
-    if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid.parse().ok()?)) {
-        let _ = kill_process_group(pid, Signal::KILL);
-    }
 }

@@ -1,10 +1,7 @@
 //! What came of a run, from what the guard reports, what it was told, and what the program wrote. PURE.
 
-use super::{
-    Failure,
-    control::{Cause, Report, Status},
-    output,
-};
+use super::{Failure, output};
+use kontrol_slave::process::{Cause, Report, Status};
 use serde_json::Value;
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 

@@ -5,7 +5,8 @@
 
 use super::super::control::{Cause, Lease};
 
-/// How long the program has after SIGTERM when its master died. Short: a master that starts again may run the next one.
+/// How long the program has after SIGTERM when the process that it runs for died. Short: one that starts again may run it
+/// again.
 const ORPHAN_GRACE_MS: u64 = 250;
 
 /// What to do now.
@@ -51,7 +52,7 @@ impl Plan {
     /// The program must end. A later cause replaces none, but can only shorten the grace.
     pub(super) fn end(&mut self, cause: Cause, now: u64) {
         let grace_ms = match cause {
-            Cause::MasterGone => self.grace_ms.min(ORPHAN_GRACE_MS),
+            Cause::ParentGone => self.grace_ms.min(ORPHAN_GRACE_MS),
             Cause::Itself | Cause::Stop | Cause::Lease | Cause::Signal => self.grace_ms,
         };
         let kill_at = now.saturating_add(grace_ms);
@@ -140,11 +141,11 @@ mod tests {
     }
 
     #[test]
-    fn the_death_of_the_master_shortens_the_grace_of_a_stop() {
+    fn the_death_of_the_parent_shortens_the_grace_of_a_stop() {
         let mut plan = Plan::new(Lease::Forever, 2000);
         plan.end(Cause::Stop, 100);
         assert_eq!(plan.act(100), Act::Terminate);
-        plan.end(Cause::MasterGone, 200);
+        plan.end(Cause::ParentGone, 200);
         assert_eq!(plan.act(200), Act::Wait(Some(450)));
         assert_eq!(plan.cause(), Cause::Stop);
     }
@@ -163,7 +164,7 @@ mod tests {
                         plan.renew(Lease::Until { soft: now + 1000, hard });
                     }
                     1 => plan.end(Cause::Stop, now),
-                    2 => plan.end(Cause::MasterGone, now),
+                    2 => plan.end(Cause::ParentGone, now),
                     _ => {}
                 }
                 match plan.act(now) {

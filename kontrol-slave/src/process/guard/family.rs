@@ -104,25 +104,62 @@ impl Family {
 /// The children of this process, dead ones included.
 fn children() -> Vec<Pid> {
     let own = getpid();
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
-            // A process that ends meanwhile has no file any more, and is no child if it was another's.
-            let stat = fs::read(entry.path().join("stat")).ok()?;
-            (parent(&stat) == Some(own)).then_some(pid)
-        })
-        .collect()
+    let mut children = Vec::new();
+    each_process(|pid, stat| {
+        if stat.parent == Some(own) {
+            children.push(pid);
+        }
+    });
+    children
 }
 
-/// The parent in `/proc/<pid>/stat`: `pid (name) state parent ...`, where the name may hold anything.
-fn parent(stat: &[u8]) -> Option<Pid> {
-    let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let rest = str::from_utf8(&stat[after_name..]).ok()?;
-    Pid::from_raw(rest.split_ascii_whitespace().nth(1)?.parse().ok()?)
+/// The children of this process that are dead and not reaped.
+pub(in crate::process) fn zombies() -> Vec<Pid> {
+    let own = getpid();
+    let mut zombies = Vec::new();
+    each_process(|pid, stat| {
+        if stat.parent == Some(own) && stat.state == "Z" {
+            zombies.push(pid);
+        }
+    });
+    zombies
+}
+
+fn each_process(mut visit: impl FnMut(Pid, &Stat<'_>)) {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        // A process that ends meanwhile has no file any more, and is no child if it was another's.
+        if let Some(pid) = pid.and_then(Pid::from_raw)
+            && let Ok(text) = fs::read(entry.path().join("stat"))
+            && let Some(stat) = Stat::read(&text)
+        {
+            visit(pid, &stat);
+        }
+    }
+}
+
+/// The beginning of `/proc/<pid>/stat`: `pid (name) state parent ...`, where the name may hold anything.
+struct Stat<'a> {
+    state: &'a str,
+    parent: Option<Pid>,
+}
+
+impl<'a> Stat<'a> {
+    fn read(stat: &'a [u8]) -> Option<Self> {
+        let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
+        let rest = str::from_utf8(&stat[after_name..]).ok()?;
+        let mut words = rest.split_ascii_whitespace();
+        Some(Self {
+            state: words.next()?,
+            parent: Pid::from_raw(words.next()?.parse().ok()?),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -131,6 +168,7 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_hides_no_parent() {
+        let parent = |stat| Stat::read(stat).and_then(|stat| stat.parent);
         let pid = |pid| Pid::from_raw(pid);
         assert_eq!(parent(b"7 (sh) S 42 7 7 0"), pid(42));
         assert_eq!(parent(b"7 (a) S 1 (\xff) R 42 7 7 0"), pid(42));
@@ -152,6 +190,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(children().contains(&family.main), "it is not reaped");
+        assert!(zombies().contains(&family.main));
         assert_eq!(family.bury().unwrap(), Status::Killed(9));
         assert!(child.wait().is_err(), "it was reaped");
     }

@@ -1,35 +1,28 @@
-//! What master and guard say to each other.
+//! What a process and the guard of its program say to each other, over a socket that is the guard's standard input.
 //!
-//! Master to guard, lines on the guard's standard input; its end means that the master is gone:
+//! To the guard, lines; the end of the stream means that the process is gone:
 //!
 //! ```text
-//! until never              there is no lease that could end
-//! until <soft> <hard>      SIGTERM at soft, SIGKILL at hard: milliseconds of CLOCK_BOOTTIME
+//! environment <bytes>      then as many bytes: NAME=value with a NUL behind each; the program gets these and no others
+//! input <bytes>            then as many bytes: the program's standard input
+//! until never              nothing ends the program but itself
+//! until <soft> <hard>      SIGTERM at soft, SIGKILL at hard: milliseconds of CLOCK_BOOTTIME; the first one starts it
 //! stop                     end the program now
 //! ```
 //!
-//! Guard to master, one line in the report file:
+//! From the guard, lines:
 //!
 //! ```text
+//! pid <pid>                the program's main process, and its process group
 //! not-started <reason>
 //! <who ended it> exited <code> | <who ended it> killed <signal> | <who ended it> not-run -1
 //! ```
 //!
 //! CLOCK_BOOTTIME is one clock for both processes, and goes on while the machine sleeps, as leases do.
 
-use super::Validity;
 use rustix::time::{ClockId, clock_gettime};
 use std::{fmt, str::FromStr};
 use tokio::time::Instant;
-
-/// The file in the run directory with the guard's report.
-pub(super) const REPORT_FILE: &str = "report";
-/// The file with the reason why the program was not executed.
-pub(super) const NOT_STARTED_FILE: &str = "not-started";
-/// The file with the pid of the program, which is the id of its process group too.
-pub(super) const PID_FILE: &str = "pid";
-/// Every file in the run directory that is not a document.
-pub(super) const FILES: [&str; 3] = [REPORT_FILE, NOT_STARTED_FILE, PID_FILE];
 
 /// Milliseconds of CLOCK_BOOTTIME.
 pub(super) fn boottime_ms() -> u64 {
@@ -40,38 +33,44 @@ pub(super) fn boottime_ms() -> u64 {
 
 /// Until when the program may run, for the guard's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lease {
+pub enum Lease {
+    /// As long as it likes.
     Forever,
-    Until { soft: u64, hard: u64 },
+    /// Until these times, in milliseconds of CLOCK_BOOTTIME.
+    Until {
+        /// When it gets SIGTERM.
+        soft: u64,
+        /// When it gets SIGKILL.
+        hard: u64,
+    },
 }
 
 impl Lease {
-    /// What the validity means now.
-    pub(super) fn new(validity: Validity) -> Self {
+    /// SIGTERM and SIGKILL at these moments.
+    pub fn until(soft: Instant, hard: Instant) -> Self {
         // In this order: a pause in between makes the deadlines earlier, never later.
         let boottime = boottime_ms();
-        Self::at(validity, boottime, Instant::now())
+        Self::at(soft, hard, boottime, Instant::now())
     }
 
-    fn at(validity: Validity, boottime: u64, now: Instant) -> Self {
+    fn at(soft: Instant, hard: Instant, boottime: u64, now: Instant) -> Self {
         let convert = |deadline: Instant| {
             let left = deadline.saturating_duration_since(now).as_millis();
             boottime.saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
         };
-        match validity {
-            Validity::Forever => Self::Forever,
-            Validity::Until { soft, hard } => Self::Until {
-                soft: convert(soft),
-                hard: convert(hard),
-            },
+        Self::Until {
+            soft: convert(soft),
+            hard: convert(hard),
         }
     }
 }
 
-/// What the master tells the guard.
+/// What the guard is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
+pub enum Order {
+    /// How long the program may run. The first one starts it.
     Until(Lease),
+    /// End the program now.
     Stop,
 }
 
@@ -104,15 +103,15 @@ impl FromStr for Order {
 
 /// Who ended the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cause {
+pub enum Cause {
     /// It ended by itself.
     Itself,
-    /// The master said stop.
+    /// The guard was told to stop.
     Stop,
-    /// The lease was not confirmed in time.
+    /// Its time was over.
     Lease,
-    /// The master is gone.
-    MasterGone,
+    /// The process that it ran for is gone.
+    ParentGone,
     /// The guard got a signal that asks it to end.
     Signal,
 }
@@ -122,15 +121,17 @@ impl Cause {
         (Self::Itself, "itself"),
         (Self::Stop, "stop"),
         (Self::Lease, "lease"),
-        (Self::MasterGone, "master-gone"),
+        (Self::ParentGone, "parent-gone"),
         (Self::Signal, "signal"),
     ];
 }
 
 /// How the program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Status {
+pub enum Status {
+    /// By itself, with this code.
     Exited(i32),
+    /// By this signal.
     Killed(i32),
     /// Its end came before its start.
     NotRun,
@@ -138,7 +139,7 @@ pub(super) enum Status {
 
 impl Status {
     /// As a shell would tell it.
-    pub(super) fn code(self) -> i32 {
+    pub fn code(self) -> i32 {
         match self {
             Self::Exited(code) => code,
             Self::Killed(signal) => 128 + signal,
@@ -147,10 +148,12 @@ impl Status {
     }
 }
 
-/// What the guard leaves behind.
+/// The last word of the guard.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Report {
+pub enum Report {
+    /// Why the program was not started.
     NotStarted(String),
+    /// Who ended it, and how.
     Ended(Cause, Status),
 }
 
@@ -204,27 +207,15 @@ mod tests {
     #[test]
     fn a_pause_between_the_two_clocks_makes_deadlines_earlier() {
         let now = Instant::now();
-        let validity = Validity::Until {
-            soft: now + Duration::from_secs(3),
-            hard: now + Duration::from_secs(4),
-        };
-        let (soft, hard) = (53_000, 54_000);
-        assert_eq!(
-            Lease::at(validity, 50_000, now),
-            Lease::Until { soft, hard }
-        );
-        let paused = now + Duration::from_secs(1);
-        let (soft, hard) = (52_000, 53_000);
-        assert_eq!(
-            Lease::at(validity, 50_000, paused),
-            Lease::Until { soft, hard }
-        );
-        let overdue = now + Duration::from_secs(9);
-        let (soft, hard) = (50_000, 50_000);
-        assert_eq!(
-            Lease::at(validity, 50_000, overdue),
-            Lease::Until { soft, hard }
-        );
+        let seconds = |seconds| now + Duration::from_secs(seconds);
+        for (at, soft, hard) in [
+            (now, 53_000, 54_000),
+            (seconds(1), 52_000, 53_000),
+            (seconds(9), 50_000, 50_000),
+        ] {
+            let lease = Lease::at(seconds(3), seconds(4), 50_000, at);
+            assert_eq!(lease, Lease::Until { soft, hard });
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! The guard: a small synchronous process beside the master that runs the program once and sees to its end.
+//! The guard: a small synchronous process beside its parent that runs a program once and sees to its end.
 //!
-//! The hidden subcommand `guard <run directory> <grace in ms> <program> [argument...]`, with the control pipe as standard
-//! input and the program's own standard output and error. It lives in a process group of its own, so that what stops
-//! the master's (Ctrl-C, Ctrl-Z) leaves it alone, and is the subreaper of whatever the program starts.
+//! The hidden subcommand `guard <run directory or -> <grace in ms> <user or -> <program> [argument...]`, with the control
+//! socket as standard input and the program's own standard output and error. It lives in a process group of its own, so
+//! that what stops the parent's (Ctrl-C, Ctrl-Z) leaves it alone, and is the subreaper of whatever the program starts.
 //!
 //! It ends only when none of that is alive. Its own failures end the program too.
 
@@ -11,15 +11,17 @@ mod orders;
 mod plan;
 
 use super::{
-    OWN_EXECUTABLE,
-    control::{self, Cause, NOT_STARTED_FILE, Order, PID_FILE, REPORT_FILE, Report, Status},
-    documents,
+    DIRECTORY_PREFIX, INPUT_FILE, NONE, OWN_EXECUTABLE,
+    control::{self, Cause, Order, Report, Status},
+    given,
+    shim::{self, NOT_STARTED_FILE},
 };
 use family::Family;
 use orders::{Orders, Told};
 use plan::{Act, Plan};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::{MemfdFlags, memfd_create},
     io::Errno,
     process::{getpid, set_child_subreaper},
     time::{
@@ -32,15 +34,16 @@ use signal_hook::{
     flag, low_level,
 };
 use std::{
-    ffi::OsString,
-    fs,
-    io::{self, Read, Write},
+    env,
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
     os::{
         fd::OwnedFd,
         unix::{net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -48,40 +51,58 @@ use std::{
     time::Duration,
 };
 
+pub(super) use family::zombies;
+
+/// The hidden subcommand.
+pub(super) const NAME: &str = "guard";
 /// How long to wait before looking again for what is left after SIGKILL, if nothing is heard of it.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// What to run, from the command line.
+struct Task {
+    directory: Option<PathBuf>,
+    grace_ms: u64,
+    user: OsString,
+    argv: Vec<OsString>,
+}
+
+impl Task {
+    fn read(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
+        let directory = given(Some(arguments.next()?)).map(PathBuf::from);
+        let grace_ms = arguments.next()?.to_str()?.parse().ok()?;
+        let user = arguments.next()?;
+        Some(Self {
+            directory,
+            grace_ms,
+            user,
+            argv: arguments.collect(),
+        })
+    }
+}
+
 /// The process of the guard.
-pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let (Some(directory), Some(grace)) = (arguments.next(), arguments.next()) else {
+pub(super) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let Some(task) = Task::read(arguments) else {
         return ExitCode::from(2);
     };
-    let Some(grace_ms) = grace.to_str().and_then(|text| text.parse().ok()) else {
-        return ExitCode::from(2);
-    };
-    let directory = PathBuf::from(directory);
     let mut orders = Orders::default();
-    let report = guard(&directory, grace_ms, arguments.collect(), &mut orders)
+    let report = guard(&task, &mut orders)
         .unwrap_or_else(|error| Report::NotStarted(format!("its guard fails: {error}")));
     let code = match &report {
         Report::NotStarted(_) => -1,
         Report::Ended(_, status) => status.code(),
     };
-    if orders.is_over() {
-        remove(&directory);
-    } else if let Err(error) = fs::write(directory.join(REPORT_FILE), report.to_string()) {
-        complain(&format!("write the report of the callback: {error}"));
+    orders::tell(&report);
+    if orders.is_over()
+        && let Some(directory) = &task.directory
+    {
+        remove(directory);
     }
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
 /// Runs the program to its end. An error means that it did not start.
-fn guard(
-    directory: &Path,
-    grace_ms: u64,
-    argv: Vec<OsString>,
-    orders: &mut Orders,
-) -> io::Result<Report> {
+fn guard(task: &Task, orders: &mut Orders) -> io::Result<Report> {
     set_child_subreaper(Some(getpid()))?;
     let mut signals = Signals::new()?;
     let timer = timerfd_create(
@@ -91,22 +112,22 @@ fn guard(
 
     // Nothing runs before it is known how long it may run.
     let mut plan = match orders.wait_first()? {
-        Told::Order(Order::Until(lease)) => Plan::new(lease, grace_ms),
+        Told::Order(Order::Until(lease)) => Plan::new(lease, task.grace_ms),
         Told::Order(Order::Stop) => return Ok(Report::Ended(Cause::Stop, Status::NotRun)),
-        Told::Gone => return Ok(Report::Ended(Cause::MasterGone, Status::NotRun)),
+        Told::Gone => return Ok(Report::Ended(Cause::ParentGone, Status::NotRun)),
     };
     if !matches!(plan.act(control::boottime_ms()), Act::Wait(_)) {
         return Ok(Report::Ended(plan.cause(), Status::NotRun));
     }
-    let mut family = match start(directory, argv) {
+    let mut family = match start(task, orders) {
         Ok(family) => family,
         Err(error) => return Ok(Report::NotStarted(error.to_string())),
     };
-    // For the master, should this process be killed. Then PDEATHSIG remains, even without the file.
-    let _ = fs::write(directory.join(PID_FILE), family.id().to_string());
+    // For the parent, should this process be killed. Then PDEATHSIG remains, even without that.
+    orders::tell_pid(family.id());
 
     if let Err(error) = supervise(&mut family, &mut plan, orders, &mut signals, &timer) {
-        complain(&format!("end the callback, its guard fails: {error}"));
+        complain(&format!("end the program, its guard fails: {error}"));
         plan.end(Cause::Signal, control::boottime_ms());
     }
     let mut passes = 0_u32;
@@ -114,32 +135,53 @@ fn guard(
         passes += 1;
         if passes.is_multiple_of(50) {
             complain(&format!(
-                "still waiting for processes of the callback to die: {:?}",
+                "still waiting for processes of the program to die: {:?}",
                 family.others()
             ));
         }
         signals.wait(LOOK_AGAIN)?;
     }
     let status = family.bury()?;
-    Ok(match fs::read_to_string(directory.join(NOT_STARTED_FILE)) {
-        Ok(reason) if plan.cause() == Cause::Itself => Report::NotStarted(reason),
+    let reason = task.directory.as_ref();
+    let reason = reason.and_then(|at| fs::read_to_string(at.join(NOT_STARTED_FILE)).ok());
+    Ok(match reason {
+        Some(reason) if plan.cause() == Cause::Itself => Report::NotStarted(reason),
         _ => Report::Ended(plan.cause(), status),
     })
 }
 
 /// Starts the program behind the shim, in a process group of its own.
-fn start(directory: &Path, argv: Vec<OsString>) -> io::Result<Family> {
-    let input = fs::File::open(directory.join(documents::INPUT_FILE))?;
-    let child = Command::new(OWN_EXECUTABLE)
-        .arg0("kontrol-master")
-        .arg("shim")
+fn start(task: &Task, orders: &mut Orders) -> io::Result<Family> {
+    let directory = task.directory.as_deref().map(Path::as_os_str);
+    let mut command = Command::new(OWN_EXECUTABLE);
+    command
+        .arg0(env::args_os().next().unwrap_or_default())
+        .arg(shim::NAME)
         .arg(getpid().as_raw_nonzero().to_string())
-        .arg(directory)
-        .args(argv)
-        .stdin(input)
-        .process_group(0)
-        .spawn()?;
+        .arg(directory.unwrap_or(OsStr::new(NONE)))
+        .arg(&task.user)
+        .args(&task.argv)
+        .stdin(input(task, orders.preamble.input.take())?)
+        .process_group(0);
+    if let Some(environment) = orders.preamble.environment.take() {
+        command.env_clear().envs(environment);
+    }
+    let child = command.spawn()?;
     Family::new(child.id()).ok_or_else(|| io::Error::other("the program has no pid"))
+}
+
+/// What the program reads. Of memory, so that it takes no disk.
+fn input(task: &Task, input: Option<Vec<u8>>) -> io::Result<Stdio> {
+    Ok(match (input, &task.directory) {
+        (Some(input), _) => {
+            let mut file = File::from(memfd_create("input", MemfdFlags::CLOEXEC)?);
+            file.write_all(&input)?;
+            file.rewind()?;
+            file.into()
+        }
+        (None, Some(directory)) => File::open(directory.join(INPUT_FILE))?.into(),
+        (None, None) => Stdio::null(),
+    })
 }
 
 /// Returns when the program's main process has ended.
@@ -188,7 +230,7 @@ fn supervise(
                 match told {
                     Told::Order(Order::Until(lease)) => plan.renew(lease),
                     Told::Order(Order::Stop) => plan.end(Cause::Stop, control::boottime_ms()),
-                    Told::Gone => plan.end(Cause::MasterGone, control::boottime_ms()),
+                    Told::Gone => plan.end(Cause::ParentGone, control::boottime_ms()),
                 }
             }
         }
@@ -252,18 +294,31 @@ impl Signals {
     }
 }
 
-/// Removes the run directory of a master that can't. By name, so that a wrong argument costs nobody a directory.
+/// Removes the run directory of a process that can't. Nothing else, so that a wrong argument costs nobody a directory.
 fn remove(directory: &Path) {
-    for file in documents::FILES.iter().chain(&control::FILES) {
-        let _ = fs::remove_file(directory.join(file));
+    let name = directory.file_name().and_then(OsStr::to_str);
+    if name.is_some_and(|name| name.starts_with(DIRECTORY_PREFIX)) {
+        let _ = fs::remove_dir_all(directory);
     }
-    let _ = fs::remove_dir(directory);
 }
 
-/// Says it on standard error, which goes to the master's log. That end may be closed.
+/// Says it on standard error, which goes to the parent's log. That end may be closed.
 fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "kontrol guard: {text}");
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_run_directory_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let run = directory.path().join(format!("{DIRECTORY_PREFIX}1"));
+        fs::create_dir(&run).unwrap();
+        fs::write(run.join("pods.json"), "[]").unwrap();
+        remove(&run);
+        remove(directory.path());
+        assert!(!run.exists() && directory.path().exists());
+    }
+}

@@ -1,0 +1,59 @@
+//! Programs of others, run so that nothing of them outlives this process: by actions on a slave, and by the callback on a
+//! master.
+//!
+//! ```text
+//! this process ──control socket──▶ guard ──▶ shim = exec ▶ the program      stdin: input, or nothing
+//!    ▲                              │ polls the socket, its children, a clock     stdout, stderr ──▶ this process
+//!    └──────── pid, report ─────────┘
+//! ```
+//!
+//! What always holds, `kill -9` and SIGSTOP of this process included: when the guard has ended, so has everything that the
+//! program started; and the program has ended at the time that the guard was last told. The guard is a process of its own
+//! because one that is stopped cannot end anything. It kills at that time, from its own clock, and when the control socket
+//! closes. A guard that is killed itself takes the program's main process along (PR_SET_PDEATHSIG), which is why the shim
+//! forbids the program to gain privileges: a set-user-ID program could be killed neither way.
+//!
+//! Guard and shim are hidden subcommands of both programs, see [`helper`].
+
+mod control;
+mod guard;
+mod guarded;
+pub mod reaper;
+mod shim;
+mod user;
+
+pub use control::{Cause, Lease, Order, Report, Status};
+pub use guarded::{Guarded, Pipes, Spec};
+pub use shim::NOT_STARTED_FILE;
+pub use user::{User, UserError};
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    process::ExitCode,
+};
+
+/// The path by which a program runs its own executable again, even one that was replaced on disk meanwhile.
+pub const OWN_EXECUTABLE: &str = "/proc/self/exe";
+/// What the name of a run directory begins with: the guard of a process that is gone removes nothing else.
+pub const DIRECTORY_PREFIX: &str = "kontrol-run-";
+/// The file in the run directory that becomes the program's standard input.
+pub const INPUT_FILE: &str = "input.json";
+
+/// Stands for an argument of a helper that is not given.
+const NONE: &str = "-";
+
+/// The guard or the shim, if that is what this process was started as. Call it before anything else, with one thread.
+pub fn helper() -> Option<ExitCode> {
+    let mut arguments = env::args_os().skip(1);
+    match arguments.next().as_deref().and_then(OsStr::to_str)? {
+        guard::NAME => Some(guard::main(arguments)),
+        shim::NAME => Some(shim::main(arguments)),
+        _ => None,
+    }
+}
+
+/// An argument that may be left out.
+fn given(argument: Option<OsString>) -> Option<OsString> {
+    argument.filter(|argument| argument != NONE)
+}

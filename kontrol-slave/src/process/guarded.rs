@@ -1,0 +1,192 @@
+//! A program under a guard, from the side of the process that it runs for.
+
+use super::{
+    NONE, OWN_EXECUTABLE,
+    control::{Order, Report},
+    guard, reaper,
+    user::{self, User},
+};
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::{
+    ffi::OsString,
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, net::UnixStream as StdStream, process::ExitStatusExt},
+    },
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::UnixStream,
+    process::{Child, ChildStderr, ChildStdout, Command},
+};
+
+/// A program to run, and how.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// The executable that is guard and shim as well; `OWN_EXECUTABLE` but in tests.
+    pub guard: PathBuf,
+    /// What the guard and the shim are called in a list of processes.
+    pub name: &'static str,
+    /// The program and its arguments.
+    pub argv: Vec<OsString>,
+    /// How long it has between SIGTERM and SIGKILL.
+    pub grace: Duration,
+    /// The environment of the guard; also that of the program, unless it has its own.
+    pub guard_environment: Vec<(OsString, OsString)>,
+    /// The environment of the program, kept from the guard: it may come from somebody who may do less than the guard.
+    pub environment: Option<Vec<(OsString, OsString)>>,
+    /// What the program reads; none: the file in the run directory, or nothing.
+    pub input: Option<Vec<u8>>,
+    /// The run directory. Its name begins with `DIRECTORY_PREFIX`. Removed by the guard if this process can't.
+    pub directory: Option<PathBuf>,
+    /// Whom the program runs as, if not as this process.
+    pub user: Option<User>,
+}
+
+impl Spec {
+    /// A program that runs as this process does.
+    pub fn new(name: &'static str, argv: Vec<OsString>, grace: Duration) -> Self {
+        Self {
+            guard: OWN_EXECUTABLE.into(),
+            name,
+            argv,
+            grace,
+            guard_environment: Vec::new(),
+            environment: None,
+            input: None,
+            directory: None,
+            user: None,
+        }
+    }
+}
+
+/// A guard that waits for its first order, or has begun. Dropped, it ends the program, but then nobody waits for that.
+#[derive(Debug)]
+pub struct Guarded {
+    guard: Child,
+    /// Closed once an order could not be told.
+    control: Option<UnixStream>,
+}
+
+/// What the program writes.
+#[derive(Debug)]
+pub struct Pipes {
+    /// Standard output.
+    pub stdout: ChildStdout,
+    /// Standard error.
+    pub stderr: ChildStderr,
+}
+
+impl Guarded {
+    /// Starts the guard and tells it all but the first order.
+    pub async fn start(spec: Spec) -> io::Result<(Self, Pipes)> {
+        let (ours, theirs) = StdStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut control = UnixStream::from_std(ours)?;
+        let mut command = Command::new(&spec.guard);
+        command
+            .arg0(spec.name)
+            .arg(guard::NAME)
+            .arg(spec.directory.as_deref().unwrap_or(Path::new(NONE)))
+            .arg(spec.grace.as_millis().to_string())
+            .arg(user::argument(spec.user.as_ref()))
+            .args(&spec.argv)
+            .env_clear()
+            .envs(spec.guard_environment)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let mut guard = reaper::spawn(&mut command)?;
+        // It holds the other end of the socket, which must close with the guard.
+        drop(command);
+        let (Some(stdout), Some(stderr)) = (guard.stdout.take(), guard.stderr.take()) else {
+            return Err(io::Error::other("a pipe is missing"));
+        };
+        let mut preamble = Vec::new();
+        if let Some(environment) = spec.environment {
+            let mut variables = Vec::new();
+            for (name, value) in environment {
+                variables
+                    .extend_from_slice(&[name.as_bytes(), b"=", value.as_bytes(), b"\0"].concat());
+            }
+            preamble.extend(format!("environment {}\n", variables.len()).into_bytes());
+            preamble.append(&mut variables);
+        }
+        if let Some(mut input) = spec.input {
+            preamble.extend(format!("input {}\n", input.len()).into_bytes());
+            preamble.append(&mut input);
+        }
+        control.write_all(&preamble).await?;
+        let guarded = Self {
+            guard,
+            control: Some(control),
+        };
+        Ok((guarded, Pipes { stdout, stderr }))
+    }
+
+    /// The pid of the guard, while it lives.
+    pub fn id(&self) -> Option<u32> {
+        self.guard.id()
+    }
+
+    /// Tells an order, whole or not at all, and never waits: the socket holds hundreds and the guard reads at once. An
+    /// order that can't be told closes the socket instead, which ends the program.
+    pub fn tell(&mut self, order: Order) {
+        let Some(control) = &self.control else { return };
+        let line = format!("{order}\n");
+        if !matches!(rustix::io::write(control, line.as_bytes()), Ok(length) if length == line.len())
+        {
+            self.control = None;
+        }
+    }
+
+    /// Waits for the guard, and with it for everything that the program started. Cancel safe.
+    pub async fn wait(&mut self) -> ExitStatus {
+        let id = self.guard.id();
+        let status = self.guard.wait().await;
+        id.into_iter().for_each(reaper::reaped);
+        // What can't be waited for was killed, as far as anybody can tell.
+        status.unwrap_or_else(|_| ExitStatus::from_raw(Signal::KILL.as_raw()))
+    }
+
+    /// What the guard reported, once it has ended. Without a report it was killed itself; then what it may have left
+    /// behind is killed here. The death signal took the main process already.
+    pub fn report(&mut self) -> Option<Report> {
+        let said = self.control.take().map(read_all).unwrap_or_default();
+        let (mut pid, mut report) = (None, None);
+        for line in String::from_utf8_lossy(&said).lines() {
+            match line.strip_prefix("pid ") {
+                Some(text) => pid = text.parse().ok().and_then(Pid::from_raw),
+                None => report = line.parse().ok(),
+            }
+        }
+        if report.is_none()
+            && let Some(pid) = pid
+        {
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+        report
+    }
+}
+
+/// What the guard wrote before it ended: two short lines.
+fn read_all(control: UnixStream) -> Vec<u8> {
+    const MOST: usize = 64 * 1024;
+    let mut said = Vec::new();
+    let Ok(stream) = control.into_std() else {
+        return said;
+    };
+    let mut chunk = [0; 4096];
+    while said.len() < MOST {
+        match rustix::io::read(&stream, &mut chunk) {
+            Ok(length @ 1..) => said.extend_from_slice(&chunk[..length]),
+            Ok(0) | Err(_) => break,
+        }
+    }
+    said
+}
