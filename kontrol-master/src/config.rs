@@ -13,6 +13,7 @@ use crate::{
 };
 use args::{CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs};
 use kontrol_slave::{
+    action,
     config::{PodArgs, PodConfig},
     duration,
     identity::{Labels, Mistake, Podinfo, parse_labels},
@@ -54,6 +55,8 @@ pub struct Config {
     pub upstream: Option<Vec<Tier>>,
     /// Who this master is as a pod; absent when it reports itself to nobody.
     pub pod: Option<PodConfig>,
+    /// How it runs actions as a pod.
+    pub actions: action::Settings,
     /// The name given to this master.
     pub id: Option<String>,
     /// The address given for this host.
@@ -173,6 +176,7 @@ impl ServeArgs {
             }
             _ => None,
         };
+        let actions = mistakes.all(self.actions.check(self.listen.insecure));
         let (
             Some(bind),
             Some(advertise),
@@ -181,6 +185,7 @@ impl ServeArgs {
             Some(namespace),
             Some(store),
             Some(etcd),
+            Some(actions),
             true,
         ) = (
             bind,
@@ -190,6 +195,7 @@ impl ServeArgs {
             namespace,
             store,
             etcd,
+            actions,
             mistakes.0.is_empty(),
         )
         else {
@@ -210,6 +216,7 @@ impl ServeArgs {
                 .or(podinfo.and_then(|podinfo| podinfo.name)),
             ip: ip.flatten(),
             pod,
+            actions,
             settings: Settings {
                 namespace,
                 app,

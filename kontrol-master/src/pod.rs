@@ -35,6 +35,7 @@ pub async fn agents(
     let Some(pod) = &config.pod else {
         return Ok(agents);
     };
+    config.actions.remark();
     if let Some(given) = &config.mixed {
         let tiers = match given {
             Some(tiers) => tiers.clone(),
@@ -47,6 +48,7 @@ pub async fn agents(
             identity,
             payload,
             tiers,
+            actions: Some(config.actions.clone()),
         }));
     }
     if let Some(tiers) = &config.upstream {
@@ -68,6 +70,7 @@ pub async fn agents(
             identity,
             payload,
             tiers: tiers.clone(),
+            actions: Some(config.actions.clone()),
         }));
     }
     Ok(agents)

@@ -1,17 +1,20 @@
-//! The agent: reports one pod to any number of tiers. It is the same in the slave program, in a master that is a pod
-//! as well (mixed mode), and in a master that reports to masters above it (chain).
+//! The agent: reports one pod to any number of tiers, and runs the actions that their masters send. It is the same in the
+//! slave program, in a master that is a pod as well (mixed mode), and in a master that reports to masters above it (chain).
 //!
 //! It only reads its inputs: who the pod is and its payload come in as `watch` receivers, so whoever owns them may
 //! change them at any time, and a change is sent at once. A receiver whose sender is gone simply never changes.
+//!
+//! At the end the commands end first, so that this can still be told; then the pod says goodbye.
 
 use crate::{
+    action::{Executor, ExecutorTask, Settings, session::SessionTask},
     identity::Identity,
-    keepalive::{Report, TierTask},
+    keepalive::{Beside, Report, TierTask},
     masters::Tier,
 };
 use futures::future::join_all;
 use serde_json::Value;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -26,13 +29,17 @@ pub struct AgentConfig {
     pub payload: watch::Receiver<Value>,
     /// The tiers; each gets every keepalive.
     pub tiers: Vec<Tier>,
+    /// How actions run; without it they are all refused.
+    pub actions: Option<Settings>,
 }
 
 /// An agent that is ready to run: one incarnation of its pod.
 #[derive(Debug)]
 pub struct Agent {
     nonce: Arc<str>,
-    tasks: Vec<TierTask>,
+    tiers: Vec<TierTask>,
+    sessions: Vec<SessionTask>,
+    executor: ExecutorTask,
     status: watch::Receiver<Vec<TierStatus>>,
 }
 
@@ -41,7 +48,7 @@ impl Agent {
     pub fn new(config: AgentConfig) -> Self {
         let nonce: Arc<str> = format!("{:016x}", rand::random::<u64>()).into();
         let report = Report {
-            identity: config.identity,
+            identity: config.identity.clone(),
             payload: config.payload,
             nonce: nonce.clone(),
         };
@@ -50,10 +57,33 @@ impl Agent {
             ..TierStatus::default()
         };
         let (sender, status) = watch::channel(config.tiers.iter().map(unknown).collect());
-        let task = |(index, tier)| TierTask::new(tier, report.clone(), sender.clone(), index);
+        let (channels, readers): (Vec<_>, Vec<_>) =
+            config.tiers.iter().map(|_| watch::channel(None)).unzip();
+        let (handle, executor) = Executor::new(config.actions, config.identity, readers);
+        let (mut tiers, mut sessions) = (Vec::new(), Vec::new());
+        for (index, (tier, channel)) in config.tiers.iter().zip(channels).enumerate() {
+            let (answers, answered) = watch::channel(None);
+            let (haste, hastened) = watch::channel(Duration::MAX);
+            let beside = Beside {
+                answers,
+                haste: hastened,
+            };
+            let (report, sender) = (report.clone(), sender.clone());
+            tiers.push(TierTask::new(tier, report, sender, index, beside));
+            sessions.push(SessionTask::new(
+                (index, tier.to_string()),
+                nonce.clone(),
+                answered,
+                haste,
+                channel,
+                handle.clone(),
+            ));
+        }
         Self {
             nonce,
-            tasks: config.tiers.iter().enumerate().map(task).collect(),
+            tiers,
+            sessions,
+            executor,
             status,
         }
     }
@@ -68,10 +98,23 @@ impl Agent {
         self.status.clone()
     }
 
-    /// Reports until the token is cancelled; returns once `down` was said to every tier, within two seconds.
+    /// Reports until the token is cancelled; returns once every command has ended and `down` was said to every tier:
+    /// within two seconds, or three where commands ran.
     pub async fn run(self, token: CancellationToken) {
-        join_all(self.tasks.into_iter().map(|task| task.run(token.clone()))).await;
-        // Without tiers there is nothing to do, but ending early would look like a failure.
-        token.cancelled().await;
+        let (goodbye, gone) = (CancellationToken::new(), CancellationToken::new());
+        let commands = async {
+            self.executor.run(token.clone()).await;
+            goodbye.cancel();
+        };
+        let tiers = self.tiers.into_iter();
+        let tiers = join_all(tiers.map(|task| task.run(goodbye.clone())));
+        // What the commands have to tell is on its way until then.
+        let tiers = async {
+            tiers.await;
+            gone.cancel();
+        };
+        let sessions = self.sessions.into_iter();
+        let sessions = join_all(sessions.map(|task| task.run(gone.clone())));
+        tokio::join!(commands, tiers, sessions);
     }
 }

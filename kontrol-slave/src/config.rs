@@ -3,7 +3,12 @@
 //!
 //! An empty variable counts as an absent one: compose files and manifests cannot leave a variable out.
 
+mod actions;
+
+pub use actions::ActionArgs;
+
 use crate::{
+    action,
     identity::{Given, Mistake, Podinfo, host_name, parse_labels, podinfo},
     logging,
     masters::{self, Tier},
@@ -45,6 +50,15 @@ pub struct Args {
     /// The pod.
     #[command(flatten)]
     pub pod: PodArgs,
+
+    /// How actions run.
+    #[command(flatten)]
+    pub actions: ActionArgs,
+
+    /// Accepts that everybody who reaches the masters can run commands here: without it every action is refused, until
+    /// slaves and masters can know each other. Default: no.
+    #[arg(long, env = "KONTROL_INSECURE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    pub insecure: bool,
 
     /// Logs debug lines too. Default: no.
     #[arg(long, env = "KONTROL_VERBOSE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
@@ -158,6 +172,8 @@ pub struct Config {
     pub tiers: Vec<Tier>,
     /// The pod.
     pub pod: PodConfig,
+    /// How actions run.
+    pub actions: action::Settings,
     /// Whether debug lines are logged.
     pub verbose: bool,
     /// How log lines are written.
@@ -228,6 +244,8 @@ impl Args {
     pub fn check(&self) -> Result<Config, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let pod = self.pod.check().map_err(|more| mistakes.extend(more)).ok();
+        let actions = self.actions.check(self.insecure);
+        let actions = actions.map_err(|more| mistakes.extend(more)).ok();
         let annotated = pod.as_ref().and_then(|pod| {
             let annotations = [&pod.given.annotations, &pod.found.annotations];
             annotations
@@ -260,14 +278,15 @@ impl Args {
                 }
             }
         }
-        match pod {
-            Some(pod) if mistakes.is_empty() => Ok(Config {
+        match (pod, actions) {
+            (Some(pod), Some(actions)) if mistakes.is_empty() => Ok(Config {
                 tiers,
                 pod,
+                actions,
                 verbose,
                 log_format: self.log_format,
             }),
-            Some(_) | None => Err(mistakes),
+            _ => Err(mistakes),
         }
     }
 }
@@ -323,6 +342,8 @@ mod tests {
                 labels: Some(r#"{"app":"web","role":"front"}"#.into()),
                 ..PodArgs::default()
             },
+            actions: ActionArgs::default(),
+            insecure: false,
             verbose: false,
             mode: "slave".into(),
             log_format: logging::Format::Text,

@@ -6,6 +6,7 @@
 //! Only transitions are logged (attached, lost, away, refused), never single keepalives.
 
 use crate::{
+    action::session::Answered,
     identity::Identity,
     masters::{
         Tier,
@@ -156,6 +157,13 @@ async fn ping(
     }
 }
 
+/// The ends of what a tier shares with the session beside it.
+#[derive(Debug)]
+pub(crate) struct Beside {
+    pub(crate) answers: watch::Sender<Option<Answered>>,
+    pub(crate) haste: watch::Receiver<Duration>,
+}
+
 /// The loop of one tier.
 #[derive(Debug)]
 pub(crate) struct TierTask {
@@ -168,6 +176,11 @@ pub(crate) struct TierTask {
     /// Where this tier's status is published, and at which place.
     status: watch::Sender<Vec<TierStatus>>,
     index: usize,
+    /// The connection that answered last, for the session beside.
+    answers: watch::Sender<Option<Answered>>,
+    count: u64,
+    /// Within what time the session wants the pod to be heard.
+    haste: watch::Receiver<Duration>,
     /// The trouble that was logged last, so that it is logged once.
     said: Option<Setback>,
 }
@@ -178,6 +191,7 @@ impl TierTask {
         report: Report,
         status: watch::Sender<Vec<TierStatus>>,
         index: usize,
+        beside: Beside,
     ) -> Self {
         Self {
             name: tier.to_string(),
@@ -187,6 +201,9 @@ impl TierTask {
             beat: 0,
             status,
             index,
+            answers: beside.answers,
+            count: 0,
+            haste: beside.haste,
             said: None,
         }
     }
@@ -200,6 +217,11 @@ impl TierTask {
                 () = token.cancelled() => break,
                 () = self.report.changed() => {
                     self.schedule.changed(Instant::now());
+                    continue;
+                }
+                Ok(()) = self.haste.changed() => {
+                    let bound = *self.haste.borrow_and_update();
+                    self.schedule.hasten(Instant::now(), bound, rand::random());
                     continue;
                 }
                 () = sleep_until(self.schedule.due()) => {}
@@ -267,6 +289,12 @@ impl TierTask {
                 attached.endpoint()
             );
         }
+        self.count += 1;
+        self.answers.send_replace(Some(Answered {
+            attached: attached.clone(),
+            key: status.key.clone(),
+            count: self.count,
+        }));
         self.publish(|place| *place = status);
     }
 

@@ -20,6 +20,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
+pub mod action;
 pub mod agent;
 pub mod config;
 pub mod duration;

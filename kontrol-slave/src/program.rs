@@ -17,8 +17,8 @@ use std::{net::IpAddr, time::Duration};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-/// How long the tasks may take to stop. The agent's goodbye is shorter.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long the tasks may take to stop: for the agent to end its commands, and to say goodbye.
+const GRACE: Duration = Duration::from_secs(4);
 /// How often to look for a route to the masters while there is none.
 const ROUTE_RETRY: Duration = Duration::from_secs(2);
 
@@ -50,10 +50,12 @@ async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
     };
     let mut tasks = Tasks::new(token.clone());
     let (identity, payload) = follow_pod(&config.pod, ip, &mut tasks).await?;
+    config.actions.remark();
     let agent = Agent::new(AgentConfig {
         identity,
         payload,
         tiers: config.tiers,
+        actions: Some(config.actions),
     });
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, %ip, nonce = agent.nonce(), "kontrol-slave started");

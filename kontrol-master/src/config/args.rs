@@ -2,7 +2,10 @@
 //! one that is not set (compose files and manifests can't leave one out), and so that all mistakes are told at once.
 
 use clap::{Args, builder::FalseyValueParser};
-use kontrol_slave::{config::PodArgs, logging::Format};
+use kontrol_slave::{
+    config::{ActionArgs, PodArgs},
+    logging::Format,
+};
 use std::path::PathBuf;
 
 /// Every flag of a master that serves.
@@ -27,6 +30,11 @@ pub struct ServeArgs {
         next_help_heading = "This master as a pod, for --mode master,slave and --upstream"
     )]
     pub(super) pod: PodArgs,
+    #[command(
+        flatten,
+        next_help_heading = "Actions on this master as a pod; they take --insecure as well"
+    )]
+    pub(super) actions: ActionArgs,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -91,6 +91,16 @@ impl Schedule {
         self.due = self.due.min(soonest);
     }
 
+    /// The pod should be heard soon: within `bound`, at a moment drawn by lot, so that all who lost one master don't come
+    /// back at once. While no master answers, the back-off stands. `luck` is from 0 to 1.
+    pub fn hasten(&mut self, now: Instant, bound: Duration, luck: f64) {
+        if !matches!(self.phase, Phase::Failing(_)) {
+            let soon = now + bound.mul_f64(luck.clamp(0.0, 1.0));
+            let gap = self.last.map_or(now, |last| last + CHANGE_GAP);
+            self.due = self.due.min(soon.max(gap));
+        }
+    }
+
     /// A master answered and named its interval. `luck` is from 0 to 1.
     pub fn answered(&mut self, now: Instant, interval: Option<Duration>, luck: f64) {
         self.phase = Phase::Steady;
@@ -202,6 +212,22 @@ mod tests {
             })
             .collect();
         assert_eq!(waits, [200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
+    }
+
+    #[test]
+    fn haste_brings_the_next_keepalive_forward_and_never_back() {
+        let (mut schedule, now) = steady(5 * SECOND);
+        let later = now + SECOND;
+        schedule.hasten(later, SECOND, 0.5);
+        assert_eq!(schedule.due(), later + SECOND / 2);
+        schedule.hasten(later, 60 * SECOND, 1.0);
+        assert_eq!(schedule.due(), later + SECOND / 2);
+        schedule.hasten(now, SECOND, 0.0);
+        assert_eq!(schedule.due(), now + CHANGE_GAP, "keepalives keep a gap");
+        schedule.failed(now, true, 1.0);
+        let due = schedule.due();
+        schedule.hasten(now, SECOND, 0.0);
+        assert_eq!(schedule.due(), due);
     }
 
     #[derive(Debug, Clone)]

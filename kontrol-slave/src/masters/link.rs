@@ -10,7 +10,14 @@
 use super::{Endpoint, Tier};
 use futures::future::{BoxFuture, FutureExt, join_all};
 use rand::seq::SliceRandom;
-use std::{collections::VecDeque, error::Error, io, net::SocketAddr, time::Duration};
+use std::{
+    collections::VecDeque,
+    error::Error,
+    io,
+    net::SocketAddr,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 use tokio::{net::lookup_host, time::timeout};
 use tonic::transport::{Channel, Endpoint as Transport, Uri};
 
@@ -21,12 +28,16 @@ const PING_AFTER: Duration = Duration::from_secs(10);
 /// How long such a ping may go unanswered before the connection counts as broken.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The next connection's number.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
 /// A master that the tier is connected to.
 #[derive(Debug, Clone)]
 pub struct Attached {
     endpoint: Endpoint,
     address: SocketAddr,
     channel: Channel,
+    serial: u64,
 }
 
 impl Attached {
@@ -38,6 +49,11 @@ impl Attached {
     /// The address that it stood for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Tells connections apart, of one address as well.
+    pub fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// A handle on the connection.
@@ -180,6 +196,7 @@ pub async fn open(
             endpoint,
             address,
             channel,
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
         }),
         Ok(Err(error)) => Err(refused(cause(&error))),
         Err(_) => Err(refused("no answer in time".into())),

@@ -145,6 +145,11 @@ impl Guarded {
         }
     }
 
+    /// Ends the program as if this process had died: at once, and with the short grace of an orphan.
+    pub fn abandon(&mut self) {
+        self.control = None;
+    }
+
     /// Waits for the guard, and with it for everything that the program started. Cancel safe.
     pub async fn wait(&mut self) -> ExitStatus {
         let id = self.guard.id();

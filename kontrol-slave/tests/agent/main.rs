@@ -49,6 +49,7 @@ impl Running {
         });
         let (payload, payload_receiver) = watch::channel(json!(""));
         let agent = Agent::new(AgentConfig {
+            actions: None,
             identity: identity_receiver,
             payload: payload_receiver,
             tiers: masters::parse(masters).unwrap(),

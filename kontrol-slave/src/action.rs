@@ -1,0 +1,71 @@
+//! Actions: commands that masters send, run here.
+//!
+//! ```text
+//! master ══ session (one a tier) ── orders ──▶ executor ──▶ run (one an action) ──▶ guard ──▶ the command
+//!        ◀═════════ reports ═══════════════════════════════════┘ outbox: what the master has not taken yet
+//! ```
+//!
+//! What always holds:
+//!
+//! 1. An action runs at most once in this incarnation: the [`journal`] knows every id that was ever taken.
+//! 2. Each action is a task that owns everything of it. It reads no more of a command's output than the master gave credit
+//!    for, so that a slow dispatcher slows the command and nothing piles up.
+//! 3. What the master has not taken is kept, and told again on the next channel, until it says that it may be forgotten.
+//! 4. Nothing of a command outlives its action, or the slave.
+
+mod command;
+mod executor;
+mod journal;
+mod outbox;
+pub mod policy;
+mod run;
+pub(crate) mod session;
+
+pub(crate) use executor::{Executor, ExecutorTask};
+
+use crate::process::{OWN_EXECUTABLE, User};
+use policy::Policy;
+use rustix::process::geteuid;
+use std::path::PathBuf;
+
+/// How many commands run at once unless the settings say otherwise.
+pub const DEFAULT_AT_ONCE: usize = 16;
+
+/// How this pod runs actions.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What may run.
+    pub policy: Policy,
+    /// Whether whoever reaches the masters is trusted. Until masters and slaves know each other, nothing runs otherwise.
+    pub trusted: bool,
+    /// Whom commands run as, if not as this process.
+    pub user: Option<User>,
+    /// How many commands run at once; more wait.
+    pub at_once: usize,
+    /// The executable that is guard and shim as well; `OWN_EXECUTABLE` but in tests.
+    pub guard: PathBuf,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            policy: Policy::Any,
+            trusted: false,
+            user: None,
+            at_once: DEFAULT_AT_ONCE,
+            guard: OWN_EXECUTABLE.into(),
+        }
+    }
+}
+
+impl Settings {
+    /// Says in the log what an operator may not have meant.
+    pub fn remark(&self) {
+        if self.trusted && self.user.is_none() && self.policy != Policy::None && geteuid().is_root()
+        {
+            tracing::warn!(
+                "actions run as root, for there is no user `kontrol` on this host; name another with --user"
+            );
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! From what a master orders to what the guard is to run: the words, the environment, the input. PURE but for the reading
+//! of the policy.
+
+use super::Settings;
+use crate::{
+    payload::from_proto,
+    process::{Spec, User},
+};
+use kontrol_proto::v1::attach_response::Run;
+use std::{
+    ffi::{OsStr, OsString},
+    time::Duration,
+};
+
+/// Longest `NAME=value` with its closing NUL that Linux passes on (MAX_ARG_STRLEN with pages of 4 KiB).
+const MAX_VARIABLE_BYTES: usize = 128 * 1024;
+/// Where programs are looked for when the slave itself has no PATH.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How long a command has between SIGTERM and SIGKILL.
+pub(super) const GRACE: Duration = Duration::from_secs(2);
+
+/// Whose action it is, as the command is told.
+#[derive(Debug, Clone)]
+pub(super) struct Pod {
+    pub(super) key: String,
+    pub(super) id: String,
+}
+
+/// What the guard is to run; or why it will not be run.
+pub(super) fn spec(
+    run: &Run,
+    pod: &Pod,
+    settings: &Settings,
+    inherited: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Spec, String> {
+    if !settings.trusted {
+        return Err(
+            "this slave runs actions only over an authenticated link, which this version does not have: start it with --insecure if everybody who reaches its masters may run commands here".to_owned(),
+        );
+    }
+    let command = run.command.as_ref().ok_or("the order says no command")?;
+    let argv = match (command.argv.is_empty(), command.shell.is_empty()) {
+        (false, true) => command.argv.clone(),
+        (true, false) => vec!["/bin/sh".into(), "-c".into(), command.shell.clone()],
+        (true, true) => return Err("there is no command".to_owned()),
+        (false, false) => return Err("there is both argv and shell".to_owned()),
+    };
+    if argv[0].is_empty() || argv.iter().any(|word| word.contains('\0')) {
+        return Err("the command has an empty name or a NUL character".to_owned());
+    }
+    settings.policy.allows(&argv)?;
+    let input = command.input.clone().map(from_proto).transpose();
+    let input = input.map_err(|error| format!("the input {error}"))?;
+    let input = input.map(|input| input.to_string());
+
+    let mut environment: Vec<(OsString, OsString)> = inherited
+        .into_iter()
+        .filter(|(name, _)| !is_setting(name))
+        .collect();
+    if !environment.iter().any(|(name, _)| name == "PATH") {
+        environment.push(("PATH".into(), DEFAULT_PATH.into()));
+    }
+    if let Some(user) = &settings.user {
+        set(&mut environment, "HOME", user.home.as_os_str());
+        set(&mut environment, "USER", OsStr::new(&user.name));
+        set(&mut environment, "LOGNAME", OsStr::new(&user.name));
+    }
+    for (name, value) in &command.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(format!("{name:?} can't be a variable of the command"));
+        }
+        set(&mut environment, name, OsStr::new(value));
+    }
+    environment.retain(|(name, _)| name != "INPUT");
+    if let Some(input) = &input
+        && "INPUT=".len() + input.len() < MAX_VARIABLE_BYTES
+    {
+        set(&mut environment, "INPUT", OsStr::new(input));
+    }
+    for (name, value) in [
+        ("KONTROL_ACTION", &run.action_id),
+        ("KONTROL_KEY", &pod.key),
+        ("KONTROL_ID", &pod.id),
+    ] {
+        set(&mut environment, name, OsStr::new(value));
+    }
+    Ok(Spec {
+        guard: settings.guard.clone(),
+        environment: Some(environment),
+        input: input.map(String::into_bytes),
+        user: settings
+            .user
+            .clone()
+            .filter(|user: &User| !user.is_current()),
+        ..Spec::new(
+            "kontrol-slave",
+            argv.into_iter().map(OsString::from).collect(),
+            GRACE,
+        )
+    })
+}
+
+/// The slave's own settings, secrets among them, are none of the command's business.
+fn is_setting(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with("KONTROL_") || name == "NAMESPACE"
+}
+
+fn set(environment: &mut Vec<(OsString, OsString)>, name: &str, value: &OsStr) {
+    environment.retain(|(other, _)| other != name);
+    environment.push((name.into(), value.into()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{action::policy::Policy, payload::to_proto};
+    use kontrol_proto::v1::Command;
+    use serde_json::json;
+    use std::collections::HashMap;
+
+    fn settings() -> Settings {
+        Settings {
+            trusted: true,
+            ..Settings::default()
+        }
+    }
+
+    fn run(command: Command) -> Run {
+        Run {
+            action_id: "a1".into(),
+            command: Some(command),
+            ..Run::default()
+        }
+    }
+
+    fn shell(text: &str) -> Command {
+        Command {
+            shell: text.into(),
+            ..Command::default()
+        }
+    }
+
+    fn made(
+        command: Command,
+        settings: &Settings,
+        inherited: &[(&str, &str)],
+    ) -> Result<Spec, String> {
+        let pod = Pod {
+            key: "k".into(),
+            id: "pod".into(),
+        };
+        let inherited = inherited
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        spec(&run(command), &pod, settings, inherited)
+    }
+
+    fn value(spec: &Spec, name: &str) -> Option<String> {
+        let environment = spec.environment.as_ref().unwrap();
+        let mut values = environment.iter().filter(|(other, _)| other == name);
+        let value = values
+            .next()
+            .map(|(_, value)| value.to_str().unwrap().to_owned());
+        assert!(values.next().is_none(), "{name} is there twice");
+        value
+    }
+
+    #[test]
+    fn nothing_of_the_slave_gets_into_the_environment_but_what_is_not_its_own() {
+        let command = Command {
+            env: HashMap::from([("A".into(), "2".into()), ("KONTROL_ID".into(), "x".into())]),
+            input: Some(to_proto(&json!({"a": 1}))),
+            ..shell("true")
+        };
+        let inherited = [
+            ("KONTROL_TOKEN", "secret"),
+            ("KONTROL_ACTIONS", "any"),
+            ("NAMESPACE", "n"),
+            ("A", "1"),
+            ("HOME", "/root"),
+            ("INPUT", "old"),
+        ];
+        let spec = made(command, &settings(), &inherited).unwrap();
+        assert_eq!(spec.argv, ["/bin/sh", "-c", "true"]);
+        assert_eq!(spec.guard_environment, []);
+        for name in ["KONTROL_TOKEN", "KONTROL_ACTIONS", "NAMESPACE"] {
+            assert_eq!(value(&spec, name), None, "{name}");
+        }
+        for (name, expected) in [
+            ("A", "2"),
+            ("HOME", "/root"),
+            ("PATH", DEFAULT_PATH),
+            ("INPUT", r#"{"a":1}"#),
+            ("KONTROL_ACTION", "a1"),
+            ("KONTROL_KEY", "k"),
+            ("KONTROL_ID", "pod"),
+        ] {
+            assert_eq!(value(&spec, name).as_deref(), Some(expected), "{name}");
+        }
+        assert_eq!(spec.input.as_deref(), Some(br#"{"a":1}"#.as_slice()));
+    }
+
+    #[test]
+    fn an_input_that_no_variable_holds_is_left_to_standard_input() {
+        let long = "x".repeat(MAX_VARIABLE_BYTES);
+        let command = Command {
+            input: Some(to_proto(&json!(long))),
+            ..shell("true")
+        };
+        let spec = made(command, &settings(), &[]).unwrap();
+        assert_eq!(value(&spec, "INPUT"), None);
+        assert_eq!(spec.input.unwrap().len(), long.len() + 2);
+    }
+
+    #[test]
+    fn what_is_refused_says_why() {
+        let both = Command {
+            argv: vec!["true".into()],
+            ..shell("true")
+        };
+        let argv = |words: &[&str]| Command {
+            argv: words.iter().map(|word| (*word).to_owned()).collect(),
+            ..Command::default()
+        };
+        let env = |name: &str| Command {
+            env: HashMap::from([(name.into(), String::new())]),
+            ..shell("true")
+        };
+        let none = Settings {
+            policy: Policy::None,
+            ..settings()
+        };
+        for (command, settings, said) in [
+            (shell("true"), &Settings::default(), "--insecure"),
+            (shell("true"), &none, "--actions none"),
+            (Command::default(), &settings(), "no command"),
+            (both, &settings(), "both"),
+            (argv(&[""]), &settings(), "empty name"),
+            (argv(&["a", "b\0"]), &settings(), "NUL"),
+            (env("A=B"), &settings(), "variable"),
+            (env(""), &settings(), "variable"),
+        ] {
+            let reason = made(command, settings, &[]).unwrap_err();
+            assert!(reason.contains(said), "{reason}");
+        }
+    }
+}

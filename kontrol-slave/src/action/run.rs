@@ -1,0 +1,371 @@
+//! One action: waits for its turn, runs its command under a guard, and tells its master all about it, on whatever channel
+//! asks, until it may be forgotten.
+//!
+//! ```text
+//! waits for a slot ──▶ runs ──▶ its end is kept ──▶ forgotten, or too old
+//!       └── cancelled, refused, the slave stops ──┘
+//! ```
+
+use super::{
+    command::GRACE,
+    outbox::{Outbox, PIECE_BYTES},
+};
+use crate::process::{Cause, Guarded, Lease, Order as GuardOrder, Pipes, Report, Spec, Status};
+use bytes::BytesMut;
+use kontrol_proto::v1::{ActionResult, AttachRequest, Outcome, Stream};
+use std::{future::pending, process::ExitStatus, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::{ChildStderr, ChildStdout},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long the end of an action is kept for a master that does not take it.
+const KEEP: Duration = Duration::from_secs(600);
+/// How long output may still come once the guard has ended. Its end closes the pipes, unless it was killed.
+const DRAIN: Duration = Duration::from_secs(1);
+/// Exit codes, as a shell has them.
+const BY_SIGNAL: i32 = 128;
+
+/// Where an action's reports go: the channel of its tier, while there is one.
+pub(crate) type Channel = Option<mpsc::Sender<AttachRequest>>;
+
+/// What an action is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Tell everything behind these offsets, on this channel.
+    Resume { stdout: u64, stderr: u64 },
+    /// Tell everything that was not taken, on this channel.
+    Again,
+    /// Everything up to these offsets was taken.
+    Credit { stdout: u64, stderr: u64 },
+    /// End it.
+    Cancel,
+    /// The end was taken, or will not be.
+    Forget,
+}
+
+/// Why an action is to end before it ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    Cancelled,
+    SlaveStops,
+}
+
+/// One action.
+pub(super) struct Action {
+    pub(super) outbox: Outbox,
+    pub(super) timeout: Duration,
+    pub(super) told: mpsc::Receiver<Told>,
+    pub(super) channel: watch::Receiver<Channel>,
+    pub(super) slots: Arc<Semaphore>,
+    /// Cancelled when the slave stops.
+    pub(super) stopping: CancellationToken,
+    /// Whether nobody will take its end any more.
+    forgotten: bool,
+    stop: Option<Stop>,
+}
+
+/// The two pipes; each is closed once it has ended.
+struct Output {
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+}
+
+impl Action {
+    pub(super) fn new(
+        outbox: Outbox,
+        timeout: Duration,
+        told: mpsc::Receiver<Told>,
+        channel: watch::Receiver<Channel>,
+        slots: Arc<Semaphore>,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self {
+            outbox,
+            timeout,
+            told,
+            channel,
+            slots,
+            stopping,
+            forgotten: false,
+            stop: None,
+        }
+    }
+
+    /// Runs the command, or says why not, and stays until that was taken. `waits` is given up when the command starts.
+    pub(super) async fn run<W>(mut self, command: Result<Spec, String>, waits: W) {
+        let mut slot = None;
+        match command {
+            Err(reason) => self.outbox.end(refused(reason)),
+            Ok(spec) => {
+                slot = self.turn().await;
+                drop(waits);
+                match slot {
+                    Some(_) => self.carry_out(spec).await,
+                    None => self.outbox.end(self.cancelled()),
+                }
+            }
+        }
+        self.keep(slot).await;
+    }
+
+    fn cancelled(&self) -> ActionResult {
+        let error = match self.stop {
+            Some(Stop::SlaveStops) => "the slave stops",
+            Some(Stop::Cancelled) | None => "the action was cancelled",
+        };
+        untold(Outcome::Cancelled, error)
+    }
+
+    /// Waits for a slot; none when it is to end before.
+    async fn turn(&mut self) -> Option<OwnedSemaphorePermit> {
+        let slots = Arc::clone(&self.slots);
+        let mut slot = std::pin::pin!(slots.acquire_owned());
+        loop {
+            // Cancel safe: the place in the queue is kept, and the rest loses nothing.
+            tokio::select! {
+                biased;
+                () = self.tend() => if self.stop.is_some() {
+                    return None;
+                },
+                slot = &mut slot => return slot.ok(),
+            }
+        }
+    }
+
+    /// Takes in one thing that was told, or sends one message, whatever comes first. Cancel safe.
+    async fn tend(&mut self) {
+        let stopping = self.stopping.clone();
+        let channel = self.channel.borrow().clone();
+        // All arms are cancel safe: a message is taken from the outbox only once there is room for it.
+        tokio::select! {
+            biased;
+            () = stopping.cancelled(), if self.stop.is_none() => self.stop = Some(Stop::SlaveStops),
+            told = self.told.recv() => match told {
+                Some(told) => self.take(told),
+                // The executor is gone, and so is everybody who could ask.
+                None => {
+                    self.forgotten = true;
+                    pending().await
+                }
+            },
+            changed = self.channel.changed() => match changed {
+                Ok(()) => self.outbox.broke(),
+                Err(_) => pending().await,
+            },
+            sent = send(channel, self.outbox.has_next()) => match sent {
+                Some(permit) => {
+                    if let Some(event) = self.outbox.next() {
+                        permit.send(AttachRequest { event: Some(event) });
+                    }
+                }
+                None => self.outbox.broke(),
+            },
+        }
+    }
+
+    fn take(&mut self, told: Told) {
+        match told {
+            Told::Resume { stdout, stderr } => self.outbox.resume(stdout, stderr),
+            Told::Again => self.outbox.again(),
+            Told::Credit { stdout, stderr } => self.outbox.credit(stdout, stderr),
+            Told::Cancel => self.stop = self.stop.or(Some(Stop::Cancelled)),
+            Told::Forget => self.forgotten = true,
+        }
+    }
+
+    /// Runs the command to its end.
+    async fn carry_out(&mut self, spec: Spec) {
+        let began = Instant::now();
+        let (mut guarded, pipes) = match Guarded::start(spec).await {
+            Ok(started) => started,
+            Err(error) => {
+                let reason = format!("the command could not be started: {error}");
+                return self.outbox.end(refused(reason));
+            }
+        };
+        let soft = began + self.timeout;
+        guarded.tell(GuardOrder::Until(Lease::until(soft, soft + GRACE)));
+        self.outbox.start();
+        let status = self.attend(&mut guarded, pipes).await;
+        let report = guarded.report();
+        let mut result = self.judge(report, status);
+        result.duration = began.elapsed().try_into().ok();
+        self.outbox.end(result);
+    }
+
+    /// Passes the output on until the guard, and with it the command and all that it started, has ended and every byte was
+    /// read.
+    async fn attend(&mut self, guarded: &mut Guarded, pipes: Pipes) -> ExitStatus {
+        let mut output = Output {
+            stdout: Some(pipes.stdout),
+            stderr: Some(pipes.stderr),
+        };
+        let mut ended = None;
+        let mut told = None;
+        loop {
+            if told != self.stop {
+                told = self.stop;
+                match told {
+                    // Of its guard it has the shorter grace of an orphan.
+                    Some(Stop::SlaveStops) => guarded.abandon(),
+                    Some(Stop::Cancelled) => guarded.tell(GuardOrder::Stop),
+                    None => {}
+                }
+            }
+            let room = [
+                self.room(Stream::Stdout, output.stdout.is_some()),
+                self.room(Stream::Stderr, output.stderr.is_some()),
+            ];
+            if let Some(status) = ended
+                && output.stdout.is_none()
+                && output.stderr.is_none()
+            {
+                return status;
+            }
+            let patience = async {
+                match ended {
+                    Some(status) if room != [0, 0] => {
+                        sleep(DRAIN).await;
+                        status
+                    }
+                    _ => pending().await,
+                }
+            };
+            // All arms are cancel safe: what was read has been taken, what waits will be ready again.
+            tokio::select! {
+                () = self.tend() => {}
+                status = guarded.wait(), if ended.is_none() => ended = Some(status),
+                data = read(output.stdout.as_mut(), room[0]) => match data {
+                    Some(data) => self.outbox.write(Stream::Stdout, data.freeze()),
+                    None => output.stdout = None,
+                },
+                data = read(output.stderr.as_mut(), room[1]) => match data {
+                    Some(data) => self.outbox.write(Stream::Stderr, data.freeze()),
+                    None => output.stderr = None,
+                },
+                // Something that was not killed with the guard holds a pipe.
+                status = patience => return status,
+            }
+        }
+    }
+
+    fn room(&self, stream: Stream, open: bool) -> usize {
+        // Whose end nobody waits for must not wait either.
+        match (open, self.forgotten || self.stop == Some(Stop::SlaveStops)) {
+            (false, _) => 0,
+            (true, true) => PIECE_BYTES,
+            (true, false) => self.outbox.room(stream),
+        }
+    }
+
+    /// How it ended, from what the guard reported.
+    fn judge(&self, report: Option<Report>, status: ExitStatus) -> ActionResult {
+        let (cause, status) = match report {
+            Some(Report::Ended(cause, status)) => (cause, status),
+            Some(Report::NotStarted(reason)) => {
+                return refused(format!("the command could not be started: {reason}"));
+            }
+            None if self.stop.is_some() => return self.cancelled(),
+            None => {
+                return ActionResult {
+                    signal: 9,
+                    exit_code: BY_SIGNAL + 9,
+                    ..untold(
+                        Outcome::Exited,
+                        &format!(
+                            "the guard of the command was killed ({status}), and the command with it"
+                        ),
+                    )
+                };
+            }
+        };
+        let (outcome, error) = match cause {
+            Cause::Itself => (Outcome::Exited, String::new()),
+            Cause::Lease => {
+                let limit = crate::duration::show(self.timeout);
+                (Outcome::TimedOut, format!("it did not end within {limit}"))
+            }
+            Cause::Stop | Cause::ParentGone => (Outcome::Cancelled, self.cancelled().error),
+            Cause::Signal => (
+                Outcome::Cancelled,
+                "the guard of the command was asked to end".to_owned(),
+            ),
+        };
+        let (exit_code, signal) = match status {
+            Status::Exited(code) => (code, 0),
+            Status::Killed(signal) => (BY_SIGNAL + signal, signal),
+            Status::NotRun => (-1, 0),
+        };
+        ActionResult {
+            outcome: outcome.into(),
+            exit_code,
+            signal,
+            error,
+            ..ActionResult::default()
+        }
+    }
+
+    /// Keeps the end until it may be forgotten. The slot goes to the next one as soon as little is left to tell.
+    async fn keep(mut self, slot: Option<OwnedSemaphorePermit>) {
+        let too_old = Instant::now() + KEEP;
+        let mut slot = slot;
+        while !self.forgotten {
+            if self.outbox.is_small() {
+                slot = None;
+            }
+            // With the slave, what was told once is all that can be done.
+            let nobody_listens = self.channel.borrow().is_none();
+            if self.stopping.is_cancelled() && (self.outbox.is_told() || nobody_listens) {
+                break;
+            }
+            // Both arms are cancel safe.
+            tokio::select! {
+                () = self.tend() => {}
+                () = sleep_until(too_old) => break,
+            }
+        }
+        drop(slot);
+    }
+}
+
+/// Waits for room in the channel for a message, if there is one to send. Nothing when the channel is closed.
+async fn send(channel: Channel, has_next: bool) -> Option<mpsc::OwnedPermit<AttachRequest>> {
+    match channel {
+        Some(sender) if has_next => sender.reserve_owned().await.ok(),
+        _ => pending().await,
+    }
+}
+
+/// Reads what there is, as far as there is room; nothing at the end of the stream.
+async fn read(pipe: Option<&mut (impl AsyncRead + Unpin)>, room: usize) -> Option<BytesMut> {
+    match pipe {
+        Some(pipe) if room > 0 => {
+            let mut data = BytesMut::with_capacity(room.min(PIECE_BYTES));
+            let mut limited = pipe.take(room as u64);
+            match limited.read_buf(&mut data).await {
+                Ok(1..) => Some(data),
+                Ok(0) | Err(_) => None,
+            }
+        }
+        Some(_) | None => pending().await,
+    }
+}
+
+/// An end without a command that ran.
+fn untold(outcome: Outcome, error: &str) -> ActionResult {
+    ActionResult {
+        outcome: outcome.into(),
+        exit_code: -1,
+        error: error.to_owned(),
+        ..ActionResult::default()
+    }
+}
+
+/// What will not be run, and why.
+fn refused(reason: String) -> ActionResult {
+    untold(Outcome::Refused, &reason)
+}

@@ -1,0 +1,231 @@
+//! The channel to a tier's master: one stream beside the keepalives, on the same HTTP/2 connection.
+//!
+//! ```text
+//! a keepalive is answered ──▶ attach: hello, welcome ══ orders, reports ══ broke, or the tier moved ──┐
+//!          ▲                                                                                          │
+//!          └────────── an early keepalive, at a moment drawn from the next second (then longer) ◀─────┘
+//! ```
+//!
+//! The keepalive comes first: it proves to the masters that the pod lives, and finds another master if this one is gone.
+//! Only then the channel is opened again, there. One channel is open at a time; it never holds up a keepalive.
+
+use super::{Executor, run::Channel};
+use crate::masters::link::Attached;
+use kontrol_proto::v1::{
+    AttachRequest, AttachResponse,
+    action_service_client::ActionServiceClient,
+    attach_request::{Event, Hello},
+    attach_response::Order,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming};
+
+/// How many reports may wait to be sent.
+const QUEUE: usize = 64;
+/// How long a master may take to open the channel.
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// Within what time an early keepalive is sent after the channel broke: well below the three seconds after which the masters
+/// take the pod for lost. While the channel can't be opened it doubles, up to the longest.
+const FIRST_HASTE: Duration = Duration::from_secs(1);
+const LONGEST_HASTE: Duration = Duration::from_secs(32);
+/// Largest order: a command with the largest input.
+const MAX_ORDER_BYTES: usize = 4 * 1024 * 1024;
+
+/// The connection of a tier that answered a keepalive.
+#[derive(Debug, Clone)]
+pub(crate) struct Answered {
+    pub(crate) attached: Attached,
+    /// The pod's key.
+    pub(crate) key: String,
+    /// How many keepalives were answered so far.
+    pub(crate) count: u64,
+}
+
+/// The session of one tier.
+pub(crate) struct SessionTask {
+    tier: usize,
+    name: String,
+    nonce: Arc<str>,
+    answered: watch::Receiver<Option<Answered>>,
+    /// Within what time a keepalive should be sent.
+    haste: watch::Sender<Duration>,
+    channel: watch::Sender<Channel>,
+    executor: Executor,
+    /// Of the last attach.
+    number: u64,
+    /// The trouble that was logged last.
+    said: Option<String>,
+}
+
+/// Why a channel is not open any more.
+enum Ended {
+    /// The tier moved to another connection.
+    Moved,
+    /// The stream ended after the welcome.
+    Broke(String),
+    /// There was no welcome.
+    NotOpened(Status),
+    /// The keepalives stopped.
+    Over,
+}
+
+impl std::fmt::Debug for SessionTask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionTask")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SessionTask {
+    pub(crate) fn new(
+        tier: (usize, String),
+        nonce: Arc<str>,
+        answered: watch::Receiver<Option<Answered>>,
+        haste: watch::Sender<Duration>,
+        channel: watch::Sender<Channel>,
+        executor: Executor,
+    ) -> Self {
+        Self {
+            tier: tier.0,
+            name: tier.1,
+            nonce,
+            answered,
+            haste,
+            channel,
+            executor,
+            number: 0,
+            said: None,
+        }
+    }
+
+    /// Keeps the channel open until the token is cancelled.
+    pub(crate) async fn run(mut self, token: CancellationToken) {
+        token.run_until_cancelled(self.keep()).await;
+    }
+
+    async fn keep(&mut self) {
+        let mut tried = 0;
+        let mut haste = FIRST_HASTE;
+        loop {
+            let fresh = |answered: &Option<Answered>| {
+                answered.as_ref().is_some_and(|one| one.count > tried)
+            };
+            let answered = match self.answered.wait_for(fresh).await {
+                Ok(answered) => answered.clone(),
+                Err(_) => return,
+            };
+            let Some(answered) = answered else { continue };
+            tried = answered.count;
+            let ended = self.open(&answered).await;
+            self.channel.send_replace(None);
+            match ended {
+                // The new connection has answered a keepalive already.
+                Ended::Moved => tried -= 1,
+                Ended::Broke(reason) => {
+                    tracing::debug!(tier = %self.name, reason, "the channel for actions broke");
+                    haste = FIRST_HASTE;
+                    self.haste.send_replace(haste);
+                }
+                Ended::NotOpened(status) => {
+                    self.complain(&status);
+                    if status.code() != Code::Unimplemented {
+                        self.haste.send_replace(haste);
+                        haste = LONGEST_HASTE.min(haste * 2);
+                    }
+                }
+                Ended::Over => return,
+            }
+        }
+    }
+
+    fn complain(&mut self, status: &Status) {
+        let reason = if status.code() == Code::Unimplemented {
+            "this master knows no actions".to_owned()
+        } else {
+            status.message().to_owned()
+        };
+        if self.said.as_ref() != Some(&reason) {
+            tracing::info!(tier = %self.name, "no channel for actions yet: {reason}");
+            self.said = Some(reason);
+        }
+    }
+
+    /// Opens the channel and serves it to its end.
+    async fn open(&mut self, answered: &Answered) -> Ended {
+        self.number += 1;
+        let hello = Hello {
+            key: answered.key.clone(),
+            nonce: self.nonce.as_ref().to_owned(),
+            attachment: self.number,
+            actions: self.executor.at_hand(self.tier).await,
+        };
+        let (reports, stream) = mpsc::channel(QUEUE);
+        // The queue is new and empty.
+        let _ = reports.try_send(AttachRequest {
+            event: Some(Event::Hello(hello)),
+        });
+        let mut client = ActionServiceClient::new(answered.attached.channel())
+            .max_decoding_message_size(MAX_ORDER_BYTES);
+        let open = async {
+            let orders = client.attach(ReceiverStream::new(stream)).await?;
+            let mut orders = orders.into_inner();
+            match orders.message().await?.and_then(|first| first.order) {
+                Some(Order::Welcome(_)) => Ok(orders),
+                _ => Err(Status::internal("the master did not welcome the slave")),
+            }
+        };
+        let orders = match timeout(OPEN_LIMIT, open).await {
+            Ok(Ok(orders)) => orders,
+            Ok(Err(status)) => return Ended::NotOpened(status),
+            Err(_) => return Ended::NotOpened(Status::deadline_exceeded("no answer in time")),
+        };
+        if self.said.take().is_some() || self.number == 1 {
+            tracing::info!(tier = %self.name, address = %answered.attached.address(), "ready for actions");
+        }
+        self.channel.send_replace(Some(reports.clone()));
+        self.serve(answered, orders, reports).await
+    }
+
+    async fn serve(
+        &mut self,
+        answered: &Answered,
+        mut orders: Streaming<AttachResponse>,
+        reports: mpsc::Sender<AttachRequest>,
+    ) -> Ended {
+        let serial = answered.attached.serial();
+        loop {
+            let moved = |now: &Option<Answered>| {
+                now.as_ref()
+                    .is_some_and(|now| now.attached.serial() != serial)
+            };
+            // Both arms are cancel safe: a message is taken whole or not at all.
+            let order = tokio::select! {
+                moved = self.answered.wait_for(moved) => return match moved {
+                    Ok(_) => Ended::Moved,
+                    Err(_) => Ended::Over,
+                },
+                order = orders.message() => order,
+            };
+            let order = match order {
+                Ok(Some(order)) => order.order,
+                Ok(None) => return Ended::Broke("the master closed it".to_owned()),
+                Err(status) => return Ended::Broke(status.message().to_owned()),
+            };
+            // An order that is none is of a newer master.
+            let Some(order) = order else { continue };
+            if let Some(event) = self.executor.order(self.tier, &answered.key, order).await {
+                let report = AttachRequest { event: Some(event) };
+                if reports.send(report).await.is_err() {
+                    return Ended::Broke("the stream closed".to_owned());
+                }
+            }
+        }
+    }
+}
