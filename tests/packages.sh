@@ -1,7 +1,7 @@
 # Installs what Kontrol needs from Debian, and only what is not there. Sourced by deploy/demo, tests/run and .ci/run:
 #
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
-#   need_tests   what it takes to run every test: etcd, and Python for callbacks written in it
+#   need_tests   what it takes to run every test: etcd, Python for callbacks written in it, and curl for plain HTTP
 #   install      installs what was found missing, if anything, with one apt-get update
 
 missing=()
@@ -28,6 +28,7 @@ need_tests() {
     # The tests start an etcd of their own on free ports; a service that the package may start is left alone.
     has etcd || missing+=(etcd-server)
     has python3 || missing+=(python3)
+    has curl || missing+=(curl)
 }
 
 install() {

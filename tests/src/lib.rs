@@ -19,6 +19,7 @@
 pub mod action;
 pub mod client;
 pub mod cluster;
+pub mod crew;
 pub mod etcd;
 pub mod fault;
 pub mod fleet;

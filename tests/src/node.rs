@@ -236,7 +236,9 @@ impl Slave {
     pub fn start(name: &str, settings: &[(&str, &str)], dir: &Path) -> Self {
         let mut command = command("kontrol-slave");
         for (flag, value) in settings {
-            command.arg(format!("--{flag}")).arg(value);
+            command.arg(format!("--{flag}"));
+            // A switch has no value.
+            command.args(Some(value).filter(|value| !value.is_empty()));
         }
         let log = dir.join(format!("{name}.log"));
         Self {
