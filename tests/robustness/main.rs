@@ -6,6 +6,7 @@
     reason = "a failed unwrap of a test is a failed test"
 )]
 
+mod action;
 mod chaos;
 mod leader;
 mod load;

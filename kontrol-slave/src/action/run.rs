@@ -144,6 +144,11 @@ impl Action {
         tokio::select! {
             biased;
             () = stopping.cancelled(), if self.stop.is_none() => self.stop = Some(Stop::SlaveStops),
+            // Before what is told: whoever asks does so on the channel of now.
+            changed = self.channel.changed() => match changed {
+                Ok(()) => self.outbox.broke(),
+                Err(_) => pending().await,
+            },
             told = self.told.recv() => match told {
                 Some(told) => self.take(told),
                 // The executor is gone, and so is everybody who could ask.
@@ -151,10 +156,6 @@ impl Action {
                     self.forgotten = true;
                     pending().await
                 }
-            },
-            changed = self.channel.changed() => match changed {
-                Ok(()) => self.outbox.broke(),
-                Err(_) => pending().await,
             },
             sent = send(channel, self.outbox.has_next()) => match sent {
                 Some(permit) => {

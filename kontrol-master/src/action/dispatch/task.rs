@@ -412,6 +412,10 @@ impl Task {
         let stop = self.dispatches.token.clone();
         loop {
             let told = self.client.as_ref().is_none_or(Client::is_idle);
+            if told {
+                // Its stream ends here, whatever is still to be written.
+                self.client = None;
+            }
             let settled = !matches!(written, Err(NotSaved::Store(_))) || Instant::now() >= give_up;
             if told && (settled || stop.is_cancelled()) {
                 return;

@@ -15,8 +15,11 @@ use crate::{
     },
     liveness::Instance,
     metrics::Metrics,
-    model::{PodKey, action::ActionId},
-    roster::Roster,
+    model::{
+        PodKey,
+        action::{ActionId, State},
+    },
+    roster::{KnownAction, Roster},
 };
 use kontrol_proto::{
     internal::v1::{
@@ -238,7 +241,14 @@ impl SwitchboardTask {
             let _ = dispatch
                 .notices
                 .try_send(Notice::Said(slave, Box::new(event)));
-        } else if !matches!(event, attach_request::Event::Unknown(_)) {
+            return;
+        }
+        // Another master may have taken it over: then this one has no say in it.
+        let view = self.roster.view();
+        let runs = |known: &Arc<KnownAction>| known.head.state == State::Running;
+        if !view.action(action).is_some_and(runs)
+            && !matches!(event, attach_request::Event::Unknown(_))
+        {
             self.abandon(action, slave);
         }
     }
