@@ -41,7 +41,7 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_SEND_BYTES: usize = 64 * 1024;
 /// Most bytes of one HTTP/2 stream that wait to be read here, and of all streams of a connection: a stream that is not read,
 /// such as one of much output, leaves room for the keepalives beside it.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// How long a peer may take to say its first word, and the head of each HTTP/1.1 request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);

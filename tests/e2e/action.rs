@@ -1,6 +1,7 @@
 //! Actions on real slaves: who gets them, what runs, what comes back, and what the history keeps.
 
 mod execution;
+mod idle;
 mod lost;
 mod output;
 mod serving;

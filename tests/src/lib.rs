@@ -32,8 +32,20 @@ pub mod process;
 pub mod script;
 pub mod wait;
 
-use std::time::Duration;
+use std::{
+    io::{self, Write},
+    thread,
+    time::Duration,
+};
 use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Says aloud that this test is skipped, and why.
+pub fn skip(why: &str) {
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    // Straight to the descriptor: the test runner hides what a test that passes prints.
+    let mut stderr = io::stderr().lock();
+    writeln!(stderr, "SKIPPED {test}: {why}").unwrap();
+}
 
 /// What a slow machine may add to a bound of the contract: scheduling, one poll, one round trip.
 pub const SLACK: Duration = Duration::from_millis(1500);

@@ -8,9 +8,10 @@ use kontrol_tests::{
     action::{Told, all, argv, ids, shell, span},
     cluster::Cluster,
     crew::{self, Crew},
+    node::program,
     pod::to_proto,
-    process::alive,
-    small,
+    process::{Process, alive, descendants},
+    skip, small,
     wait::eventually,
 };
 use serde_json::json;
@@ -325,7 +326,7 @@ async fn a_master_that_is_a_pod_runs_actions_too() {
 async fn commands_of_a_slave_that_root_started_run_as_another_user() {
     let _permit = small().await;
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        eprintln!("SKIPPED commands as another user: this test does not run as root");
+        skip("only root can run commands as another user");
         return;
     }
     let mut cluster = Cluster::on("memory:").patient().start().await;
@@ -382,4 +383,64 @@ async fn what_is_no_command_is_refused_before_anything_runs() {
         assert!(status.message().starts_with(field), "{status}");
     }
     assert!(api.history().await.unwrap().is_empty());
+}
+
+/// Runs something in the process namespace of a container whose process 1 this is.
+fn inside(pid: i32, text: &str) -> String {
+    let target = pid.to_string();
+    let output = std::process::Command::new("nsenter")
+        .args([
+            "--target", &target, "--pid", "--mount", "--", "sh", "-c", text,
+        ])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_process_1_a_slave_reaps_orphans_and_its_commands_are_told_as_ever() {
+    let _permit = small().await;
+    let isolated = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+    let probe = std::process::Command::new("unshare")
+        .args(isolated)
+        .arg("true")
+        .output();
+    if !probe.is_ok_and(|output| output.status.success()) {
+        skip("unshare is not permitted here");
+        return;
+    }
+    let mut cluster = Cluster::on("memory:").patient().start().await;
+    let mut command = std::process::Command::new("unshare");
+    command
+        .args(isolated)
+        .arg(program("kontrol-slave"))
+        .args(["--master", &cluster.masters[0].address(), "--id", "one"])
+        .args([
+            "--ip",
+            &crew::ip(0),
+            "--labels",
+            r#"{"app":"web","role":"x"}"#,
+            "--insecure",
+        ]);
+    let log = cluster.dir.path().join("one.log");
+    let process = Process::spawn("one", &mut command, &log);
+    crew::attached(&mut cluster, 1).await;
+    let children = descendants(process.pid());
+    let (slave, _) = children.into_iter().next().unwrap();
+    assert_eq!(inside(slave, "cat /proc/1/comm").trim(), "kontrol-slave");
+    let zombies = "cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z 1 '";
+    for _ in 0..20 {
+        inside(slave, "sleep 0.01 &");
+        let told = cluster
+            .api(0)
+            .run(shell(all(), "sleep 0.01 & exit 9"))
+            .await;
+        assert_eq!(only(&told), (Outcome::Exited, 9, 0));
+    }
+    eventually(SOON, "reaped orphans", async || {
+        let left = inside(slave, zombies);
+        ensure!(left.trim() == "0", "{left} zombies");
+        Ok(())
+    })
+    .await;
 }
