@@ -154,11 +154,13 @@ pub(super) fn outcome(run: &CallbackRun) -> String {
 
 fn settings(settings: &Settings) -> String {
     format!(
-        "ttl {}, interval {}, damper {} (at most {}), fover {}",
+        "ttl {}, interval {}, damper {} (at most {}), fover {}, lost {}, history {}",
         proto_span(settings.ttl.as_ref()),
         proto_span(settings.interval.as_ref()),
         proto_span(settings.damper.as_ref()),
         proto_span(settings.damper_max.as_ref()),
         proto_span(settings.fover.as_ref()),
+        proto_span(settings.lost.as_ref()),
+        proto_span(settings.history.as_ref()),
     )
 }

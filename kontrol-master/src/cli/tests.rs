@@ -84,7 +84,8 @@ fn ensemble() -> GetEnsembleResponse {
             }),
             damper_max: seconds(60),
             fover: seconds(5),
-            ..Settings::default()
+            lost: seconds(3),
+            history: seconds(3600),
         }),
         master: "m1".to_owned(),
     }

@@ -30,7 +30,7 @@ async fn status_tells_the_ensemble_at_a_glance() {
          Masters     m1 at m1.example:8000 (answered)\n\
          \u{20}           m2 at m2.example:8000 (leads)\n\
          Callback    idle\n\
-         Settings    ttl 25s, interval 8s, damper 2.5s (at most 1m), fover 5s\n\
+         Settings    ttl 25s, interval 8s, damper 2.5s (at most 1m), fover 5s, lost 3s, history 1h00m\n\
          Revision    9007199254740993\n"
     );
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));
@@ -97,7 +97,7 @@ async fn json_has_every_field_in_proto3_json_with_plain_numbers() {
             ],
             "callback": {"configured": true, "failures": 0, "runningDigest": ""},
             "handledDigest": DIGEST, "revision": 9_007_199_254_740_993_i64,
-            "settings": {"ttl": "25s", "interval": "8s", "damper": "2.500s", "damperMax": "60s", "fover": "5s"},
+            "settings": {"ttl": "25s", "interval": "8s", "damper": "2.500s", "damperMax": "60s", "fover": "5s", "lost": "3s", "history": "3600s"},
             "master": "m1",
         })
     );
