@@ -1,4 +1,4 @@
-//! What the program is given: environment, standard input and files. PURE.
+//! What the program is given: environment, standard input and files. PURE, but that it knows where this executable is.
 //!
 //! The files and standard input always hold everything. A variable holds what fits into it: Linux refuses to execute
 //! anything with a longer one.
@@ -6,6 +6,7 @@
 use super::Input;
 use crate::model::{Digest, json};
 use std::{
+    env,
     ffi::{OsStr, OsString},
     path::Path,
 };
@@ -114,7 +115,7 @@ impl Documents {
     }
 
     /// The environment: what the master has itself, without secrets and leftovers, and this run's variables, documents
-    /// only up to `limit` bytes of `NAME=value` and NUL.
+    /// only up to `limit` bytes of `NAME=value` and NUL. The master's own executable is found by its name.
     pub(super) fn environment(
         &self,
         inherited: impl IntoIterator<Item = (OsString, OsString)>,
@@ -122,8 +123,13 @@ impl Documents {
         endpoint: &str,
         limit: usize,
     ) -> Environment {
+        let executable = env::current_exe().ok();
+        let home = executable.as_deref().and_then(Path::parent);
+        let inherited = inherited.into_iter().map(|(name, value)| match home {
+            Some(home) if name == "PATH" => (name, with_directory(value, home)),
+            Some(_) | None => (name, value),
+        });
         let mut variables: Vec<_> = inherited
-            .into_iter()
             .filter(|(name, _)| !is_own(name) && !is_secret(name))
             .collect();
         let mut left_out = Vec::new();
@@ -149,6 +155,17 @@ impl Documents {
             left_out,
         }
     }
+}
+
+/// A PATH that ends with a directory, unless that is in it already.
+fn with_directory(path: OsString, directory: &Path) -> OsString {
+    let mut directories: Vec<_> = env::split_paths(&path).collect();
+    if directories.iter().any(|known| known == directory) {
+        return path;
+    }
+    directories.push(directory.to_owned());
+    // A directory with a colon in its name can't be in a PATH.
+    env::join_paths(directories).unwrap_or(path)
 }
 
 fn is_own(name: &OsStr) -> bool {
@@ -246,8 +263,25 @@ mod tests {
             assert_eq!(value(&environment, secret), None);
         }
         assert_eq!(value(&environment, "KONTROL_TTL"), Some("25s"));
-        assert_eq!(value(&environment, "PATH"), Some("/bin"));
+        assert!(value(&environment, "PATH").is_some());
         assert_eq!(value(&environment, "MY_TOKEN"), Some("mine"));
+    }
+
+    #[test]
+    fn the_masters_own_executable_is_found_last_in_path() {
+        let environment = environment(&documents("[]", None), &[("PATH", "/bin:/sbin")]);
+        let executable = env::current_exe().unwrap();
+        let home = executable.parent().unwrap().to_str().unwrap();
+        assert_eq!(
+            value(&environment, "PATH"),
+            Some(format!("/bin:/sbin:{home}").as_str())
+        );
+        let path = |path: &str, directory| with_directory(path.into(), Path::new(directory));
+        assert_eq!(
+            path("/opt/kontrol:/bin", "/opt/kontrol"),
+            "/opt/kontrol:/bin"
+        );
+        assert_eq!(path("/bin", "/a:b"), "/bin");
     }
 
     #[test]
