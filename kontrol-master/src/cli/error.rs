@@ -11,6 +11,8 @@ pub(super) enum CliError {
     Failed(String),
     /// No master could be asked, or none could answer, each for a reason; later one may.
     Unreachable(String),
+    /// A master that was to change something broke off, for a reason, before it said what became of it.
+    Unclear(String),
     /// The answer could not be written.
     Write(io::Error),
 }
@@ -23,6 +25,9 @@ impl CliError {
             Self::Unreachable(reasons) => Some(format!(
                 "no master answers: {reasons}; start kontrol-master there, or name another with --endpoint or KONTROL_ENDPOINT"
             )),
+            Self::Unclear(reason) => Some(format!(
+                "{reason}, so it may or may not be done: look before you try again"
+            )),
             Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe => None,
             Self::Write(error) => Some(format!("cannot write the answer: {error}")),
         }
@@ -33,7 +38,7 @@ impl CliError {
         match self {
             Self::Usage(_) => 2,
             Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
-            Self::Failed(_) | Self::Unreachable(_) | Self::Write(_) => 1,
+            Self::Failed(_) | Self::Unreachable(_) | Self::Unclear(_) | Self::Write(_) => 1,
         }
     }
 }

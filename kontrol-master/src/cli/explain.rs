@@ -54,7 +54,12 @@ async fn find(masters: &Masters, pod: &str) -> Result<ExplainPodResponse, CliErr
         return Ok(answer.clone());
     }
     let pods = masters
-        .read(async |mut client| client.list_pods(ListPodsRequest::default()).await)
+        .read(async |client| {
+            client
+                .ensemble()
+                .list_pods(ListPodsRequest::default())
+                .await
+        })
         .await?
         .pods;
     let keys: Vec<String> = pods
@@ -81,7 +86,7 @@ async fn find(masters: &Masters, pod: &str) -> Result<ExplainPodResponse, CliErr
 async fn explain(masters: &Masters, key: String) -> Result<ExplainPodResponse, CliError> {
     let request = ExplainPodRequest { key };
     masters
-        .read(async |mut client| client.explain_pod(request.clone()).await)
+        .read(async |client| client.ensemble().explain_pod(request.clone()).await)
         .await
 }
 

@@ -10,7 +10,8 @@ use super::{
 use kontrol_proto::v1::{
     WatchRequest, WatchResponse, ensemble_service_client::EnsembleServiceClient,
 };
-use std::{error::Error, time::Duration};
+use kontrol_slave::identity::host_name;
+use std::{env, error::Error, time::Duration};
 use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
 /// Largest answer: a roster of 100,000 pods fits with room to spare.
@@ -18,8 +19,16 @@ const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 /// How often a silent connection is probed, so that a dead one is noticed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A connected client.
-pub(super) type Client = EnsembleServiceClient<Channel>;
+/// A connection to a master, and whom to ask over it.
+#[derive(Debug, Clone)]
+pub(super) struct Client(Channel);
+
+impl Client {
+    /// Knows the roster and the callback.
+    pub(super) fn ensemble(&self) -> EnsembleServiceClient<Channel> {
+        EnsembleServiceClient::new(self.0.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+}
 
 /// The masters to ask.
 #[derive(Debug)]
@@ -70,7 +79,7 @@ impl Masters {
 
     /// Opens a watch behind a revision.
     pub(super) async fn watch(&self, revision: i64) -> Result<Streaming<WatchResponse>, CliError> {
-        self.read(async |mut client| client.watch(WatchRequest { revision }).await)
+        self.read(async |client| client.ensemble().watch(WatchRequest { revision }).await)
             .await
     }
 
@@ -85,8 +94,8 @@ impl Masters {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Refused(error)) => return Err(error),
                 Err(Failure::Unclear(reason)) if kind == Kind::Write => {
-                    return Err(CliError::Failed(format!(
-                        "{url} did not answer ({reason}), so it may or may not be done: look before you try again"
+                    return Err(CliError::Unclear(format!(
+                        "{url} did not answer ({reason})"
                     )));
                 }
                 Err(Failure::Elsewhere(reason) | Failure::Unclear(reason)) => {
@@ -104,6 +113,7 @@ impl Masters {
     ) -> Result<T, Failure> {
         let endpoint = url
             .endpoint()
+            .and_then(|endpoint| endpoint.user_agent(user_agent()))
             .map_err(|error| Failure::Elsewhere(root_cause(&error)))?
             .http2_keep_alive_interval(PROBE_INTERVAL)
             .keep_alive_timeout(self.timeout)
@@ -115,13 +125,24 @@ impl Masters {
             .map_err(late)
             .and_then(|connected| connected.map_err(|error| root_cause(&error)))
             .map_err(Failure::Elsewhere)?;
-        let client = Client::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
-        match tokio::time::timeout_at(deadline, call(client)).await {
+        match tokio::time::timeout_at(deadline, call(Client(channel))).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(judge(url, &status)),
             Err(elapsed) => Err(Failure::Unclear(late(elapsed))),
         }
     }
+}
+
+/// What masters are told of who asks; the history of actions keeps it.
+fn user_agent() -> String {
+    let user = ["USER", "LOGNAME"]
+        .into_iter()
+        .filter_map(|name| env::var(name).ok())
+        .find(|user| !user.is_empty())
+        .unwrap_or_else(|| format!("uid-{}", rustix::process::getuid()));
+    let version = env!("CARGO_PKG_VERSION");
+    format!("kontrol-master/{version} ({user}@{})", host_name())
+        .replace(|c: char| c != ' ' && !c.is_ascii_graphic(), "?")
 }
 
 fn judge(url: &MasterUrl, status: &Status) -> Failure {

@@ -40,7 +40,7 @@ pub(super) async fn run(
             .unwrap_or_default(),
     };
     let answer = masters
-        .read(async |mut client| client.list_pods(request.clone()).await)
+        .read(async |client| client.ensemble().list_pods(request.clone()).await)
         .await?;
     match output.format() {
         Format::Json => output.json(&answer, "kontrol.v1.ListPodsResponse"),

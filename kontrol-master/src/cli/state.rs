@@ -54,7 +54,7 @@ pub(super) async fn run(
 /// Asks for the state and shows it: indented for a person, on one line for a program.
 async fn show(masters: &Masters, output: &mut Output<'_>) -> Result<(), CliError> {
     let answer = masters
-        .read(async |mut client| client.get_state(GetStateRequest {}).await)
+        .read(async |client| client.ensemble().get_state(GetStateRequest {}).await)
         .await?;
     let Some(state) = &answer.state else {
         output.note("there is no state yet: the callback has printed none, and none was put");
@@ -89,7 +89,7 @@ async fn put(
         state: Some(parse(&text)?),
     };
     let answer = masters
-        .write(async |mut client| client.put_state(request.clone()).await)
+        .write(async |client| client.ensemble().put_state(request.clone()).await)
         .await?;
     match output.format() {
         Format::Json => output.json(&answer, "kontrol.v1.PutStateResponse"),

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 /// Asks for the ensemble and shows it.
 pub(super) async fn run(masters: &Masters, output: &mut Output<'_>) -> Result<(), CliError> {
     let ensemble = masters
-        .read(async |mut client| client.get_ensemble(GetEnsembleRequest {}).await)
+        .read(async |client| client.ensemble().get_ensemble(GetEnsembleRequest {}).await)
         .await?;
     match output.format() {
         Format::Json => output.json(&ensemble, "kontrol.v1.GetEnsembleResponse"),

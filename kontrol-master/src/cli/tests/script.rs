@@ -43,6 +43,8 @@ pub(super) struct Script {
     pub(super) hang: bool,
     /// The requests, in the order they came.
     pub(super) asked: Mutex<Vec<String>>,
+    /// What the last client called itself.
+    pub(super) agent: Mutex<String>,
 }
 
 impl Script {
@@ -55,6 +57,11 @@ impl Script {
             .lock()
             .unwrap()
             .push(format!("{:?}", request.get_ref()));
+        let agent = request.metadata().get("user-agent").unwrap();
+        agent
+            .to_str()
+            .unwrap()
+            .clone_into(&mut self.agent.lock().unwrap());
         match &self.refuse {
             Some(status) => Err(status.clone()),
             None => Ok(Response::new(answer)),
