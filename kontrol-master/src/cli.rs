@@ -1,10 +1,11 @@
-//! The command line's clients: `status`, `pods`, `watch`, `state` and `explain` ask any master of a tier.
+//! The command line's clients: `status`, `pods`, `watch`, `state`, `explain` and `actions` ask any master of a tier.
 //!
 //! They only speak `kontrol.v1`, so that they work against every master, near or far, and know nothing but what it
 //! tells. Answers go to standard output, as tables for a person or as JSON for a program; everything else goes to
-//! standard error. An empty variable counts as an absent one. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly. A reader that goes away (`| head`) is no
-//! failure.
+//! standard error. An empty variable counts as an absent one. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly.
+//! A reader that goes away (`| head`) is no failure.
 
+mod actions;
 mod endpoint;
 mod error;
 mod explain;
@@ -39,6 +40,8 @@ pub enum Command {
     State(state::StateArgs),
     /// Explain why a pod is in the roster or not
     Explain(explain::ExplainArgs),
+    /// List the actions of late, show one with its results, or cancel one
+    Actions(actions::ActionsArgs),
 }
 
 const DEFAULT_TIMEOUT: &str = "5s";
@@ -91,6 +94,7 @@ impl Command {
             Self::Watch(args) => &args.client,
             Self::State(args) => &args.client,
             Self::Explain(args) => &args.client,
+            Self::Actions(args) => &args.client,
         }
     }
 }
@@ -144,5 +148,6 @@ async fn execute(
         Command::Watch(args) => watch::run(&masters, args, output, stop).await,
         Command::State(args) => state::run(&masters, args, input, output).await,
         Command::Explain(args) => explain::run(&masters, args, output).await,
+        Command::Actions(args) => actions::run(&masters, args, output).await,
     }
 }

@@ -8,7 +8,8 @@ use super::{
     error::CliError,
 };
 use kontrol_proto::v1::{
-    WatchRequest, WatchResponse, ensemble_service_client::EnsembleServiceClient,
+    WatchRequest, WatchResponse, action_service_client::ActionServiceClient,
+    ensemble_service_client::EnsembleServiceClient,
 };
 use kontrol_slave::identity::host_name;
 use std::{env, error::Error, time::Duration};
@@ -27,6 +28,11 @@ impl Client {
     /// Knows the roster and the callback.
     pub(super) fn ensemble(&self) -> EnsembleServiceClient<Channel> {
         EnsembleServiceClient::new(self.0.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Runs commands on slaves.
+    pub(super) fn actions(&self) -> ActionServiceClient<Channel> {
+        ActionServiceClient::new(self.0.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 }
 

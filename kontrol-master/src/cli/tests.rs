@@ -1,5 +1,6 @@
 //! Every command against scripted masters: what a person sees, what a program reads, and what goes wrong.
 
+mod actions;
 mod answers;
 mod failures;
 mod script;

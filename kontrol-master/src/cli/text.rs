@@ -31,6 +31,21 @@ pub(super) fn or_nothing(text: &str) -> String {
     }
 }
 
+/// The lines of what a program wrote, as they can be shown: text without control characters but tabs.
+pub(super) fn clean_lines(bytes: &[u8]) -> impl Iterator<Item = String> {
+    bytes
+        .split_inclusive(|&byte| byte == b'\n')
+        .map(|line| clean_line(line.strip_suffix(b"\n").unwrap_or(line)))
+}
+
+/// One such line, without its end.
+pub(super) fn clean_line(line: &[u8]) -> String {
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let line = String::from_utf8_lossy(line);
+    let parts: Vec<String> = line.split('\t').map(clean).collect();
+    parts.join("\t")
+}
+
 /// A span of time in at most two units: `120ms`, `2.5s`, `3m12s`, `2h05m`, `3d04h`.
 pub(super) fn span(duration: Duration) -> String {
     let (seconds, millis) = (duration.as_secs(), duration.subsec_millis());
@@ -79,10 +94,14 @@ pub(super) fn payload(value: Option<&Value>) -> String {
     if text.is_empty() || text == "\"\"" {
         return NOTHING.to_owned();
     }
-    let text = clean(&text);
-    match text.char_indices().nth(MAX_PAYLOAD) {
+    shorten(&clean(&text), MAX_PAYLOAD)
+}
+
+/// Text of at most so many characters, and a mark where more was.
+pub(super) fn shorten(text: &str, length: usize) -> String {
+    match text.char_indices().nth(length) {
         Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
+        None => text.to_owned(),
     }
 }
 
@@ -118,6 +137,14 @@ mod tests {
         assert_eq!(payload(Some(&string("\u{9b}2J"))), "\"\u{fffd}2J\"");
         assert_eq!(payload(Some(&string(&"é".repeat(99)))).chars().count(), 41);
         assert_eq!(clean("a\u{1b}b"), "a\u{fffd}b");
+    }
+
+    #[test]
+    fn what_a_program_wrote_is_shown_line_by_line() {
+        let lines = |bytes| clean_lines(bytes).collect::<Vec<_>>();
+        assert_eq!(lines(b"a\tb\r\n\nc"), ["a\tb", "", "c"]);
+        assert_eq!(lines(b"\x1b[2J\x07\xff\n"), ["\u{fffd}[2J\u{fffd}\u{fffd}"]);
+        assert_eq!(lines(b""), [""; 0]);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 use super::{
     ClientArgs,
+    actions::words,
     error::CliError,
     explain::reason as leave_reason,
     masters::{Masters, may_resume, reason, refusal},
@@ -169,18 +170,43 @@ fn describe(event: &Event) -> (Style, &'static str, String) {
             None => (Style::Plain, "callback", "ended".to_owned()),
         },
         Event::ActionStarted(started) => {
-            let text = format!("started: {}", action(started.action.as_ref()));
+            let text = action_started(started.action.as_ref());
             (Style::Plain, "action", text)
         }
-        Event::ActionFinished(finished) => {
-            let text = format!("finished: {}", action(finished.action.as_ref()));
-            (Style::Plain, "action", text)
-        }
+        Event::ActionFinished(finished) => action_finished(finished.action.as_ref()),
     }
 }
 
-fn action(action: Option<&Action>) -> String {
-    or_nothing(action.map_or("", |action| &action.id))
+fn action_started(action: Option<&Action>) -> String {
+    let Some(action) = action else {
+        return "started".to_owned();
+    };
+    format!(
+        "{} ({}) started by {} on {}",
+        or_nothing(&action.id),
+        words::short_command(action),
+        words::who(&action.dispatcher),
+        words::targets(action.summary.unwrap_or_default().targets),
+    )
+}
+
+fn action_finished(action: Option<&Action>) -> (Style, &'static str, String) {
+    let Some(action) = action else {
+        return (Style::Plain, "action", "ended".to_owned());
+    };
+    let summary = action.summary.unwrap_or_default();
+    let style = if summary.succeeded == summary.targets {
+        Style::Good
+    } else {
+        Style::Bad
+    };
+    let text = format!(
+        "{} ({}) finished: {}",
+        or_nothing(&action.id),
+        words::short_command(action),
+        words::outcome(&summary)
+    );
+    (style, "action", text)
 }
 
 fn snapshot(snapshot: &Snapshot) -> String {

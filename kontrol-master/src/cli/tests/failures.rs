@@ -185,6 +185,8 @@ fn the_parser_is_consistent_and_refuses_what_it_cannot_use() {
         ("watch --revision=-1", "-1"),
         ("explain", "<KEY|IP|ID>"),
         ("state put", "<JSON|->"),
+        ("actions --limit 0", "0 is not in"),
+        ("actions show", "<ID>"),
     ] {
         let error = parse(line).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{line}");

@@ -1,11 +1,16 @@
 //! A master that answers from a script, and a run of the command line against it.
 
+mod actions;
+
+pub(super) use actions::Dispatched;
+
 use super::super::{
     Command, finish,
     output::{Choice, Format, Output},
 };
 use clap::Parser;
 use kontrol_proto::v1::{
+    action_service_server::ActionServiceServer,
     ensemble_service_server::{EnsembleService, EnsembleServiceServer},
     *,
 };
@@ -37,6 +42,16 @@ pub(super) struct Script {
     pub(super) explanations: Vec<ExplainPodResponse>,
     /// One after another, the messages of each watch, or its refusal; a watch beyond them stays silent.
     pub(super) watches: Mutex<VecDeque<Result<Messages, Status>>>,
+    /// The history, the newest first.
+    pub(super) actions: Vec<Action>,
+    /// One after another, what comes of each dispatch, or its refusal.
+    pub(super) dispatches: Mutex<VecDeque<Result<Dispatched, Status>>>,
+    /// Refuses to cancel so.
+    pub(super) refuse_cancel: Option<Status>,
+    /// An action was cancelled.
+    pub(super) cancelled: Arc<Notify>,
+    /// A dispatcher went away.
+    pub(super) left: Arc<Notify>,
     /// Refuses everything so.
     pub(super) refuse: Option<Status>,
     /// Never answers a PutState.
@@ -163,10 +178,12 @@ impl Master {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let script = Arc::new(script);
-        let service = EnsembleServiceServer::new(Scripted(Arc::clone(&script)));
+        let ensemble = EnsembleServiceServer::new(Scripted(Arc::clone(&script)));
+        let actions = ActionServiceServer::new(Scripted(Arc::clone(&script)));
         let (stop, stopped) = oneshot::channel::<()>();
         let serve = Server::builder()
-            .add_service(service)
+            .add_service(ensemble)
+            .add_service(actions)
             .serve_with_incoming(TcpIncoming::from(listener));
         tokio::spawn(async move {
             tokio::select! {

@@ -1,14 +1,17 @@
 //! Watches that break and go on.
 
 use super::{
-    DIGEST, master, pod,
+    DIGEST,
+    actions::action,
+    master, pod,
     script::{Master, Messages, Script, nobody, run, run_with},
     seconds,
 };
 use kontrol_proto::v1::{
     CallbackRun, LeaveReason, WatchResponse,
     watch_response::{
-        CallbackFinished, DigestChanged, Event, LeaderChanged, PodJoined, PodLeft, Snapshot,
+        ActionFinished, ActionStarted, CallbackFinished, DigestChanged, Event, LeaderChanged,
+        PodJoined, PodLeft, Snapshot,
     },
 };
 use serde_json::json;
@@ -42,6 +45,7 @@ pub(super) fn watches() -> Mutex<VecDeque<Result<Messages, Status>>> {
         digest: DIGEST.to_owned(),
         pod_count: 1,
     };
+    let action = action("x1");
     Mutex::new(
         [
             Ok(vec![
@@ -63,13 +67,27 @@ pub(super) fn watches() -> Mutex<VecDeque<Result<Messages, Status>>> {
                 message(10, Event::PodLeft(left)),
                 message(10, Event::DigestChanged(digest)),
             ]),
-            Ok(vec![message(
-                12,
-                Event::LeaderChanged(LeaderChanged {
-                    leader: None,
-                    epoch: 0,
-                }),
-            )]),
+            Ok(vec![
+                message(
+                    11,
+                    Event::ActionStarted(ActionStarted {
+                        action: Some(action.clone()),
+                    }),
+                ),
+                message(
+                    11,
+                    Event::ActionFinished(ActionFinished {
+                        action: Some(action),
+                    }),
+                ),
+                message(
+                    12,
+                    Event::LeaderChanged(LeaderChanged {
+                        leader: None,
+                        epoch: 0,
+                    }),
+                ),
+            ]),
         ]
         .into(),
     )
@@ -124,6 +142,8 @@ async fn watch_goes_on_behind_the_last_revision_when_it_breaks() {
             format!("8         callback  done in 1s for {DIGEST}"),
             "10        left      #0 a1 web-0 10.0.0.0 demo/web payload {\"load\":1}: its process died while it was attached".to_owned(),
             format!("10        digest    {DIGEST}, 1 pod"),
+            "11        action    x1 (df -h) started by ann@desk on 3 targets".to_owned(),
+            "11        action    x1 (df -h) finished: 3 targets: 1 ok, 1 failed, 1 unreachable in 2s".to_owned(),
             "12        leader    none".to_owned(),
         ]
     );
@@ -147,7 +167,7 @@ async fn watch_is_ndjson_for_a_program() {
     assert_eq!(lines[1]["podJoined"]["pod"]["id"], "web-1");
     assert_eq!(lines[3]["podLeft"]["reason"], "LEAVE_REASON_LOST");
     assert_eq!(
-        lines[5],
+        lines[7],
         json!({"revision": 12, "leaderChanged": {"epoch": 0}})
     );
 }
