@@ -14,6 +14,7 @@ mod output;
 mod pods;
 mod state;
 mod status;
+mod stop;
 mod text;
 mod watch;
 
@@ -26,6 +27,7 @@ use error::CliError;
 use masters::Masters;
 use output::{Choice, Output};
 use std::{io, process::ExitCode, time::Duration};
+use stop::Signals;
 
 /// What to ask a master.
 #[derive(Debug, Subcommand)]
@@ -105,13 +107,9 @@ pub async fn run(command: Command) -> ExitCode {
     let mut out = io::stdout();
     let mut err = io::stderr();
     let mut output = Output::new(client.output, &mut out, &mut err);
-    let stop = async {
-        // Without a signal handler, Ctrl-C ends the process the hard way: nothing to wait for here.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    let code = finish(&command, &mut output, &mut io::stdin(), stop).await;
+    let mut signals = Signals::default();
+    let mut stop = async || signals.next().await;
+    let code = finish(&command, &mut output, &mut io::stdin(), &mut stop).await;
     ExitCode::from(code)
 }
 
@@ -120,10 +118,10 @@ async fn finish(
     command: &Command,
     output: &mut Output<'_>,
     input: &mut dyn io::Read,
-    stop: impl Future<Output = ()>,
+    stop: &mut impl AsyncFnMut(),
 ) -> u8 {
     match execute(command, output, input, stop).await {
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(error) => {
             if let Some(message) = error.message() {
                 output.note(format_args!("error: {message}"));
@@ -133,13 +131,13 @@ async fn finish(
     }
 }
 
-/// `stop` ends what has no end of its own.
+/// Tells the exit code. `stop` is done when the user asks for an end, each time anew: it ends what has none of its own.
 async fn execute(
     command: &Command,
     output: &mut Output<'_>,
     input: &mut dyn io::Read,
-    stop: impl Future<Output = ()>,
-) -> Result<(), CliError> {
+    stop: &mut impl AsyncFnMut(),
+) -> Result<u8, CliError> {
     let client = command.client();
     let masters = Masters::new(&client.endpoint, client.timeout);
     match command {
@@ -149,5 +147,6 @@ async fn execute(
         Command::State(args) => state::run(&masters, args, input, output).await,
         Command::Explain(args) => explain::run(&masters, args, output).await,
         Command::Actions(args) => actions::run(&masters, args, output).await,
-    }
+    }?;
+    Ok(0)
 }

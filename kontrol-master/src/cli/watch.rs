@@ -21,7 +21,7 @@ use kontrol_proto::v1::{
     Action, LeaveReason, Master, Pod, WatchResponse,
     watch_response::{Event, Snapshot},
 };
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 use tonic::Streaming;
 
 /// The first pause is at most this.
@@ -44,13 +44,12 @@ pub(super) async fn run(
     masters: &Masters,
     args: &WatchArgs,
     output: &mut Output<'_>,
-    stop: impl Future<Output = ()>,
+    stop: &mut impl AsyncFnMut(),
 ) -> Result<(), CliError> {
-    let mut stop = pin!(stop);
     // Cancel safe: lines are written whole, between awaits.
     tokio::select! {
         result = follow(masters, args.revision, output) => result,
-        () = &mut stop => Ok(()),
+        () = stop() => Ok(()),
     }
 }
 

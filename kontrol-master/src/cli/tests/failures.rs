@@ -145,7 +145,7 @@ async fn a_reader_that_goes_away_ends_it_quietly_and_a_full_disk_does_not() {
         let (mut out, mut err) = (Closed(error), Sink::default());
         let told = err.clone();
         let mut output = Output::to(Format::Table, false, &mut out, &mut err);
-        let stop = std::future::pending();
+        let stop = &mut async || std::future::pending().await;
         let ended = finish(&command, &mut output, &mut io::empty(), stop).await;
         assert_eq!(ended, code);
         assert_eq!(told.text().is_empty(), code == 0, "{}", told.text());
@@ -164,7 +164,7 @@ async fn colours_are_only_there_when_asked_for() {
         let (mut out, mut err) = (Sink::default(), Sink::default());
         let seen = out.clone();
         let mut output = Output::to(Format::Table, colour, &mut out, &mut err);
-        let stop = std::future::pending();
+        let stop = &mut async || std::future::pending().await;
         finish(&command, &mut output, &mut io::empty(), stop).await;
         assert_eq!(seen.text().contains('\u{1b}'), colour);
     }

@@ -213,14 +213,16 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    pub(super) fn text(&self) -> String {
-        String::from_utf8(self.text.lock().unwrap().clone()).unwrap()
+    /// Another one, waited for together with this.
+    fn beside(&self) -> Self {
+        Self {
+            text: Arc::default(),
+            written: Arc::clone(&self.written),
+        }
     }
 
-    async fn holds(&self, part: &str) {
-        while !self.text().contains(part) {
-            self.written.notified().await;
-        }
+    pub(super) fn text(&self) -> String {
+        String::from_utf8(self.text.lock().unwrap().clone()).unwrap()
     }
 }
 
@@ -261,19 +263,25 @@ pub(super) async fn run(line: &str) -> Ran {
     run_with(line, "", None).await
 }
 
-/// Runs a command with this input, until its output holds `until`, or to its end.
-pub(super) async fn run_with(line: &str, input: &str, until: Option<&str>) -> Ran {
+/// Runs a command with this input to its end. It is asked to stop each time that what it wrote holds the next of `until`.
+pub(super) async fn run_with<'a>(
+    line: &str,
+    input: &str,
+    until: impl IntoIterator<Item = &'a str>,
+) -> Ran {
     let command = parse(line).unwrap();
-    let (mut out, mut err) = (Sink::default(), Sink::default());
+    let mut out = Sink::default();
+    let mut err = out.beside();
     let (seen, told) = (out.clone(), err.clone());
-    let stop = {
-        let seen = seen.clone();
-        async move {
-            match until {
-                Some(part) => seen.holds(part).await,
-                None => std::future::pending().await,
-            }
+    let mut until: VecDeque<&str> = until.into_iter().collect();
+    let mut stop = async || {
+        let Some(part) = until.front() else {
+            return std::future::pending().await;
+        };
+        while !(seen.text() + &told.text()).contains(part) {
+            seen.written.notified().await;
         }
+        until.pop_front();
     };
     let format = match command.client().output {
         Choice::Auto | Choice::Table => Format::Table,
@@ -281,7 +289,8 @@ pub(super) async fn run_with(line: &str, input: &str, until: Option<&str>) -> Ra
     };
     let mut output = Output::to(format, false, &mut out, &mut err);
     let mut input = input.as_bytes();
-    let code = tokio::time::timeout(DEADLINE, finish(&command, &mut output, &mut input, stop))
+    let ended = finish(&command, &mut output, &mut input, &mut stop);
+    let code = tokio::time::timeout(DEADLINE, ended)
         .await
         .unwrap_or_else(|_| panic!("{line} does not end: {} {}", seen.text(), told.text()));
     Ran {
