@@ -16,6 +16,7 @@ mod state;
 mod status;
 mod stop;
 mod text;
+mod value;
 mod watch;
 
 #[cfg(test)]
