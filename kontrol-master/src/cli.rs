@@ -1,13 +1,15 @@
-//! The command line's clients: `status`, `pods`, `watch`, `state`, `explain` and `actions` ask any master of a tier.
+//! The command line's clients: `status`, `pods`, `watch`, `state`, `explain`, `exec` and `actions` ask any
+//! master of a tier.
 //!
 //! They only speak `kontrol.v1`, so that they work against every master, near or far, and know nothing but what it
 //! tells. Answers go to standard output, as tables for a person or as JSON for a program; everything else goes to
-//! standard error. An empty variable counts as an absent one. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly.
-//! A reader that goes away (`| head`) is no failure.
+//! standard error. An empty variable counts as an absent one. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly;
+//! `exec` has more. A reader that goes away (`| head`) is no failure.
 
 mod actions;
 mod endpoint;
 mod error;
+mod exec;
 mod explain;
 mod masters;
 mod output;
@@ -43,25 +45,44 @@ pub enum Command {
     State(state::StateArgs),
     /// Explain why a pod is in the roster or not
     Explain(explain::ExplainArgs),
+    /// Run a command on pods and show what becomes of it
+    ///
+    /// It runs on the pods that --key and --id name, or on all, as far as they meet --role and --selector. Ctrl-C cancels
+    /// it; a second one leaves at once.
+    ///
+    /// The exit code is the highest of all pods: that of the command, 128 + N when signal N ended it, 124 timed out, 126
+    /// refused by the pod, 130 cancelled, 255 unreachable or lost. It is 1 when no master takes it or no pod matches, 2
+    /// when it was asked wrongly.
+    ///
+    /// Only --endpoint and --output can be given as variables: a callback inherits those of its master, which must not
+    /// choose where a command runs.
+    Exec(exec::ExecArgs),
     /// List the actions of late, show one with its results, or cancel one
     Actions(actions::ActionsArgs),
 }
 
 const DEFAULT_TIMEOUT: &str = "5s";
 
-/// Which masters to ask, and how to show what they answer.
+/// Which masters to ask.
 #[derive(Debug, Clone, Args)]
-pub struct ClientArgs {
+pub struct EndpointArgs {
     /// The master to ask: a URL or `host[:port]`, the port being 8000 unless given. Of several, separated by commas,
     /// the first that can answer does
     #[arg(
-        long,
+        long = "endpoint",
         global = true,
         env = "KONTROL_ENDPOINT",
         value_name = "URL,...",
         default_value = DEFAULT_ENDPOINT
     )]
-    endpoint: MasterUrls,
+    urls: MasterUrls,
+}
+
+/// Which masters to ask, and how to show what they answer.
+#[derive(Debug, Clone, Args)]
+pub struct ClientArgs {
+    #[command(flatten)]
+    endpoint: EndpointArgs,
     /// How long each master may take to answer: 5, 5s, 500ms, 2m
     #[arg(long, global = true, env = "KONTROL_TIMEOUT", value_name = "DURATION", default_value = DEFAULT_TIMEOUT, value_parser = parse_timeout)]
     timeout: Duration,
@@ -82,32 +103,36 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
     } else {
         text
     };
+    parse_positive(text)
+}
+
+fn parse_positive(text: &str) -> Result<Duration, String> {
     match kontrol_slave::duration::parse(text) {
         Ok(Duration::ZERO) => Err("must be longer than nothing".to_owned()),
-        Ok(timeout) => Ok(timeout),
+        Ok(duration) => Ok(duration),
         Err(error) => Err(error.to_string()),
     }
 }
 
 impl Command {
-    fn client(&self) -> &ClientArgs {
+    fn client(&self) -> ClientArgs {
         match self {
-            Self::Status(client) => client,
-            Self::Pods(args) => &args.client,
-            Self::Watch(args) => &args.client,
-            Self::State(args) => &args.client,
-            Self::Explain(args) => &args.client,
-            Self::Actions(args) => &args.client,
+            Self::Status(client) => client.clone(),
+            Self::Pods(args) => args.client.clone(),
+            Self::Watch(args) => args.client.clone(),
+            Self::State(args) => args.client.clone(),
+            Self::Explain(args) => args.client.clone(),
+            Self::Exec(args) => args.client(),
+            Self::Actions(args) => args.client.clone(),
         }
     }
 }
 
 /// Does what was asked, says on standard error why it can't, and tells the exit code.
 pub async fn run(command: Command) -> ExitCode {
-    let client = command.client();
     let mut out = io::stdout();
     let mut err = io::stderr();
-    let mut output = Output::new(client.output, &mut out, &mut err);
+    let mut output = Output::new(command.client().output, &mut out, &mut err);
     let mut signals = Signals::default();
     let mut stop = async || signals.next().await;
     let code = finish(&command, &mut output, &mut io::stdin(), &mut stop).await;
@@ -140,13 +165,14 @@ async fn execute(
     stop: &mut impl AsyncFnMut(),
 ) -> Result<u8, CliError> {
     let client = command.client();
-    let masters = Masters::new(&client.endpoint, client.timeout);
+    let masters = Masters::new(&client.endpoint.urls, client.timeout);
     match command {
         Command::Status(_) => status::run(&masters, output).await,
         Command::Pods(args) => pods::run(&masters, args, output).await,
         Command::Watch(args) => watch::run(&masters, args, output, stop).await,
         Command::State(args) => state::run(&masters, args, input, output).await,
         Command::Explain(args) => explain::run(&masters, args, output).await,
+        Command::Exec(args) => return exec::run(&masters, args, input, output, stop).await,
         Command::Actions(args) => actions::run(&masters, args, output).await,
     }?;
     Ok(0)

@@ -103,6 +103,24 @@ mod tests {
     use clap::{Command, CommandFactory};
     use std::ffi::OsStr;
 
+    /// Flags of `exec` that have no variable. A callback inherits the variables of its master, and `KONTROL_ID` or
+    /// `KONTROL_TIMEOUT` of that would send its commands to other pods, or end them at another time, than it says.
+    const WITHOUT_VARIABLE: [&str; 13] = [
+        "role",
+        "selector",
+        "key",
+        "id",
+        "all",
+        "concurrency",
+        "max-failures",
+        "timeout",
+        "max-output",
+        "env",
+        "input",
+        "detach",
+        "shell",
+    ];
+
     fn check(command: &Command) {
         for arg in command.get_arguments() {
             let Some(flag) = arg
@@ -112,9 +130,10 @@ mod tests {
                 continue;
             };
             let variable = format!("KONTROL_{}", flag.to_uppercase().replace('-', "_"));
+            let without = command.get_name() == "exec" && WITHOUT_VARIABLE.contains(&flag);
             assert_eq!(
                 arg.get_env().and_then(OsStr::to_str),
-                Some(variable.as_str()),
+                (!without).then_some(variable.as_str()),
                 "{flag}"
             );
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();

@@ -12,8 +12,12 @@ use serde_json::ser::Formatter;
 use std::{
     env, fmt,
     io::{self, IsTerminal, Write},
+    mem,
     sync::OnceLock,
 };
+
+/// Goes back to the beginning of a terminal's line and clears it.
+const ERASE_LINE: &[u8] = b"\r\x1b[K";
 
 /// How the user wants answers shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,47 +45,74 @@ pub(super) enum Style {
     Good,
     Bad,
     Notable,
+    /// A colour by its number in ECMA-48, to tell things apart.
+    Colour(u8),
+}
+
+/// The process's two ways to tell something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Port {
+    Out,
+    Err,
+}
+
+/// Where a port leads.
+struct Sink<'a> {
+    writer: &'a mut dyn Write,
+    terminal: bool,
+    colour: bool,
 }
 
 /// Where answers and notes go.
 pub(super) struct Output<'a> {
     format: Format,
-    colour: bool,
-    out: &'a mut dyn Write,
-    err: &'a mut dyn Write,
+    out: Sink<'a>,
+    err: Sink<'a>,
+    /// Whether the terminal shows a line of progress, which the next output replaces.
+    progress: bool,
 }
 
 impl<'a> Output<'a> {
     /// The process's own standard output and error.
     pub(super) fn new(choice: Choice, out: &'a mut io::Stdout, err: &'a mut io::Stderr) -> Self {
-        let terminal = out.is_terminal();
         let format = match choice {
             Choice::Table => Format::Table,
-            Choice::Auto if terminal => Format::Table,
+            Choice::Auto if out.is_terminal() => Format::Table,
             Choice::Auto | Choice::Json => Format::Json,
         };
         let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let (out_terminal, err_terminal) = (out.is_terminal(), err.is_terminal());
+        let sink = |writer, terminal| Sink {
+            writer,
+            terminal,
+            colour: terminal && !no_colour,
+        };
         Self {
             format,
-            colour: terminal && !no_colour,
-            out,
-            err,
+            out: sink(out, out_terminal),
+            err: sink(err, err_terminal),
+            progress: false,
         }
     }
 
-    /// Writes to anything, with colours or without.
+    /// Writes to anything, as to a terminal with colours or as to a file.
     #[cfg(test)]
     pub(super) fn to(
         format: Format,
-        colour: bool,
+        terminal: bool,
         out: &'a mut dyn Write,
         err: &'a mut dyn Write,
     ) -> Self {
+        let sink = |writer| Sink {
+            writer,
+            terminal,
+            colour: terminal,
+        };
         Self {
             format,
-            colour,
-            out,
-            err,
+            out: sink(out),
+            err: sink(err),
+            progress: false,
         }
     }
 
@@ -90,26 +121,51 @@ impl<'a> Output<'a> {
         self.format
     }
 
-    /// Text that stands out, where that can be seen.
+    /// Text that stands out in the answer, where that can be seen.
     pub(super) fn paint(&self, style: Style, text: &str) -> String {
+        self.paint_for(Port::Out, style, text)
+    }
+
+    /// Text that stands out on that port, where that can be seen.
+    pub(super) fn paint_for(&self, port: Port, style: Style, text: &str) -> String {
         let code = match style {
             Style::Plain => return text.to_owned(),
-            Style::Bold => "1",
-            Style::Good => "32",
-            Style::Bad => "31",
-            Style::Notable => "33",
+            Style::Bold => 1,
+            Style::Good => 32,
+            Style::Bad => 31,
+            Style::Notable => 33,
+            Style::Colour(code) => code,
         };
-        if self.colour {
+        let sink = match port {
+            Port::Out => &self.out,
+            Port::Err => &self.err,
+        };
+        if sink.colour {
             format!("\u{1b}[{code}m{text}\u{1b}[0m")
         } else {
             text.to_owned()
         }
     }
 
+    /// Writes bytes as they are.
+    pub(super) fn bytes(&mut self, port: Port, bytes: &[u8]) -> Result<(), CliError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if mem::take(&mut self.progress) {
+            self.err.writer.write_all(ERASE_LINE)?;
+        }
+        let writer = match port {
+            Port::Out => &mut self.out.writer,
+            Port::Err => &mut self.err.writer,
+        };
+        writer.write_all(bytes)?;
+        Ok(writer.flush()?)
+    }
+
     /// Writes a line of the answer.
     pub(super) fn line(&mut self, line: impl fmt::Display) -> Result<(), CliError> {
-        writeln!(self.out, "{line}")?;
-        Ok(self.out.flush()?)
+        self.bytes(Port::Out, format!("{line}\n").as_bytes())
     }
 
     /// Writes a message as a line of JSON.
@@ -130,18 +186,30 @@ impl<'a> Output<'a> {
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
         }
-        let mut header = true;
+        let mut text = String::new();
+        let mut style = Style::Bold;
         for line in table.lines() {
-            let style = if header { Style::Bold } else { Style::Plain };
-            header = false;
-            writeln!(self.out, "{}", self.paint(style, line.trim_end()))?;
+            text += &self.paint(style, line.trim_end());
+            text.push('\n');
+            style = Style::Plain;
         }
-        Ok(self.out.flush()?)
+        self.bytes(Port::Out, text.as_bytes())
     }
 
     /// Tells the user something that is no part of the answer. Nobody is left to be told when that fails.
     pub(super) fn note(&mut self, note: impl fmt::Display) {
-        let _ = writeln!(self.err, "{note}").and_then(|()| self.err.flush());
+        let _ = self.bytes(Port::Err, format!("{note}\n").as_bytes());
+    }
+
+    /// Whether progress can be shown.
+    pub(super) fn shows_progress(&self) -> bool {
+        self.err.terminal
+    }
+
+    /// Shows a short line that the next output replaces. It is no loss when that fails.
+    pub(super) fn progress(&mut self, line: &str) {
+        let _ = self.bytes(Port::Err, line.as_bytes());
+        self.progress = true;
     }
 }
 
@@ -186,5 +254,22 @@ impl Formatter for ShortNumbers {
         } else {
             serde_json::ser::CompactFormatter.write_f64(writer, value)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_stands_until_the_next_output() {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut output = Output::to(Format::Table, true, &mut out, &mut err);
+        output.progress("1/2 done");
+        output.progress("2/2 done");
+        output.line("answer").unwrap();
+        output.note("note");
+        assert_eq!(out, b"answer\n");
+        assert_eq!(err, b"1/2 done\r\x1b[K2/2 done\r\x1b[Knote\n");
     }
 }

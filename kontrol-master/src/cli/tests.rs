@@ -2,6 +2,7 @@
 
 mod actions;
 mod answers;
+mod exec;
 mod failures;
 mod script;
 mod watch;

@@ -92,11 +92,11 @@ async fn a_refusal_is_told_and_ends_the_search() {
     }
 }
 
-#[tokio::test]
-async fn a_server_that_is_no_master_makes_one_readable_line() {
+/// The address of a server that is no master.
+pub(super) async fn web() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let web = tokio::spawn(async move {
+    tokio::spawn(async move {
         use tokio::io::AsyncWriteExt;
         while let Ok((mut socket, _)) = listener.accept().await {
             let _ = socket
@@ -104,20 +104,25 @@ async fn a_server_that_is_no_master_makes_one_readable_line() {
                 .await;
         }
     });
-    let ran = run(&format!("pods --endpoint {address}")).await;
-    web.abort();
+    format!("http://{address}")
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_master_makes_one_readable_line() {
+    let web = web().await;
+    let ran = run(&format!("pods --endpoint {web}")).await;
     assert_eq!(ran.code, 1);
     assert_eq!(ran.err.lines().count(), 1);
     assert!(
         ran.err
-            .starts_with(&format!("error: no master answers: http://{address} (")),
+            .starts_with(&format!("error: no master answers: {web} (")),
         "{}",
         ran.err
     );
 }
 
 /// A reader that went away, or a full disk.
-struct Closed(io::ErrorKind);
+pub(super) struct Closed(pub(super) io::ErrorKind);
 
 impl Write for Closed {
     fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {

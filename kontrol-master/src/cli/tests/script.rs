@@ -2,7 +2,7 @@
 
 mod actions;
 
-pub(super) use actions::Dispatched;
+pub(super) use actions::{Dispatched, Then};
 
 use super::super::{
     Command, finish,
@@ -269,6 +269,23 @@ pub(super) async fn run_with<'a>(
     input: &str,
     until: impl IntoIterator<Item = &'a str>,
 ) -> Ran {
+    run_in(false, line, input, until).await
+}
+
+/// The same on a terminal, without input.
+pub(super) async fn run_on_terminal<'a>(
+    line: &str,
+    until: impl IntoIterator<Item = &'a str>,
+) -> Ran {
+    run_in(true, line, "", until).await
+}
+
+async fn run_in<'a>(
+    terminal: bool,
+    line: &str,
+    input: &str,
+    until: impl IntoIterator<Item = &'a str>,
+) -> Ran {
     let command = parse(line).unwrap();
     let mut out = Sink::default();
     let mut err = out.beside();
@@ -287,7 +304,7 @@ pub(super) async fn run_with<'a>(
         Choice::Auto | Choice::Table => Format::Table,
         Choice::Json => Format::Json,
     };
-    let mut output = Output::to(format, false, &mut out, &mut err);
+    let mut output = Output::to(format, terminal, &mut out, &mut err);
     let mut input = input.as_bytes();
     let ended = finish(&command, &mut output, &mut input, &mut stop);
     let code = tokio::time::timeout(DEADLINE, ended)

@@ -15,8 +15,20 @@ const PAGE: usize = 2;
 pub(in super::super) struct Dispatched {
     /// What is streamed at once.
     pub(in super::super) messages: Vec<Result<DispatchResponse, Status>>,
-    /// What is streamed after a cancel; without, the stream ends at once.
-    pub(in super::super) after_cancel: Option<Vec<Result<DispatchResponse, Status>>>,
+    /// What comes behind them.
+    pub(in super::super) then: Then,
+}
+
+/// What comes behind the first messages of a dispatch.
+#[derive(Default)]
+pub(in super::super) enum Then {
+    /// The end.
+    #[default]
+    End,
+    /// These, once it is cancelled, and then the end.
+    AfterCancel(Vec<Result<DispatchResponse, Status>>),
+    /// Nothing, and no end.
+    Silence,
 }
 
 /// Tells when the stream that holds it is dropped.
@@ -46,19 +58,17 @@ impl ActionService for Scripted {
     ) -> Result<Response<Self::DispatchStream>, Status> {
         self.0.answer(&request, ())?;
         let script = self.0.dispatches.lock().unwrap().pop_front();
-        let Dispatched {
-            messages,
-            after_cancel,
-        } = script.transpose()?.unwrap_or_default();
+        let Dispatched { messages, then } = script.transpose()?.unwrap_or_default();
         let cancelled = Arc::clone(&self.0.cancelled);
-        let end = match after_cancel {
-            None => stream::empty().boxed(),
-            Some(messages) => stream::once(async move { cancelled.notified().await })
+        let then = match then {
+            Then::End => stream::empty().boxed(),
+            Then::AfterCancel(messages) => stream::once(async move { cancelled.notified().await })
                 .flat_map(move |()| stream::iter(messages.clone()))
                 .boxed(),
+            Then::Silence => stream::pending().boxed(),
         };
         let leaving = Leaving(Arc::clone(&self.0.left));
-        let messages = stream::iter(messages).chain(end).map(move |message| {
+        let messages = stream::iter(messages).chain(then).map(move |message| {
             let _ = &leaving;
             message
         });
