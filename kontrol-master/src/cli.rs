@@ -31,6 +31,7 @@ use masters::Masters;
 use output::{Choice, Output};
 use std::{io, process::ExitCode, time::Duration};
 use stop::Signals;
+use tokio::runtime::Handle;
 
 /// What to ask a master.
 #[derive(Debug, Subcommand)]
@@ -129,14 +130,23 @@ impl Command {
 }
 
 /// Does what was asked, says on standard error why it can't, and tells the exit code.
+///
+/// Whoever reads the answer may take long (`| less`), which blocks the thread that writes. So that is not the thread
+/// that keeps the connection alive: a master ends a connection that is silent.
 pub async fn run(command: Command) -> ExitCode {
-    let mut out = io::stdout();
-    let mut err = io::stderr();
-    let mut output = Output::new(command.client().output, &mut out, &mut err);
-    let mut signals = Signals::default();
-    let mut stop = async || signals.next().await;
-    let code = finish(&command, &mut output, &mut io::stdin(), &mut stop).await;
-    ExitCode::from(code)
+    let runtime = Handle::current();
+    let done = tokio::task::spawn_blocking(move || {
+        let mut out = io::stdout();
+        let mut err = io::stderr();
+        let mut output = Output::new(command.client().output, &mut out, &mut err);
+        let mut signals = Signals::default();
+        let mut stop = async || signals.next().await;
+        runtime.block_on(finish(&command, &mut output, &mut io::stdin(), &mut stop))
+    });
+    match done.await {
+        Ok(code) => code.into(),
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 /// Does what was asked and says why it can't; tells the exit code.
