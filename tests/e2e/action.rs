@@ -1,5 +1,6 @@
 //! Actions on real slaves: who gets them, what runs, what comes back, and what the history keeps.
 
+mod command_line;
 mod execution;
 mod idle;
 mod lost;

@@ -1,0 +1,187 @@
+//! `kontrol-master exec` and `actions` as an operator uses them, and as a callback does.
+
+use super::alone;
+use anyhow::ensure;
+use kontrol_tests::{
+    SOON,
+    cluster::Cluster,
+    crew::{self, Crew},
+    node::{command, program, run},
+    process::{Process, alive},
+    small,
+    wait::eventually,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Output},
+};
+
+fn exec(cluster: &Cluster, arguments: &[&str]) -> Command {
+    let mut command = command("kontrol-master");
+    command
+        .env("KONTROL_ENDPOINT", cluster.masters[0].url())
+        .arg("exec")
+        .args(arguments);
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_shows_each_pod_and_exits_with_the_worst_code() {
+    let _permit = small().await;
+    let (cluster, _crew) = alone(3).await;
+    let exec = async |arguments: &[&str]| -> Output { run(exec(&cluster, arguments)).await };
+
+    let output = exec(&[
+        "--all",
+        "--output",
+        "table",
+        "--shell",
+        "echo $KONTROL_ID; [ $KONTROL_ID != slave-1 ] || exit 7",
+    ])
+    .await;
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    let mut lines: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
+    lines.sort_unstable();
+    let expected = (0..3).map(|index| format!("slave-{index} | slave-{index}"));
+    assert_eq!(lines, expected.collect::<Vec<_>>());
+    let notes = text(&output.stderr);
+    assert!(notes.contains("slave-1: exit code 7"), "{notes}");
+    assert!(notes.contains("3 targets: 2 ok, 1 failed"), "{notes}");
+
+    for (arguments, code) in [
+        (&["--role", "web", "--", "true"][..], 0),
+        (
+            &["--id", "slave-0", "--timeout", "300ms", "--", "sleep", "60"],
+            124,
+        ),
+        (&["--id", "slave-0,nobody", "--", "true"], 255),
+        (&["--selector", "number=9", "--", "true"], 1),
+        (&["--", "true"], 2),
+        (&["--all", "--timeout", "x", "--", "true"], 2),
+    ] {
+        let output = exec(arguments).await;
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?}: {output:?}"
+        );
+    }
+
+    let output = exec(&["--id", "slave-2", "--", "echo", "hi"]).await;
+    let told: Vec<Value> = text(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(told.len(), 5, "{told:?}");
+    assert_eq!(told[4]["summary"]["succeeded"], 1);
+
+    let output = exec(&[
+        "--id",
+        "slave-2",
+        "--output",
+        "raw",
+        "--shell",
+        "printf 'a\\377b'",
+    ])
+    .await;
+    assert_eq!(output.stdout, b"a\xffb");
+
+    let mut list = command("kontrol-master");
+    list.env("KONTROL_ENDPOINT", cluster.masters[0].url())
+        .args(["actions", "--output", "table", "--limit", "1"]);
+    let listed = text(&run(list).await.stdout);
+    assert!(
+        listed.contains("finished") && listed.contains("printf"),
+        "{listed}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_or_a_reader_that_leaves_cancels_what_runs() {
+    let _permit = small().await;
+    let (cluster, _crew) = alone(2).await;
+    let pids = cluster.dir.path().join("pids");
+    let line = format!("echo $$ >> {}; yes", pids.display());
+    let running = async || {
+        eventually(SOON, "both commands", async || {
+            let text = fs::read_to_string(&pids)?;
+            let pids: Vec<i32> = text.lines().map(str::parse).collect::<Result<_, _>>()?;
+            ensure!(pids.len() == 2);
+            Ok(pids)
+        })
+        .await
+    };
+    let dead = async |pids: &[i32]| {
+        eventually(SOON, "end of the commands", async || {
+            ensure!(!pids.iter().any(|pid| alive(*pid)));
+            Ok(())
+        })
+        .await;
+    };
+    let sleeps = format!("echo $$ >> {}; sleep 600", pids.display());
+    let mut command = exec(
+        &cluster,
+        &["--all", "--output", "table", "--shell", &sleeps],
+    );
+    let log = cluster.dir.path().join("exec.log");
+    let mut process = Process::spawn("exec", &mut command, &log);
+    let started = running().await;
+    process.signal(Signal::INT);
+    let status = process.ended(SOON).await;
+    assert_eq!(status.code(), Some(130), "{}", process.log());
+    assert!(process.log().contains("2 cancelled"), "{}", process.log());
+    dead(&started).await;
+
+    fs::remove_file(&pids).unwrap();
+    let mut pipe = command_of_shell(&cluster, &line);
+    let output = tokio::task::spawn_blocking(move || pipe.output())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(text(&output.stdout).lines().count(), 1, "{output:?}");
+    dead(&running().await).await;
+}
+
+/// `kontrol-master exec ... | head -1`, with the shell's own way of joining the two.
+fn command_of_shell(cluster: &Cluster, line: &str) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .env("KONTROL_ENDPOINT", cluster.masters[0].url())
+        .env("PROGRAM", program("kontrol-master"))
+        .env("LINE", line)
+        .args([
+            "-c",
+            "\"$PROGRAM\" exec --all --output raw --shell \"$LINE\" | head -n 1",
+        ]);
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callback_finds_the_program_and_its_master() {
+    let _permit = small().await;
+    let mut cluster = Cluster::on("memory:").patient().build();
+    let marks = cluster.dir.path().join("marks");
+    let callback = cluster.dir.path().join("callback");
+    let script = format!(
+        "#!/bin/sh\nkontrol-master exec --all --shell 'echo $KONTROL_ID >> {}' >&2 && echo '\"acted\"'\n",
+        marks.display()
+    );
+    fs::write(&callback, script).unwrap();
+    fs::set_permissions(&callback, fs::Permissions::from_mode(0o755)).unwrap();
+    cluster.masters[0].set("callback", callback.to_str().unwrap());
+    cluster.masters[0].start().await;
+    cluster.ready().await;
+    let _crew = Crew::start(&mut cluster, 2).await;
+    cluster.handled(0, 2).await;
+    let marks = fs::read_to_string(&marks).unwrap();
+    for index in 0..2 {
+        assert!(marks.contains(&crew::id(index)), "{marks}");
+    }
+}
