@@ -15,13 +15,14 @@ use super::{
     control::{self, Cause, Order, Report, Status},
     given,
     shim::{self, NOT_STARTED_FILE},
+    user::{self, Identity},
 };
 use family::Family;
 use orders::{Orders, Told};
 use plan::{Act, Plan};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{MemfdFlags, memfd_create},
+    fs::{MemfdFlags, fchown, memfd_create},
     io::Errno,
     process::{getpid, set_child_subreaper},
     time::{
@@ -39,7 +40,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Seek, Write},
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
@@ -77,6 +78,11 @@ impl Task {
             user,
             argv: arguments.collect(),
         })
+    }
+
+    /// Whom the program is to become.
+    fn identity(&self) -> io::Result<Option<Identity>> {
+        user::identity(given(Some(self.user.clone())).as_deref())
     }
 }
 
@@ -159,26 +165,43 @@ fn start(task: &Task, orders: &mut Orders) -> io::Result<Family> {
         .arg(shim::NAME)
         .arg(getpid().as_raw_nonzero().to_string())
         .arg(directory.unwrap_or(OsStr::new(NONE)))
-        .arg(&task.user)
+        .arg(&task.user);
+    // Not among the variables of the shim. Inherited, and closed by the shim.
+    let environment = orders.preamble.environment.take();
+    let environment =
+        environment.map(|block| in_memory("environment", &block, MemfdFlags::empty()));
+    let environment = environment.transpose()?;
+    match &environment {
+        Some(file) => command.arg(file.as_raw_fd().to_string()).env_clear(),
+        None => command.arg(NONE),
+    };
+    command
         .args(&task.argv)
         .stdin(input(task, orders.preamble.input.take())?)
         .process_group(0);
-    if let Some(environment) = orders.preamble.environment.take() {
-        command.env_clear().envs(environment);
+    if let Some(identity) = task.identity()? {
+        // So that it may open /dev/stdout and /dev/stderr, as scripts do. Where even root may not give them away, it does
+        // without.
+        let (uid, gid) = identity.owner();
+        let _ = fchown(io::stdout(), Some(uid), Some(gid));
+        let _ = fchown(io::stderr(), Some(uid), Some(gid));
     }
     let child = command.spawn()?;
     Family::new(child.id()).ok_or_else(|| io::Error::other("the program has no pid"))
 }
 
-/// What the program reads. Of memory, so that it takes no disk.
+/// A file that takes no disk.
+fn in_memory(name: &str, bytes: &[u8], flags: MemfdFlags) -> io::Result<File> {
+    let mut file = File::from(memfd_create(name, flags)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+/// What the program reads.
 fn input(task: &Task, input: Option<Vec<u8>>) -> io::Result<Stdio> {
     Ok(match (input, &task.directory) {
-        (Some(input), _) => {
-            let mut file = File::from(memfd_create("input", MemfdFlags::CLOEXEC)?);
-            file.write_all(&input)?;
-            file.rewind()?;
-            file.into()
-        }
+        (Some(input), _) => in_memory("input", &input, MemfdFlags::CLOEXEC)?.into(),
         (None, Some(directory)) => File::open(directory.join(INPUT_FILE))?.into(),
         (None, None) => Stdio::null(),
     })

@@ -6,7 +6,10 @@ use super::{
     guard, reaper,
     user::{self, User},
 };
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::{
+    net::{Shutdown, shutdown},
+    process::{Pid, Signal, kill_process_group},
+};
 use std::{
     ffi::OsString,
     io,
@@ -145,9 +148,14 @@ impl Guarded {
         }
     }
 
-    /// Ends the program as if this process had died: at once, and with the short grace of an orphan.
+    /// Ends the program as if this process had died: at once, and with the short grace of an orphan. Its guard still
+    /// reports; its run directory it may remove.
     pub fn abandon(&mut self) {
-        self.control = None;
+        if let Some(control) = &self.control
+            && shutdown(control, Shutdown::Write).is_err()
+        {
+            self.control = None;
+        }
     }
 
     /// Waits for the guard, and with it for everything that the program started. Cancel safe.

@@ -6,7 +6,12 @@ use rustix::{
     process::{Gid, Uid},
     thread::{set_thread_gid, set_thread_groups, set_thread_uid},
 };
-use std::{ffi::CString, fmt, io, path::PathBuf, str::FromStr};
+use std::{
+    ffi::{CString, OsStr},
+    fmt, io,
+    path::PathBuf,
+    str::FromStr,
+};
 
 /// A user of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +69,11 @@ impl User {
 }
 
 impl Identity {
+    /// The user and group of what is to belong to that user.
+    pub(super) fn owner(&self) -> (Uid, Gid) {
+        (Uid::from_raw(self.uid), Gid::from_raw(self.gid))
+    }
+
     /// Becomes that user, for good. Only for a process with one thread.
     pub(super) fn assume(&self) -> io::Result<()> {
         let groups: Vec<Gid> = self.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
@@ -102,6 +112,15 @@ impl FromStr for Identity {
 /// The argument of a helper that says whom to become.
 pub(super) fn argument(user: Option<&User>) -> String {
     user.map_or_else(|| NONE.to_owned(), |user| user.identity.to_string())
+}
+
+/// Whom that argument names; none: nobody else.
+pub(super) fn identity(argument: Option<&OsStr>) -> io::Result<Option<Identity>> {
+    let Some(argument) = argument else {
+        return Ok(None);
+    };
+    let identity = argument.to_str().and_then(|text| text.parse().ok());
+    Ok(Some(identity.ok_or(io::ErrorKind::InvalidInput)?))
 }
 
 #[cfg(test)]

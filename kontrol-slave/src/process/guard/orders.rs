@@ -5,11 +5,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
 };
-use std::{
-    ffi::OsString,
-    io,
-    os::{fd::AsFd, unix::ffi::OsStringExt},
-};
+use std::{io, os::fd::AsFd};
 
 /// The longest line that is ever sent is far below this.
 const MAX_LINE_BYTES: usize = 4096;
@@ -27,8 +23,8 @@ pub(super) enum Told {
 /// What the program is to get, told before the first order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Preamble {
-    /// Its environment; none: that of the guard.
-    pub(super) environment: Option<Vec<(OsString, OsString)>>,
+    /// Its environment, as the shim takes it; none: that of the guard.
+    pub(super) environment: Option<Vec<u8>>,
     /// Its standard input; none: the file of the run directory, or nothing.
     pub(super) input: Option<Vec<u8>>,
 }
@@ -89,7 +85,7 @@ impl Orders {
                 }
                 let bytes: Vec<u8> = self.buffer.drain(..length).collect();
                 match due {
-                    Bytes::Environment(_) => self.preamble.environment = Some(variables(&bytes)),
+                    Bytes::Environment(_) => self.preamble.environment = Some(bytes),
                     Bytes::Input(_) => self.preamble.input = Some(bytes),
                 }
                 self.due = None;
@@ -153,16 +149,6 @@ fn announced(line: &str) -> Option<Bytes> {
     }
 }
 
-/// `NAME=value`, with a NUL behind each.
-fn variables(bytes: &[u8]) -> Vec<(OsString, OsString)> {
-    let pairs = bytes.split(|byte| *byte == 0).filter_map(|pair| {
-        let equals = pair.iter().position(|byte| *byte == b'=')?;
-        let text = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
-        Some((text(&pair[..equals]), text(&pair[equals + 1..])))
-    });
-    pairs.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::super::control::Lease;
@@ -194,9 +180,10 @@ mod tests {
                 .flat_map(|bytes| orders.take(bytes))
                 .collect();
             assert_eq!(told, [Told::Order(Order::Until(Lease::Forever))]);
-            let variable = |name: &str, value: &str| (name.into(), value.into());
-            let variables = vec![variable("A", "1"), variable("B", "=")];
-            assert_eq!(orders.preamble.environment, Some(variables));
+            assert_eq!(
+                orders.preamble.environment.as_deref(),
+                Some(b"A=1\0B==\0".as_slice())
+            );
             assert_eq!(
                 orders.preamble.input.as_deref(),
                 Some(b"until\n".as_slice())
