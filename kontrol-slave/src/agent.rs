@@ -4,7 +4,7 @@
 //! It only reads its inputs: who the pod is and its payload come in as `watch` receivers, so whoever owns them may
 //! change them at any time, and a change is sent at once. A receiver whose sender is gone simply never changes.
 //!
-//! At the end the commands end first, so that this can still be told; then the pod says goodbye.
+//! At the end the commands end first; the channels close once that was told; then the pod says goodbye.
 
 use crate::{
     action::{Executor, ExecutorTask, Settings, session::SessionTask},
@@ -101,20 +101,19 @@ impl Agent {
     /// Reports until the token is cancelled; returns once every command has ended and `down` was said to every tier:
     /// within two seconds, or three where commands ran.
     pub async fn run(self, token: CancellationToken) {
-        let (goodbye, gone) = (CancellationToken::new(), CancellationToken::new());
+        let (close, goodbye) = (CancellationToken::new(), CancellationToken::new());
         let commands = async {
             self.executor.run(token.clone()).await;
+            close.cancel();
+        };
+        let sessions = self.sessions.into_iter();
+        let sessions = join_all(sessions.map(|task| task.run(close.clone())));
+        let sessions = async {
+            sessions.await;
             goodbye.cancel();
         };
         let tiers = self.tiers.into_iter();
         let tiers = join_all(tiers.map(|task| task.run(goodbye.clone())));
-        // What the commands have to tell is on its way until then.
-        let tiers = async {
-            tiers.await;
-            gone.cancel();
-        };
-        let sessions = self.sessions.into_iter();
-        let sessions = join_all(sessions.map(|task| task.run(gone.clone())));
-        tokio::join!(commands, tiers, sessions);
+        tokio::join!(commands, sessions, tiers);
     }
 }

@@ -116,11 +116,9 @@ impl Sessions {
         let session = Session {
             sessions: self.clone(),
             attachment,
-            requests,
-            orders: sender,
             ending,
         };
-        self.tasks.spawn(session.run());
+        self.tasks.spawn(session.run(requests, sender));
         Ok(ReceiverStream::new(orders))
     }
 
@@ -171,17 +169,17 @@ fn stopping() -> Status {
 struct Session {
     sessions: Sessions,
     attachment: Attachment,
-    requests: Streaming<AttachRequest>,
-    orders: SessionSender,
     ending: Ending,
 }
 
 impl Session {
-    async fn run(mut self) {
-        let by_slave = self.listen().await;
+    async fn run(self, requests: Streaming<AttachRequest>, orders: SessionSender) {
+        let by_slave = self.listen(requests, &orders).await;
         let ended = Instant::now();
         let sessions = &self.sessions;
         sessions.switchboard.detach(self.attachment.clone()).await;
+        // A slave that stops waits for this, and knows then that everything was heard.
+        drop(orders);
         tracing::debug!(key = %self.attachment.slave.key, by_slave, "a slave's channel ended");
         if by_slave {
             let judged = self.judge(ended);
@@ -190,17 +188,17 @@ impl Session {
     }
 
     /// Passes on what the slave says until the channel ends; true when the slave or its connection ended it.
-    async fn listen(&mut self) -> bool {
+    async fn listen(&self, mut requests: Streaming<AttachRequest>, orders: &SessionSender) -> bool {
         loop {
             // All arms are cancel safe: a message is taken whole or not at all.
             tokio::select! {
                 () = self.sessions.token.cancelled() => {
-                    let _ = self.orders.try_send(Err(stopping()));
+                    let _ = orders.try_send(Err(stopping()));
                     return false;
                 }
                 // The slave attached again, or takes no orders any more: its end of the stream is closed with ours.
-                () = self.orders.closed() => return true,
-                message = self.requests.message() => match message {
+                () = orders.closed() => return true,
+                message = requests.message() => match message {
                     Ok(Some(AttachRequest { event: Some(event) })) => {
                         self.sessions.switchboard.said(self.attachment.clone(), event).await;
                     }

@@ -1,19 +1,18 @@
-//! From what a master orders to what the guard is to run: the words, the environment, the input. PURE but for the reading
-//! of the policy.
+//! From what a master orders to what the guard is to run: the words, the environment, the input. PURE.
 
 use super::Settings;
 use crate::{
     payload::from_proto,
     process::{Spec, User},
 };
-use kontrol_proto::v1::attach_response::Run;
+use kontrol_proto::v1::{Command, attach_response::Run};
 use std::{
     ffi::{OsStr, OsString},
     time::Duration,
 };
 
-/// Longest `NAME=value` with its closing NUL that Linux passes on (MAX_ARG_STRLEN with pages of 4 KiB).
-const MAX_VARIABLE_BYTES: usize = 128 * 1024;
+/// Longest word, and longest `NAME=value`, with its closing NUL, that Linux passes on (MAX_ARG_STRLEN with pages of 4 KiB).
+const MAX_WORD_BYTES: usize = 128 * 1024;
 /// Where programs are looked for when the slave itself has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -27,7 +26,26 @@ pub(super) struct Pod {
     pub(super) id: String,
 }
 
-/// What the guard is to run; or why it will not be run.
+/// The words of a command; or why they are none.
+pub(super) fn words(command: &Command) -> Result<Vec<String>, String> {
+    let argv = match (command.argv.is_empty(), command.shell.is_empty()) {
+        (false, true) => command.argv.clone(),
+        (true, false) => vec!["/bin/sh".into(), "-c".into(), command.shell.clone()],
+        (true, true) => return Err("there is no command".to_owned()),
+        (false, false) => return Err("there is both argv and shell".to_owned()),
+    };
+    if argv[0].is_empty() || argv.iter().any(|word| word.contains('\0')) {
+        return Err("the command has an empty name or a NUL character".to_owned());
+    }
+    if argv.iter().any(|word| word.len() >= MAX_WORD_BYTES) {
+        return Err(
+            "a word of the command has 128 KiB or more, which Linux passes on to no program; give long data as input".to_owned(),
+        );
+    }
+    Ok(argv)
+}
+
+/// What the guard is to run; or why it will not be run. Whether it may is the policy's to say.
 pub(super) fn spec(
     run: &Run,
     pod: &Pod,
@@ -40,16 +58,7 @@ pub(super) fn spec(
         );
     }
     let command = run.command.as_ref().ok_or("the order says no command")?;
-    let argv = match (command.argv.is_empty(), command.shell.is_empty()) {
-        (false, true) => command.argv.clone(),
-        (true, false) => vec!["/bin/sh".into(), "-c".into(), command.shell.clone()],
-        (true, true) => return Err("there is no command".to_owned()),
-        (false, false) => return Err("there is both argv and shell".to_owned()),
-    };
-    if argv[0].is_empty() || argv.iter().any(|word| word.contains('\0')) {
-        return Err("the command has an empty name or a NUL character".to_owned());
-    }
-    settings.policy.allows(&argv)?;
+    let argv = words(command)?;
     let input = command.input.clone().map(from_proto).transpose();
     let input = input.map_err(|error| format!("the input {error}"))?;
     let input = input.map(|input| input.to_string());
@@ -70,11 +79,16 @@ pub(super) fn spec(
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
             return Err(format!("{name:?} can't be a variable of the command"));
         }
+        if name.len() + "=".len() + value.len() >= MAX_WORD_BYTES {
+            return Err(format!(
+                "the variable {name} has 128 KiB or more, which Linux passes on to no program; give long data as input"
+            ));
+        }
         set(&mut environment, name, OsStr::new(value));
     }
     environment.retain(|(name, _)| name != "INPUT");
     if let Some(input) = &input
-        && "INPUT=".len() + input.len() < MAX_VARIABLE_BYTES
+        && "INPUT=".len() + input.len() < MAX_WORD_BYTES
     {
         set(&mut environment, "INPUT", OsStr::new(input));
     }
@@ -88,7 +102,8 @@ pub(super) fn spec(
     Ok(Spec {
         guard: settings.guard.clone(),
         environment: Some(environment),
-        input: input.map(String::into_bytes),
+        // A line, as `read` wants it.
+        input: input.map(|input| format!("{input}\n").into_bytes()),
         user: settings
             .user
             .clone()
@@ -99,6 +114,14 @@ pub(super) fn spec(
             GRACE,
         )
     })
+}
+
+/// How much memory it takes until it runs.
+pub(super) fn bytes(spec: &Spec) -> usize {
+    let words = spec.argv.iter().map(|word| word.len());
+    let environment = spec.environment.iter().flatten();
+    let variables = environment.map(|(name, value)| name.len() + value.len());
+    words.chain(variables).sum::<usize>() + spec.input.as_ref().map_or(0, Vec::len)
 }
 
 /// The slave's own settings, secrets among them, are none of the command's business.
@@ -115,8 +138,7 @@ fn set(environment: &mut Vec<(OsString, OsString)>, name: &str, value: &OsStr) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{action::policy::Policy, payload::to_proto};
-    use kontrol_proto::v1::Command;
+    use crate::payload::to_proto;
     use serde_json::json;
     use std::collections::HashMap;
 
@@ -199,19 +221,19 @@ mod tests {
         ] {
             assert_eq!(value(&spec, name).as_deref(), Some(expected), "{name}");
         }
-        assert_eq!(spec.input.as_deref(), Some(br#"{"a":1}"#.as_slice()));
+        assert_eq!(spec.input.as_deref(), Some(b"{\"a\":1}\n".as_slice()));
     }
 
     #[test]
     fn an_input_that_no_variable_holds_is_left_to_standard_input() {
-        let long = "x".repeat(MAX_VARIABLE_BYTES);
+        let long = "x".repeat(MAX_WORD_BYTES);
         let command = Command {
             input: Some(to_proto(&json!(long))),
             ..shell("true")
         };
         let spec = made(command, &settings(), &[]).unwrap();
         assert_eq!(value(&spec, "INPUT"), None);
-        assert_eq!(spec.input.unwrap().len(), long.len() + 2);
+        assert_eq!(spec.input.unwrap().len(), long.len() + 3);
     }
 
     #[test]
@@ -228,13 +250,8 @@ mod tests {
             env: HashMap::from([(name.into(), String::new())]),
             ..shell("true")
         };
-        let none = Settings {
-            policy: Policy::None,
-            ..settings()
-        };
         for (command, settings, said) in [
             (shell("true"), &Settings::default(), "--insecure"),
-            (shell("true"), &none, "--actions none"),
             (Command::default(), &settings(), "no command"),
             (both, &settings(), "both"),
             (argv(&[""]), &settings(), "empty name"),

@@ -1,16 +1,18 @@
 //! The executor: takes the orders of all tiers, lets each action run at most once, and bounds how many there are.
 //!
-//! One task owns the journal and knows which actions are at hand; each of those is a task of its own.
+//! One task owns the journals and knows which actions are at hand; each of those is a task of its own. No tier can touch
+//! the actions of another.
 
 use super::{
     Settings,
     command::{self, Pod},
     journal::{Journal, Past, number},
     outbox::Outbox,
-    run::{Action, Channel, Told},
+    run::{Action, Channel, NotRun, Told, Work},
 };
 use crate::identity::Identity;
 use kontrol_proto::v1::{
+    Outcome,
     attach_request::{Event, Unknown},
     attach_response::{Order, Run},
 };
@@ -62,22 +64,22 @@ pub(crate) struct Executor(mpsc::Sender<Message>);
 pub(crate) struct ExecutorTask {
     settings: Option<Settings>,
     identity: watch::Receiver<Identity>,
-    /// The channel of each tier.
-    channels: Vec<watch::Receiver<Channel>>,
     messages: mpsc::Receiver<Message>,
     slots: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     waiting_kib: Arc<Semaphore>,
-    journal: Journal,
-    actions: HashMap<String, AtHand>,
+    tiers: Vec<Tier>,
     tasks: JoinSet<()>,
-    ids: HashMap<Id, String>,
+    /// Whose task each is: the tier and the action.
+    ids: HashMap<Id, (usize, String)>,
 }
 
-/// An action that waits, runs, or was not forgotten yet.
-struct AtHand {
-    tier: usize,
-    told: mpsc::Sender<Told>,
+/// What there is of one tier.
+struct Tier {
+    channel: watch::Receiver<Channel>,
+    journal: Journal,
+    /// Those that wait, run, or were not forgotten yet, and how to tell them something.
+    actions: HashMap<String, mpsc::Sender<Told>>,
 }
 
 /// The room that an action takes while it waits.
@@ -91,9 +93,8 @@ impl std::fmt::Debug for Executor {
 
 impl std::fmt::Debug for ExecutorTask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let actions = self.actions.len();
         f.debug_struct("ExecutorTask")
-            .field("actions", &actions)
+            .field("actions", &self.ids.len())
             .finish_non_exhaustive()
     }
 }
@@ -107,16 +108,19 @@ impl Executor {
     ) -> (Self, ExecutorTask) {
         let (sender, messages) = mpsc::channel(QUEUE);
         let at_once = settings.as_ref().map_or(1, |settings| settings.at_once);
+        let tiers = channels.into_iter().map(|channel| Tier {
+            channel,
+            journal: Journal::default(),
+            actions: HashMap::new(),
+        });
         let task = ExecutorTask {
             settings,
             identity,
-            channels,
             messages,
             slots: Arc::new(Semaphore::new(at_once)),
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             waiting_kib: Arc::new(Semaphore::new(MAX_WAITING_KIB)),
-            journal: Journal::default(),
-            actions: HashMap::new(),
+            tiers: tiers.collect(),
             tasks: JoinSet::new(),
             ids: HashMap::new(),
         };
@@ -184,20 +188,20 @@ impl ExecutorTask {
                 error.id()
             }
         };
-        if let Some(action) = self.ids.remove(&id) {
-            self.actions.remove(&action);
-            if let Some(number) = number(&action) {
-                self.journal.add(number, Past::Ended);
-            }
+        let of = self.ids.remove(&id);
+        if let Some((tier, action)) = of
+            && let Some(tier) = self.tiers.get_mut(tier)
+        {
+            tier.forget(&action);
         }
     }
 
     fn take(&mut self, message: Message, stopping: &CancellationToken) {
         match message {
             Message::List(tier, reply) => {
-                let of_tier = self.actions.iter().filter(|(_, at)| at.tier == tier);
+                let actions = self.tiers.get(tier).map(|tier| tier.actions.keys());
                 // Whoever asked may be gone.
-                let _ = reply.send(of_tier.map(|(id, _)| id.clone()).collect());
+                let _ = reply.send(actions.into_iter().flatten().cloned().collect());
             }
             Message::Ordered(ordered) => {
                 let Ordered {
@@ -206,7 +210,7 @@ impl ExecutorTask {
                     order,
                     reply,
                 } = *ordered;
-                let answer = self.order(tier, key, order, stopping);
+                let answer = self.order(tier, &key, order, stopping);
                 let _ = reply.send(answer);
             }
         }
@@ -216,19 +220,17 @@ impl ExecutorTask {
     fn order(
         &mut self,
         tier: usize,
-        key: String,
+        key: &str,
         order: Order,
         stopping: &CancellationToken,
     ) -> Option<Event> {
+        let of = self.tiers.get_mut(tier)?;
         let (id, told) = match order {
             Order::Welcome(_) => return None,
-            Order::Run(run) if self.actions.contains_key(&run.action_id) => {
+            Order::Run(run) if of.actions.contains_key(&run.action_id) => {
                 (run.action_id, Told::Again)
             }
-            Order::Run(run) => {
-                self.begin(tier, key, run, stopping);
-                return None;
-            }
+            Order::Run(run) => return self.begin(tier, key, run, stopping),
             Order::Resume(resume) => {
                 let (stdout, stderr) = (resume.stdout_offset, resume.stderr_offset);
                 (resume.action_id, Told::Resume { stdout, stderr })
@@ -240,38 +242,46 @@ impl ExecutorTask {
             Order::Cancel(cancel) => (cancel.action_id, Told::Cancel),
             Order::Forget(forget) => (forget.action_id, Told::Forget),
         };
-        match self.actions.get(&id) {
+        // Forgotten at once, so that no later order goes to a task that answers none.
+        let action = match told {
+            Told::Forget => of.forget(&id),
+            Told::Resume { .. } | Told::Again | Told::Credit { .. } | Told::Cancel => {
+                of.actions.get(&id).cloned()
+            }
+        };
+        match action {
             Some(action) => {
                 // An action takes words at once; one that is stuck for so long is told again by who asks it.
-                let _ = action.told.try_send(told);
+                let _ = action.try_send(told);
                 None
             }
-            None => self.absent(id, told),
+            None => of.absent(id, told),
         }
     }
 
-    /// An order about an action that is not at hand.
-    fn absent(&mut self, id: String, told: Told) -> Option<Event> {
-        match told {
-            Told::Cancel => {
-                if let Some(number) = number(&id) {
-                    self.journal.add(number, Past::Cancelled);
-                }
+    /// Takes an action that is new; or tells what became of it, or why it will not run.
+    fn begin(
+        &mut self,
+        tier: usize,
+        key: &str,
+        run: Run,
+        stopping: &CancellationToken,
+    ) -> Option<Event> {
+        let of = self.tiers.get(tier)?;
+        let (work, waits) = match of.allows(&run).and_then(|()| self.admit(&run, key)) {
+            Ok(admitted) => admitted,
+            // Not kept: whoever did not get this answer orders again, and gets one as good.
+            Err(not_run) => {
+                let (id, reason) = (&run.action_id, &not_run.reason);
+                tracing::warn!(action = id, reason, "action not run");
+                return Some(not_run.told(run.action_id));
             }
-            Told::Resume { .. } | Told::Again => {}
-            Told::Credit { .. } | Told::Forget => return None,
-        }
-        Some(Event::Unknown(Unknown { action_id: id }))
-    }
-
-    /// Takes an action that is new; or says what became of it, or why it will not run.
-    fn begin(&mut self, tier: usize, key: String, run: Run, stopping: &CancellationToken) {
-        let Some(mut channel) = self.channels.get(tier).cloned() else {
-            return;
         };
+        let (id, program) = (&run.action_id, work.argv.first());
+        tracing::info!(action = id, ?program, "action accepted");
+        let mut channel = of.channel.clone();
         // The order came over the channel of now.
         channel.mark_unchanged();
-        let admitted = self.admit(&run, key);
         let timeout = run
             .timeout
             .and_then(|timeout| Duration::try_from(timeout).ok());
@@ -293,50 +303,90 @@ impl ExecutorTask {
             Arc::clone(&self.slots),
             stopping.clone(),
         );
-        let (command, waits) = match admitted {
-            Ok((spec, waits)) => (Ok(spec), Some(waits)),
-            Err(reason) => (Err(reason), None),
-        };
-        match &command {
-            Ok(spec) => {
-                tracing::info!(action = run.action_id, program = ?spec.argv.first(), "action accepted")
-            }
-            Err(reason) => tracing::warn!(action = run.action_id, reason, "action refused"),
+        let task = self.tasks.spawn(action.run(work, waits));
+        self.ids.insert(task.id(), (tier, run.action_id.clone()));
+        if let Some(of) = self.tiers.get_mut(tier) {
+            of.actions.insert(run.action_id, told);
         }
-        let task = self.tasks.spawn(action.run(command, waits));
-        self.ids.insert(task.id(), run.action_id.clone());
-        self.actions.insert(run.action_id, AtHand { tier, told });
+        None
     }
 
-    fn admit(&self, run: &Run, key: String) -> Result<(crate::process::Spec, Waits), String> {
+    /// What is to run, and its place among those that wait; or how it ends at once.
+    fn admit(&self, run: &Run, key: &str) -> Result<(Work, Waits), NotRun> {
         let settings = self.settings.as_ref();
-        let settings = settings.ok_or("this pod runs no actions")?;
-        let id = number(&run.action_id).ok_or("its id is none")?;
-        match self.journal.past(id) {
-            Some(Past::Cancelled) => return Err("it was cancelled before it came".to_owned()),
-            Some(Past::Ended) => return Err("it ran here before, and its end was taken".to_owned()),
-            Some(Past::Forgotten) => {
-                return Err("it is so old that it may have run here before".to_owned());
-            }
-            None => {}
-        }
-        let full = || "too many actions wait on this slave; try again later".to_owned();
-        if self.actions.len() >= MAX_ACTIONS {
+        let settings = settings.ok_or_else(|| NotRun::refused("this pod runs no actions"))?;
+        let full = || NotRun::refused("too many actions wait on this slave; try again later");
+        if self.ids.len() >= MAX_ACTIONS {
             return Err(full());
         }
         let pod = Pod {
-            key,
+            key: key.to_owned(),
             id: self.identity.borrow().id.clone(),
         };
-        let spec = command::spec(run, &pod, settings, env::vars_os())?;
-        let bytes = spec.argv.iter().map(|word| word.len()).sum::<usize>();
-        let bytes = bytes + spec.input.as_ref().map_or(0, Vec::len);
-        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
+        let spec = command::spec(run, &pod, settings, env::vars_os());
+        let spec = spec.map_err(NotRun::refused)?;
+        let command = run.command.clone().unwrap_or_default();
+        let work = Work {
+            argv: command::words(&command).map_err(NotRun::refused)?,
+            variables: command.env,
+            policy: settings.policy.clone(),
+            spec,
+        };
+        let kib = u32::try_from(command::bytes(&work.spec) / 1024 + 1).unwrap_or(u32::MAX);
         let place = Arc::clone(&self.waiting).try_acquire_owned();
         let room = Arc::clone(&self.waiting_kib).try_acquire_many_owned(kib);
         match (place, room) {
-            (Ok(place), Ok(room)) => Ok((spec, (place, room))),
+            (Ok(place), Ok(room)) => Ok((work, (place, room))),
             _ => Err(full()),
         }
     }
+}
+
+impl Tier {
+    /// From now on the action is one that ran before.
+    fn forget(&mut self, id: &str) -> Option<mpsc::Sender<Told>> {
+        let action = self.actions.remove(id)?;
+        if let Some(number) = number(id) {
+            self.journal.add(number, Past::Ended);
+        }
+        Some(action)
+    }
+
+    /// An order about an action that is not at hand.
+    fn absent(&mut self, id: String, told: Told) -> Option<Event> {
+        if matches!(told, Told::Credit { .. } | Told::Forget) {
+            return None;
+        }
+        let number = number(&id);
+        let past = number.and_then(|number| self.journal.past(number));
+        if let Some(over) = past.and_then(over) {
+            return Some(over.told(id));
+        }
+        if let (Told::Cancel, Some(number)) = (told, number) {
+            self.journal.add(number, Past::Cancelled);
+        }
+        Some(Event::Unknown(Unknown { action_id: id }))
+    }
+
+    /// Whether an action may run that is not at hand.
+    fn allows(&self, run: &Run) -> Result<(), NotRun> {
+        let number = number(&run.action_id).ok_or_else(|| NotRun::refused("its id is none"))?;
+        match self.journal.past(number) {
+            Some(Past::Cancelled) => {
+                let reason = "it was cancelled before it came";
+                Err(NotRun::new(Outcome::Cancelled, reason))
+            }
+            past => past.and_then(over).map_or(Ok(()), Err),
+        }
+    }
+}
+
+/// The end of an action that is over, as far as it is known.
+fn over(past: Past) -> Option<NotRun> {
+    let reason = match past {
+        Past::Ended => "it ran here before, and how it ended is not kept any more",
+        Past::Forgotten => "it is so old that it may have run here before",
+        Past::Cancelled => return None,
+    };
+    Some(NotRun::new(Outcome::Lost, reason))
 }

@@ -40,6 +40,8 @@ struct Progress {
     kept: u64,
     /// The rest is not.
     cut: bool,
+    /// What of it was taken, and is gone.
+    taken: u64,
 }
 
 /// What one action has to tell.
@@ -48,8 +50,12 @@ pub(super) struct Outbox {
     id: String,
     window: u64,
     max_output: u64,
+    /// Whether output for which the window has no room is thrown away.
+    discards: bool,
     stdout: Progress,
     stderr: Progress,
+    /// Whether somebody asked for what is gone.
+    lacks: bool,
     /// What was not taken, in the order in which it was written.
     pieces: VecDeque<Piece>,
     /// Bytes in them.
@@ -71,8 +77,10 @@ impl Outbox {
             id: id.to_owned(),
             window: u64::from(window).max(1),
             max_output,
+            discards: false,
             stdout: Progress::default(),
             stderr: Progress::default(),
+            lacks: false,
             pieces: VecDeque::new(),
             waiting: 0,
             sent: 0,
@@ -82,6 +90,16 @@ impl Outbox {
             told_end: false,
             asked: true,
         }
+    }
+
+    /// The action.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// From now on the command does not wait for what it wrote to be taken: more than the window holds is thrown away.
+    pub(super) fn discard(&mut self) {
+        self.discards = true;
     }
 
     fn progress(&mut self, stream: Stream) -> &mut Progress {
@@ -102,26 +120,33 @@ impl Outbox {
             Stream::Stderr => self.stderr.cut,
             Stream::Stdout | Stream::Unspecified => self.stdout.cut,
         };
-        if cut {
-            // It is thrown away.
+        if cut || self.discards {
+            // What is too much is thrown away.
             return PIECE_BYTES;
         }
+        usize::try_from(self.free())
+            .unwrap_or(usize::MAX)
+            .min(PIECE_BYTES)
+    }
+
+    /// How many more bytes the window holds.
+    fn free(&self) -> u64 {
         if self.pieces.len() >= PIECES {
             return 0;
         }
-        let room = self.window.saturating_sub(self.waiting);
-        usize::try_from(room).unwrap_or(usize::MAX).min(PIECE_BYTES)
+        self.window.saturating_sub(self.waiting)
     }
 
     /// The command wrote something, for which there was room.
     pub(super) fn write(&mut self, stream: Stream, mut data: Bytes) {
-        let max_output = self.max_output;
+        let (max_output, free) = (self.max_output, self.free());
         let progress = self.progress(stream);
         progress.written += data.len() as u64;
         if progress.cut {
             return;
         }
-        let most = usize::try_from(max_output - progress.kept).unwrap_or(usize::MAX);
+        let most = (max_output - progress.kept).min(free);
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
         let truncated = data.len() > most;
         data.truncate(most);
         let offset = progress.kept;
@@ -156,6 +181,9 @@ impl Outbox {
         let mut index = 0;
         let mut sent = 0;
         let before = self.sent;
+        for (progress, taken) in [(&mut self.stdout, stdout), (&mut self.stderr, stderr)] {
+            progress.taken = progress.taken.max(taken.min(progress.kept));
+        }
         self.pieces.retain_mut(|piece| {
             let was_sent = index < before;
             index += 1;
@@ -176,10 +204,11 @@ impl Outbox {
         self.sent = sent;
     }
 
-    /// The channel asks for the action, behind these offsets.
+    /// The channel asks for the action, behind these offsets. Who asks for what was taken by another lacks it, and is told.
     pub(super) fn resume(&mut self, stdout: u64, stderr: u64) {
         // What was taken is gone for good, sent on this channel or not; a mark is told again.
         self.sent = 0;
+        self.lacks |= stdout < self.stdout.taken || stderr < self.stderr.taken;
         self.credit(stdout, stderr);
         self.told_start = false;
         self.told_end = false;
@@ -194,6 +223,11 @@ impl Outbox {
     /// The channel broke. The next one says where to go on.
     pub(super) fn broke(&mut self) {
         self.asked = false;
+    }
+
+    /// Whether this channel wants to hear of the action.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked
     }
 
     /// Whether there is something to send.
@@ -222,7 +256,8 @@ impl Outbox {
                 truncated: piece.truncated,
             }));
         }
-        let result = self.ended.clone().filter(|_| !self.told_end)?;
+        let mut result = self.ended.clone().filter(|_| !self.told_end)?;
+        result.truncated |= self.lacks;
         self.told_end = true;
         Some(Event::Finished(Finished {
             action_id,
@@ -335,6 +370,22 @@ mod tests {
             ["13:…", "finished"],
             "the mark is told again"
         );
+    }
+
+    #[test]
+    fn what_nobody_takes_is_thrown_away_behind_a_mark_where_the_window_is_full() {
+        let mut outbox = outbox(4, 100);
+        write(&mut outbox, Stream::Stdout, "abc");
+        outbox.discard();
+        assert_eq!(outbox.room(Stream::Stdout), PIECE_BYTES);
+        write(&mut outbox, Stream::Stdout, "def");
+        write(&mut outbox, Stream::Stdout, "g");
+        write(&mut outbox, Stream::Stderr, "x");
+        outbox.end(ActionResult::default());
+        assert_eq!(drain(&mut outbox), ["10:abc", "13:d…", "20:…", "finished"]);
+        let result = outbox.ended.unwrap();
+        let bytes = (result.stdout_bytes, result.stderr_bytes);
+        assert_eq!((bytes, result.truncated), ((7, 1), true));
     }
 
     #[test]

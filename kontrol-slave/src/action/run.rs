@@ -6,14 +6,16 @@
 //!       └── cancelled, refused, the slave stops ──┘
 //! ```
 
-use super::{
-    command::GRACE,
-    outbox::{Outbox, PIECE_BYTES},
-};
+use super::{command::GRACE, outbox::Outbox, outbox::PIECE_BYTES, policy::Policy};
 use crate::process::{Cause, Guarded, Lease, Order as GuardOrder, Pipes, Report, Spec, Status};
 use bytes::BytesMut;
-use kontrol_proto::v1::{ActionResult, AttachRequest, Outcome, Stream};
-use std::{future::pending, process::ExitStatus, sync::Arc, time::Duration};
+use kontrol_proto::v1::{
+    ActionResult, AttachRequest, Outcome, Stream,
+    attach_request::{Event, Finished},
+};
+use std::{
+    collections::HashMap, future::pending, pin::pin, process::ExitStatus, sync::Arc, time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::{ChildStderr, ChildStdout},
@@ -22,7 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long the end of an action is kept for a master that does not take it.
+/// How long the end of an action is kept when no master asks for it.
 const KEEP: Duration = Duration::from_secs(600);
 /// How long output may still come once the guard has ended. Its end closes the pipes, unless it was killed.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -68,6 +70,49 @@ pub(super) struct Action {
     stop: Option<Stop>,
 }
 
+/// What is to run.
+pub(super) struct Work {
+    pub(super) spec: Spec,
+    pub(super) policy: Policy,
+    /// What the policy judges.
+    pub(super) argv: Vec<String>,
+    pub(super) variables: HashMap<String, String>,
+}
+
+/// How an action ended whose command did not run to an end of its own, and why.
+pub(super) struct NotRun {
+    outcome: Outcome,
+    pub(super) reason: String,
+}
+
+impl NotRun {
+    pub(super) fn new(outcome: Outcome, reason: impl Into<String>) -> Self {
+        Self {
+            outcome,
+            reason: reason.into(),
+        }
+    }
+
+    pub(super) fn refused(reason: impl Into<String>) -> Self {
+        Self::new(Outcome::Refused, reason)
+    }
+
+    /// As the report of an action that is not kept.
+    pub(super) fn told(self, action_id: String) -> Event {
+        let result = Some(self.result());
+        Event::Finished(Finished { action_id, result })
+    }
+
+    fn result(self) -> ActionResult {
+        ActionResult {
+            outcome: self.outcome.into(),
+            exit_code: -1,
+            error: self.reason,
+            ..ActionResult::default()
+        }
+    }
+}
+
 /// The two pipes; each is closed once it has ended.
 struct Output {
     stdout: Option<ChildStdout>,
@@ -96,42 +141,55 @@ impl Action {
     }
 
     /// Runs the command, or says why not, and stays until that was taken. `waits` is given up when the command starts.
-    pub(super) async fn run<W>(mut self, command: Result<Spec, String>, waits: W) {
-        let mut slot = None;
-        match command {
-            Err(reason) => self.outbox.end(refused(reason)),
-            Ok(spec) => {
-                slot = self.turn().await;
-                drop(waits);
-                match slot {
-                    Some(_) => self.carry_out(spec).await,
-                    None => self.outbox.end(self.cancelled()),
-                }
+    pub(super) async fn run<W>(mut self, work: Work, waits: W) {
+        let admitted = self.admitted(work).await;
+        drop(waits);
+        let slot = match admitted {
+            Ok((spec, slot)) => {
+                self.carry_out(spec).await;
+                Some(slot)
             }
-        }
+            Err(not_run) => {
+                let (id, reason) = (self.outbox.id(), &not_run.reason);
+                tracing::warn!(action = id, reason, "action not run");
+                self.outbox.end(not_run.result());
+                None
+            }
+        };
         self.keep(slot).await;
     }
 
-    fn cancelled(&self) -> ActionResult {
-        let error = match self.stop {
+    /// Asks the policy, and waits for a slot.
+    async fn admitted(&mut self, work: Work) -> Result<(Spec, OwnedSemaphorePermit), NotRun> {
+        let (policy, argv, variables) = (work.policy, work.argv, work.variables);
+        let judged = self.meanwhile(policy.judge(&argv, &variables)).await;
+        let judged = judged.ok_or_else(|| self.cancelled())?;
+        judged.map_err(NotRun::refused)?;
+        let slots = Arc::clone(&self.slots);
+        let slot = self.meanwhile(slots.acquire_owned()).await;
+        let slot = slot.and_then(Result::ok).ok_or_else(|| self.cancelled())?;
+        Ok((work.spec, slot))
+    }
+
+    fn cancelled(&self) -> NotRun {
+        let reason = match self.stop {
             Some(Stop::SlaveStops) => "the slave stops",
             Some(Stop::Cancelled) | None => "the action was cancelled",
         };
-        untold(Outcome::Cancelled, error)
+        NotRun::new(Outcome::Cancelled, reason)
     }
 
-    /// Waits for a slot; none when it is to end before.
-    async fn turn(&mut self) -> Option<OwnedSemaphorePermit> {
-        let slots = Arc::clone(&self.slots);
-        let mut slot = std::pin::pin!(slots.acquire_owned());
+    /// Waits for something; none when the action is to end before.
+    async fn meanwhile<F: Future>(&mut self, awaited: F) -> Option<F::Output> {
+        let mut awaited = pin!(awaited);
         loop {
-            // Cancel safe: the place in the queue is kept, and the rest loses nothing.
+            // Cancel safe: what is awaited goes on, and the rest loses nothing.
             tokio::select! {
                 biased;
                 () = self.tend() => if self.stop.is_some() {
                     return None;
                 },
-                slot = &mut slot => return slot.ok(),
+                output = &mut awaited => return Some(output),
             }
         }
     }
@@ -185,7 +243,7 @@ impl Action {
             Ok(started) => started,
             Err(error) => {
                 let reason = format!("the command could not be started: {error}");
-                return self.outbox.end(refused(reason));
+                return self.outbox.end(NotRun::refused(reason).result());
             }
         };
         let soft = began + self.timeout;
@@ -216,6 +274,10 @@ impl Action {
                     Some(Stop::Cancelled) => guarded.tell(GuardOrder::Stop),
                     None => {}
                 }
+            }
+            if self.forgotten || self.stop == Some(Stop::SlaveStops) {
+                // Whose output nobody takes must not wait for that.
+                self.outbox.discard();
             }
             let room = [
                 self.room(Stream::Stdout, output.stdout.is_some()),
@@ -255,12 +317,7 @@ impl Action {
     }
 
     fn room(&self, stream: Stream, open: bool) -> usize {
-        // Whose end nobody waits for must not wait either.
-        match (open, self.forgotten || self.stop == Some(Stop::SlaveStops)) {
-            (false, _) => 0,
-            (true, true) => PIECE_BYTES,
-            (true, false) => self.outbox.room(stream),
-        }
+        if open { self.outbox.room(stream) } else { 0 }
     }
 
     /// How it ended, from what the guard reported.
@@ -268,19 +325,18 @@ impl Action {
         let (cause, status) = match report {
             Some(Report::Ended(cause, status)) => (cause, status),
             Some(Report::NotStarted(reason)) => {
-                return refused(format!("the command could not be started: {reason}"));
+                let reason = format!("the command could not be started: {reason}");
+                return NotRun::refused(reason).result();
             }
-            None if self.stop.is_some() => return self.cancelled(),
+            None if self.stop.is_some() => return self.cancelled().result(),
             None => {
+                let reason = format!(
+                    "the guard of the command was killed ({status}), and the command with it"
+                );
                 return ActionResult {
                     signal: 9,
                     exit_code: BY_SIGNAL + 9,
-                    ..untold(
-                        Outcome::Exited,
-                        &format!(
-                            "the guard of the command was killed ({status}), and the command with it"
-                        ),
-                    )
+                    ..NotRun::new(Outcome::Exited, reason).result()
                 };
             }
         };
@@ -290,7 +346,7 @@ impl Action {
                 let limit = crate::duration::show(self.timeout);
                 (Outcome::TimedOut, format!("it did not end within {limit}"))
             }
-            Cause::Stop | Cause::ParentGone => (Outcome::Cancelled, self.cancelled().error),
+            Cause::Stop | Cause::ParentGone => (Outcome::Cancelled, self.cancelled().reason),
             Cause::Signal => (
                 Outcome::Cancelled,
                 "the guard of the command was asked to end".to_owned(),
@@ -312,9 +368,12 @@ impl Action {
 
     /// Keeps the end until it may be forgotten. The slot goes to the next one as soon as little is left to tell.
     async fn keep(mut self, slot: Option<OwnedSemaphorePermit>) {
-        let too_old = Instant::now() + KEEP;
         let mut slot = slot;
+        let mut unasked_since = Instant::now();
         while !self.forgotten {
+            if self.outbox.is_asked() {
+                unasked_since = Instant::now();
+            }
             if self.outbox.is_small() {
                 slot = None;
             }
@@ -326,7 +385,7 @@ impl Action {
             // Both arms are cancel safe.
             tokio::select! {
                 () = self.tend() => {}
-                () = sleep_until(too_old) => break,
+                () = sleep_until(unasked_since + KEEP), if !self.outbox.is_asked() => break,
             }
         }
         drop(slot);
@@ -354,19 +413,4 @@ async fn read(pipe: Option<&mut (impl AsyncRead + Unpin)>, room: usize) -> Optio
         }
         Some(_) | None => pending().await,
     }
-}
-
-/// An end without a command that ran.
-fn untold(outcome: Outcome, error: &str) -> ActionResult {
-    ActionResult {
-        outcome: outcome.into(),
-        exit_code: -1,
-        error: error.to_owned(),
-        ..ActionResult::default()
-    }
-}
-
-/// What will not be run, and why.
-fn refused(reason: String) -> ActionResult {
-    untold(Outcome::Refused, &reason)
 }

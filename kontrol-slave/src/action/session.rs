@@ -30,6 +30,8 @@ use tonic::{Code, Status, Streaming};
 const QUEUE: usize = 64;
 /// How long a master may take to open the channel.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// How long a master may take to close its end, when the slave stops.
+const CLOSE_LIMIT: Duration = Duration::from_millis(300);
 /// Within what time an early keepalive is sent after the channel broke: well below the three seconds after which the masters
 /// take the pod for lost. While the channel can't be opened it doubles, up to the longest.
 const FIRST_HASTE: Duration = Duration::from_secs(1);
@@ -105,25 +107,22 @@ impl SessionTask {
         }
     }
 
-    /// Keeps the channel open until the token is cancelled.
+    /// Keeps the channel open until the token is cancelled; then closes it, with everything said.
     pub(crate) async fn run(mut self, token: CancellationToken) {
-        token.run_until_cancelled(self.keep()).await;
-    }
-
-    async fn keep(&mut self) {
         let mut tried = 0;
         let mut haste = FIRST_HASTE;
         loop {
             let fresh = |answered: &Option<Answered>| {
                 answered.as_ref().is_some_and(|one| one.count > tried)
             };
-            let answered = match self.answered.wait_for(fresh).await {
-                Ok(answered) => answered.clone(),
-                Err(_) => return,
+            let fresh = token.run_until_cancelled(self.answered.wait_for(fresh));
+            let answered = match fresh.await {
+                Some(Ok(answered)) => answered.clone(),
+                None | Some(Err(_)) => return,
             };
             let Some(answered) = answered else { continue };
             tried = answered.count;
-            let ended = self.open(&answered).await;
+            let ended = self.open(&answered, &token).await;
             self.channel.send_replace(None);
             match ended {
                 // The new connection has answered a keepalive already.
@@ -158,7 +157,7 @@ impl SessionTask {
     }
 
     /// Opens the channel and serves it to its end.
-    async fn open(&mut self, answered: &Answered) -> Ended {
+    async fn open(&mut self, answered: &Answered, token: &CancellationToken) -> Ended {
         self.number += 1;
         let hello = Hello {
             key: answered.key.clone(),
@@ -181,16 +180,20 @@ impl SessionTask {
                 _ => Err(Status::internal("the master did not welcome the slave")),
             }
         };
-        let orders = match timeout(OPEN_LIMIT, open).await {
-            Ok(Ok(orders)) => orders,
-            Ok(Err(status)) => return Ended::NotOpened(status),
-            Err(_) => return Ended::NotOpened(Status::deadline_exceeded("no answer in time")),
+        let opened = token.run_until_cancelled(timeout(OPEN_LIMIT, open)).await;
+        let orders = match opened {
+            None => return Ended::Over,
+            Some(Ok(Ok(orders))) => orders,
+            Some(Ok(Err(status))) => return Ended::NotOpened(status),
+            Some(Err(_)) => {
+                return Ended::NotOpened(Status::deadline_exceeded("no answer in time"));
+            }
         };
         if self.said.take().is_some() || self.number == 1 {
             tracing::info!(tier = %self.name, address = %answered.attached.address(), "ready for actions");
         }
         self.channel.send_replace(Some(reports.clone()));
-        self.serve(answered, orders, reports).await
+        self.serve(answered, orders, reports, token).await
     }
 
     async fn serve(
@@ -198,6 +201,7 @@ impl SessionTask {
         answered: &Answered,
         mut orders: Streaming<AttachResponse>,
         reports: mpsc::Sender<AttachRequest>,
+        token: &CancellationToken,
     ) -> Ended {
         let serial = answered.attached.serial();
         loop {
@@ -205,8 +209,9 @@ impl SessionTask {
                 now.as_ref()
                     .is_some_and(|now| now.attached.serial() != serial)
             };
-            // Both arms are cancel safe: a message is taken whole or not at all.
+            // All arms are cancel safe: a message is taken whole or not at all.
             let order = tokio::select! {
+                () = token.cancelled() => break,
                 moved = self.answered.wait_for(moved) => return match moved {
                     Ok(_) => Ended::Moved,
                     Err(_) => Ended::Over,
@@ -227,5 +232,20 @@ impl SessionTask {
                 }
             }
         }
+        self.close(orders, reports).await;
+        Ended::Over
+    }
+
+    /// Closes our end, and waits for the master to close its own, which it does once it has heard everything.
+    async fn close(
+        &self,
+        mut orders: Streaming<AttachResponse>,
+        reports: mpsc::Sender<AttachRequest>,
+    ) {
+        self.channel.send_replace(None);
+        drop(reports);
+        // Whatever it still orders, the commands have ended.
+        let closed = async { while let Ok(Some(_)) = orders.message().await {} };
+        let _ = timeout(CLOSE_LIMIT, closed).await;
     }
 }

@@ -12,7 +12,8 @@ use rustix::process::geteuid;
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct ActionArgs {
     /// What may run: `any`, `none`, or a file with one allowed command a line, its words as in a shell: `*`, `?` and
-    /// `[...]` as in file names, `...` at the end for any further words. An edit counts at once. Default: any.
+    /// `[...]` as in file names, `...` at the end for any further words, `NAME=value` in front for variables that an action
+    /// may set. An edit counts at once. Default: any.
     #[arg(
         long,
         env = "KONTROL_ACTIONS",
@@ -52,8 +53,9 @@ impl ActionArgs {
     pub fn check(&self, trusted: bool) -> Result<action::Settings, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let policy = Policy::named(given(&self.actions).unwrap_or("any").trim());
-        if let Err(error) = policy.check() {
-            mistakes.push(Mistake::new("actions", error));
+        if let Err(reasons) = policy.check() {
+            let mistake = |reason| Mistake::new("actions", reason);
+            mistakes.extend(reasons.into_iter().map(mistake));
         }
         let user = self.user();
         let user = user.map_err(|mistake| mistakes.push(mistake)).ok();

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod action;
 mod master;
 mod program;
 
 use kontrol_slave::{
+    action::Settings,
     agent::{Agent, AgentConfig, TierStatus},
     identity::{Identity, Labels},
     masters,
@@ -38,6 +40,10 @@ struct Running {
 
 impl Running {
     fn start(masters: &str) -> Self {
+        Self::start_with(masters, None)
+    }
+
+    fn start_with(masters: &str, actions: Option<Settings>) -> Self {
         let (identity, identity_receiver) = watch::channel(Identity {
             app: "web".into(),
             id: "web-1".into(),
@@ -49,10 +55,10 @@ impl Running {
         });
         let (payload, payload_receiver) = watch::channel(json!(""));
         let agent = Agent::new(AgentConfig {
-            actions: None,
             identity: identity_receiver,
             payload: payload_receiver,
             tiers: masters::parse(masters).unwrap(),
+            actions,
         });
         assert_eq!(agent.nonce().len(), 16);
         let (status, token) = (agent.status(), CancellationToken::new());

@@ -1,13 +1,20 @@
-//! A scripted master: answers every keepalive as it was last told, and remembers what it heard.
+//! A scripted master: answers every keepalive as it was last told, and remembers what it heard. The channels that slaves
+//! open are handed to the test, which plays the master on them.
 
+mod actions;
+pub(crate) mod channel;
+
+use actions::Actions;
+use channel::Channel;
 use kontrol_proto::v1::{
     PingRequest, PingResponse, PingStreamRequest, PingStreamResponse,
+    action_service_server::ActionServiceServer,
     keepalive_service_server::{KeepaliveService, KeepaliveServiceServer},
 };
 use std::{future::pending, net::SocketAddr, pin::Pin, time::Duration};
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{Instant, timeout},
 };
@@ -43,6 +50,8 @@ pub(crate) struct Master {
     address: SocketAddr,
     reply: watch::Sender<Reply>,
     heard: watch::Receiver<Vec<Heard>>,
+    attach: watch::Sender<Option<Status>>,
+    channels: mpsc::Receiver<Channel>,
     token: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -69,10 +78,18 @@ impl Master {
             heard: heard_sender,
             token: token.clone(),
         };
+        let (attach, refusal) = watch::channel(None);
+        let (opened, channels) = mpsc::channel(16);
+        let actions = Actions {
+            refusal,
+            opened,
+            token: token.clone(),
+        };
         let serve = Server::builder()
             .add_service(KeepaliveServiceServer::new(service))
+            .add_service(ActionServiceServer::new(actions))
             .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener),
+                TcpIncoming::from(listener).with_nodelay(Some(true)),
                 token.clone().cancelled_owned(),
             );
         let task = tokio::spawn(async { serve.await.unwrap() });
@@ -80,6 +97,8 @@ impl Master {
             address,
             reply,
             heard,
+            attach,
+            channels,
             token,
             task,
         }
@@ -92,6 +111,17 @@ impl Master {
     /// From now on it answers like this.
     pub(crate) fn now(&self, reply: Reply) {
         self.reply.send_replace(reply);
+    }
+
+    /// From now on it answers so to slaves that attach; none: they are welcome.
+    pub(crate) fn refuse_channels(&self, status: Option<Status>) {
+        self.attach.send_replace(status);
+    }
+
+    /// The next channel that a slave opens.
+    pub(crate) async fn channel(&mut self) -> Channel {
+        let channel = timeout(SOON, self.channels.recv()).await;
+        channel.expect("a slave attaches").unwrap()
     }
 
     pub(crate) fn heard(&self) -> Vec<Heard> {

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 const LABELS: &str = r#"{"app":"web","role":"front"}"#;
 const LONG: Duration = Duration::from_secs(3600);
 
-fn program() -> Command {
+pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kontrol-slave"));
     // Settings of whoever runs the tests are not ours.
     command

@@ -1,0 +1,172 @@
+//! The built slave under stress, and that nothing of a command is left.
+
+use super::{Pair, alive, pid_in, until};
+use crate::{
+    LONG,
+    master::{
+        Master, Reply,
+        channel::{Channel, Taken, shell, within},
+    },
+    program::program,
+};
+use kontrol_proto::v1::{Outcome, attach_response::Run};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{fs, path::Path, process::Child, time::Duration};
+
+/// Starts two daemons, each in a session of its own, one without a parent; their pids are in files.
+fn daemons(folder: &Path) -> String {
+    let path = folder.display();
+    format!(
+        r#"setsid sh -c 'trap "" TERM; sleep 600 & echo $! > {path}/daemon'; setsid sleep 600 & echo $! > {path}/second; "#
+    )
+}
+
+/// The slave as a program, and its channel. Killed at the latest with the test.
+struct Slave(Child);
+
+impl Slave {
+    async fn start() -> (Self, Master, Channel) {
+        let mut master = Master::start(Reply::Accept(LONG)).await;
+        let child = program()
+            .env("KONTROL_MASTER", master.address())
+            .env("KONTROL_LABELS", r#"{"app":"web","role":"front"}"#)
+            .env("KONTROL_USER", own_user())
+            .arg("--insecure")
+            .spawn()
+            .unwrap();
+        let channel = master.channel().await;
+        (Self(child), master, channel)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+}
+
+impl Drop for Slave {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// So that the tests do the same where there is a user called kontrol.
+fn own_user() -> String {
+    let output = std::process::Command::new("id")
+        .arg("-un")
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[tokio::test]
+async fn what_a_command_leaves_behind_dies_with_it() {
+    let mut pair = Pair::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!("{} echo done", daemons(folder.path()));
+    let taken = pair.channel.whole(shell("a1", &text)).await;
+    assert_eq!(
+        (taken.out(), taken.outcome()),
+        ("done\n", (Outcome::Exited, 0))
+    );
+    for file in ["daemon", "second"] {
+        assert!(!alive(pid_in(&folder.path().join(file)).await), "{file}");
+    }
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn commands_and_daemons_die_with_a_slave_that_is_killed() {
+    let (slave, master, channel) = Slave::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "trap '' TERM; {} echo $$ > {}/main; while :; do sleep 0.05; done",
+        daemons(folder.path()),
+        folder.path().display()
+    );
+    channel.run(shell("a1", &text)).await;
+    let main = pid_in(&folder.path().join("main")).await;
+    let daemon = pid_in(&folder.path().join("daemon")).await;
+    assert!(alive(main) && alive(daemon));
+    slave.signal(Signal::KILL);
+    until("everything is dead", || !alive(main) && !alive(daemon)).await;
+    drop(channel);
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_timeout_counts_while_the_slave_is_stopped() {
+    let (slave, master, mut channel) = Slave::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "echo $$ > {}/main; while :; do sleep 0.05; done",
+        folder.path().display()
+    );
+    channel
+        .run(within(Duration::from_secs(1), shell("a1", &text)))
+        .await;
+    let main = pid_in(&folder.path().join("main")).await;
+    slave.signal(Signal::STOP);
+    until("the command is dead", || !alive(main)).await;
+    slave.signal(Signal::CONT);
+    let mut taken = Taken::default();
+    channel.finish("a1", &mut taken).await;
+    assert_eq!(taken.outcome(), (Outcome::TimedOut, 143));
+    drop(channel);
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn fifty_megabytes_pass_whole_through_little_memory_at_the_pace_of_the_master() {
+    let (slave, master, mut channel) = Slave::start().await;
+    let peak = || -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", slave.0.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        line.unwrap()
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
+    let before = peak();
+    const BYTES: usize = 50_000_000;
+    const WINDOW: usize = 256 * 1024;
+    const PIECES: usize = 32;
+    let order = Run {
+        max_output: BYTES as u64,
+        window: WINDOW as u32,
+        ..shell("a1", &format!("seq 1 9999999 | head -c {BYTES}"))
+    };
+    channel.run(order).await;
+    // Takes nothing before the slave has to wait: the window is full, or enough pieces are on their way.
+    let (mut taken, mut credited, mut pieces) = (Taken::default(), 0, 0);
+    while taken.end.is_none() {
+        taken.take(channel.next().await.unwrap());
+        pieces += 1;
+        let waiting = taken.stdout.len() - credited;
+        assert!(waiting <= WINDOW && pieces <= PIECES);
+        if waiting == WINDOW || pieces == PIECES {
+            (credited, pieces) = (taken.stdout.len(), 0);
+            channel.credit("a1", taken.offsets()).await;
+        }
+    }
+    assert_eq!(
+        (taken.stdout.len(), taken.outcome()),
+        (BYTES, (Outcome::Exited, 0))
+    );
+    let mut expected = Vec::with_capacity(BYTES + 8);
+    for n in 1.. {
+        if expected.len() >= BYTES {
+            break;
+        }
+        expected.extend_from_slice(format!("{n}\n").as_bytes());
+    }
+    assert!(taken.stdout == expected[..BYTES], "it is whole");
+    let grown = peak() - before;
+    println!("{grown} KiB for an output of 50 MB");
+    assert!(grown < 8 * 1024, "{grown} KiB for an output of 50 MB");
+    drop(channel);
+    drop(slave);
+    master.stop().await;
+}
