@@ -10,6 +10,10 @@
 //!                                              │  deadlines, digest, damper
 //!                                              ▼
 //!                                           callback ── state + handled digest, fenced ──▶ state
+//!
+//!  slave ══▶ session ═ switchboard ◀══▶ peers: the switchboards of the other masters
+//!                          ║
+//!  who asks ◀══ rpc ══ dispatch: rollout ──▶ custody ── history ──▶ actions/
 //! ```
 //!
 //! What always holds:
@@ -25,8 +29,11 @@
 //! 6. One domain call for each operation; `rpc` is a thin adapter over it, and `gateway` only transcodes to `rpc`.
 //! 7. Every queue is bounded. Every stream ends at shutdown.
 //!
+//! 8. An action is carried by one master, told in one place what became of it, and has one end for each target; see
+//!    [`action`].
+//!
 //! Dependencies run one way: `model` ← `liveness`, `damper` ← `store` ← `roster`, `keepalive`, `election`, `term`,
-//! `relay`, `callback` ← `rpc`, `gateway` ← `server` ← `cli`.
+//! `relay`, `callback` ← `action` ← `rpc`, `gateway` ← `server` ← `cli`.
 
 pub mod action;
 pub mod attention;

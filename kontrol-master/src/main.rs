@@ -11,8 +11,8 @@ const WRONG_CONFIGURATION: u8 = 2;
 
 /// Keeps the roster of live pods in etcd, elects a leader, and runs your callback there when the roster changes.
 ///
-/// Without a command it serves. With one it asks a master that does. Each flag can be given as a variable instead:
-/// --some-flag is KONTROL_SOME_FLAG. Flags win. A DURATION is 25 (seconds), 25s, 500ms, 2m or 1h. Wrong settings end with
+/// Without a command it serves. With one it asks a master that does. Each flag can be given as a variable instead,
+/// but for most of `exec`: --some-flag is KONTROL_SOME_FLAG. Flags win. A DURATION is 25 (seconds), 25s, 500ms, 2m or 1h. Wrong settings end with
 /// code 2 before anything is bound.
 #[derive(Debug, Parser)]
 #[command(

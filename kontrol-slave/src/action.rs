@@ -7,7 +7,7 @@
 //!
 //! What always holds:
 //!
-//! 1. An action runs at most once in this incarnation: the [`journal`] knows every id that was ever taken.
+//! 1. An action runs at most once in this incarnation: the `journal` of each tier knows every id that was ever taken.
 //! 2. Each action is a task that owns everything of it. It reads no more of a command's output than the master gave credit
 //!    for, so that a slow dispatcher slows the command and nothing piles up.
 //! 3. What the master has not taken is kept, and told again on the next channel, until it says that it may be forgotten.

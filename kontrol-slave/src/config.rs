@@ -27,7 +27,7 @@ use std::{
 /// Reports one pod to its masters, until it is told to stop.
 ///
 /// Each flag can be given as a variable instead: --some-flag is KONTROL_SOME_FLAG. Flags win. SIGTERM says goodbye and
-/// ends with code 0 within two seconds; wrong settings end with code 2 before anything is contacted.
+/// ends with code 0 within two seconds, or three where commands run; wrong settings end with code 2 before anything is contacted.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "kontrol-slave",
@@ -317,12 +317,24 @@ pub fn refuse(program: &str, error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let text = error.to_string();
-    let line = text.lines().find(|line| !line.trim().is_empty());
-    let line = line.unwrap_or("the command line is wrong").trim();
-    let line = line.strip_prefix("error: ").unwrap_or(line);
+    let line = in_one_line(&error.to_string());
     eprintln!("{program}: {line}; see {program} --help");
     ExitCode::from(2)
+}
+
+/// The first paragraph of what the parser says: a sentence, or what it misses as a list below.
+fn in_one_line(text: &str) -> String {
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .skip_while(|line| line.is_empty());
+    let paragraph: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
+    let line = match &paragraph[..] {
+        [] => "the command line is wrong".to_owned(),
+        [head, list @ ..] if head.ends_with(':') => format!("{head} {}", list.join(", ")),
+        [line, ..] => (*line).to_owned(),
+    };
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
 
 /// A setting that was given and is not empty.
@@ -334,6 +346,23 @@ fn given(text: &Option<String>) -> Option<&str> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn what_the_parser_says_fits_in_one_line() {
+        for (text, line) in [
+            (
+                "error: unexpected argument '-x' found\n\nUsage: k",
+                "unexpected argument '-x' found",
+            ),
+            (
+                "error: the following required arguments were not provided:\n  <POD>\n  <ID>\n\nUsage: k",
+                "the following required arguments were not provided: <POD>, <ID>",
+            ),
+            ("", "the command line is wrong"),
+        ] {
+            assert_eq!(in_one_line(text), line);
+        }
+    }
 
     fn args() -> Args {
         Args {

@@ -4,7 +4,10 @@
 //!   flags, environment ──▶ config ──▶ identity ─┐ watch                      ┌─▶ keepalive ── link ──▶ a master of tier 1
 //!   downward-API folder ──▶ identity::podinfo ──┤                            │
 //!                                               ├──▶ agent (nonce, status) ──┼─▶ keepalive ── link ──▶ a master of tier 2
-//!   JSON file ──▶ payload ──────────────────────┘ watch                      └─▶ ...
+//!   JSON file ──▶ payload ──────────────────────┘ watch                      ├─▶ ...
+//!                                                                            │
+//!   the same connections ──▶ action: a session for each tier ──▶ executor ◀──┘
+//!                                                                   └─▶ process: guard ──▶ a command
 //! ```
 //!
 //! What always holds:
@@ -12,11 +15,13 @@
 //! 1. Each tier has its own loop; none waits for another, and none for files or names beyond a bound.
 //! 2. When to send is decided in [`keepalive::schedule`], which reads no clock and draws no lots itself.
 //! 3. The steps of one attempt together take less than the interval they serve.
-//! 4. `down` is said within two seconds of the token's end, whatever is unreachable.
+//! 4. `down` is said within two seconds of the token's end, or three where commands run, whatever is unreachable.
 //! 5. Wrong settings are told all at once, before anything is contacted.
+//! 6. Actions never hold up a keepalive, and none runs twice; what they are bound by, [`action`] says.
+//! 7. Nothing that [`process`] starts outlives this process, however that ends.
 //!
 //! For masters: [`agent`] (mixed mode and chain), [`config::PodArgs`] with [`program::follow_pod`], [`supervise`],
-//! [`logging`] and [`duration`].
+//! [`process`], [`logging`] and [`duration`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 

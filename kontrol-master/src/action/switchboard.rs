@@ -11,7 +11,7 @@
 //! ```
 //!
 //! What a slave reports goes to whoever gave it the last order about that action. Reports that nobody waits for, because
-//! their master died, stay with the slave until the leader adopts the action; [`orphans`] sees to those that nobody will.
+//! their master died, stay with the slave until the leader adopts the action; `orphans` sees to those that nobody will.
 
 mod directory;
 mod orphans;

@@ -115,7 +115,7 @@ impl Documents {
     }
 
     /// The environment: what the master has itself, without secrets and leftovers, and this run's variables, documents
-    /// only up to `limit` bytes of `NAME=value` and NUL. The master's own executable is found by its name.
+    /// only up to `limit` bytes of `NAME=value` and NUL.
     pub(super) fn environment(
         &self,
         inherited: impl IntoIterator<Item = (OsString, OsString)>,
@@ -123,13 +123,8 @@ impl Documents {
         endpoint: &str,
         limit: usize,
     ) -> Environment {
-        let executable = env::current_exe().ok();
-        let home = executable.as_deref().and_then(Path::parent);
-        let inherited = inherited.into_iter().map(|(name, value)| match home {
-            Some(home) if name == "PATH" => (name, with_directory(value, home)),
-            Some(_) | None => (name, value),
-        });
         let mut variables: Vec<_> = inherited
+            .into_iter()
             .filter(|(name, _)| !is_own(name) && !is_secret(name))
             .collect();
         let mut left_out = Vec::new();
@@ -158,7 +153,7 @@ impl Documents {
 }
 
 /// A PATH that ends with a directory, unless that is in it already.
-fn with_directory(path: OsString, directory: &Path) -> OsString {
+pub(super) fn with_directory(path: OsString, directory: &Path) -> OsString {
     let mut directories: Vec<_> = env::split_paths(&path).collect();
     if directories.iter().any(|known| known == directory) {
         return path;
@@ -268,15 +263,9 @@ mod tests {
     }
 
     #[test]
-    fn the_masters_own_executable_is_found_last_in_path() {
-        let environment = environment(&documents("[]", None), &[("PATH", "/bin:/sbin")]);
-        let executable = env::current_exe().unwrap();
-        let home = executable.parent().unwrap().to_str().unwrap();
-        assert_eq!(
-            value(&environment, "PATH"),
-            Some(format!("/bin:/sbin:{home}").as_str())
-        );
+    fn a_directory_is_searched_last_and_once() {
         let path = |path: &str, directory| with_directory(path.into(), Path::new(directory));
+        assert_eq!(path("/bin:/sbin", "/opt"), "/bin:/sbin:/opt");
         assert_eq!(
             path("/opt/kontrol:/bin", "/opt/kontrol"),
             "/opt/kontrol:/bin"

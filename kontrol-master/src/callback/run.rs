@@ -6,7 +6,7 @@
 
 use super::{
     Failure, Input, Run, Settings, Validity,
-    documents::{Documents, MAX_VARIABLE_BYTES},
+    documents::{Documents, MAX_VARIABLE_BYTES, with_directory},
     output::Lines,
     verdict::judge,
 };
@@ -15,7 +15,9 @@ use rustix::io::Errno;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
-    env, fs, io,
+    env,
+    ffi::OsString,
+    fs, io,
     os::unix::fs::PermissionsExt,
     path::Path,
     process::ExitStatus,
@@ -122,14 +124,23 @@ fn write(documents: &Documents) -> io::Result<TempDir> {
     Ok(directory)
 }
 
+/// What the callback inherits, so that it finds the master's own executable by its name.
+fn inherited() -> impl Iterator<Item = (OsString, OsString)> {
+    let executable = env::current_exe().ok();
+    let home = executable.and_then(|executable| executable.parent().map(Path::to_owned));
+    env::vars_os().map(move |(name, value)| match &home {
+        Some(home) if name == "PATH" => (name, with_directory(value, home)),
+        Some(_) | None => (name, value),
+    })
+}
+
 async fn spawn(
     settings: &Settings,
     documents: &Documents,
     directory: &Path,
 ) -> io::Result<(Guarded, Pipes)> {
     let spec = |limit| {
-        let environment =
-            documents.environment(env::vars_os(), directory, &settings.endpoint, limit);
+        let environment = documents.environment(inherited(), directory, &settings.endpoint, limit);
         say_left_out(&environment.left_out);
         Spec {
             guard: settings.guard.clone(),

@@ -1,4 +1,4 @@
-//! What may run here, whoever asks: anything, nothing, or what a file of [`rules`] allows.
+//! What may run here, whoever asks: anything, nothing, or what a file of `rules` allows.
 //!
 //! The file is read again for each action, so that an edit counts at once. It fails closed: while it can't be read, or
 //! has a mistake, nothing runs.
