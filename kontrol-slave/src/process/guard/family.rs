@@ -61,12 +61,14 @@ impl Family {
     /// a child stays visible until it is reaped here, so nothing slips through between two parents.
     pub(super) fn kill_all(&self) -> io::Result<bool> {
         self.kill();
+        // In this order: what the main process leaves behind is there before its end is seen.
+        let ended = self.main_has_ended()?;
         let others = self.others();
         for pid in &others {
             let _ = kill_process(*pid, Signal::KILL);
             let _ = waitpid(Some(*pid), WaitOptions::NOHANG);
         }
-        Ok(others.is_empty() && self.main_has_ended()?)
+        Ok(ended && others.is_empty())
     }
 
     /// Reaps what was re-parented to the guard and is dead.
@@ -101,8 +103,30 @@ impl Family {
     }
 }
 
-/// The children of this process, dead ones included.
+/// The children of this process, dead ones included. The kernel's lists of them are exact as long as nobody else reaps any
+/// meanwhile (proc_pid_children(5)); a kernel without them has all processes looked at, which takes long where there are
+/// many.
 fn children() -> Vec<Pid> {
+    listed().unwrap_or_else(|_| looked_up())
+}
+
+/// The children of each thread: those that it started, or that were handed to it.
+fn listed() -> io::Result<Vec<Pid>> {
+    let mut children = Vec::new();
+    for thread in fs::read_dir("/proc/self/task")? {
+        let text = match fs::read_to_string(thread?.path().join("children")) {
+            Ok(text) => text,
+            // The thread has ended, or there are no lists.
+            Err(_) if fs::exists("/proc/thread-self/children")? => continue,
+            Err(error) => return Err(error),
+        };
+        let pids = text.split_ascii_whitespace();
+        children.extend(pids.filter_map(|pid| Pid::from_raw(pid.parse().ok()?)));
+    }
+    Ok(children)
+}
+
+fn looked_up() -> Vec<Pid> {
     let own = getpid();
     let mut children = Vec::new();
     each_process(|pid, stat| {
@@ -183,13 +207,14 @@ mod tests {
             .spawn()
             .unwrap();
         let family = Family::new(child.id()).unwrap();
-        assert!(children().contains(&family.main));
+        assert!(children().contains(&family.main) && looked_up().contains(&family.main));
         assert!(!family.main_has_ended().unwrap());
         family.kill();
         while !family.main_has_ended().unwrap() {
             std::thread::yield_now();
         }
-        assert!(children().contains(&family.main), "it is not reaped");
+        let seen = children().contains(&family.main) && looked_up().contains(&family.main);
+        assert!(seen, "it is not reaped");
         assert!(zombies().contains(&family.main));
         assert_eq!(family.bury().unwrap(), Status::Killed(9));
         assert!(child.wait().is_err(), "it was reaped");
