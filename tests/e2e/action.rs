@@ -5,6 +5,7 @@ mod execution;
 mod idle;
 mod lost;
 mod output;
+mod scale;
 mod serving;
 
 use anyhow::ensure;
