@@ -11,6 +11,7 @@
 //! is in the store. Output never enters the store either: a slave sends no more than the carrier has given it credit for.
 //! When the carrier dies, the leader adopts the action from its record (`custody`).
 
+pub mod attachment;
 pub mod custody;
 pub mod dispatch;
 pub mod history;

@@ -9,8 +9,9 @@
 //! decides; and when this master went to sleep, it is no wonder that slaves went elsewhere.
 
 use super::{
+    attachment::Attachment,
     rollout::Slave,
-    switchboard::{Attachment, SESSION_QUEUE, SessionSender, Switchboard},
+    switchboard::{SESSION_QUEUE, SessionSender, Switchboard},
 };
 use crate::{
     attention::Wakefulness,

@@ -22,6 +22,7 @@ mod tests;
 pub use task::SwitchboardTask;
 
 use super::{
+    attachment::Attachment,
     rollout::{Order, Slave},
     wire,
 };
@@ -77,15 +78,6 @@ pub struct Dispatch {
     pub notices: mpsc::Sender<Notice>,
     /// Cancelled when somebody cancels the action.
     pub cancelled: CancellationToken,
-}
-
-/// A slave that attached, or went.
-#[derive(Debug, Clone)]
-pub struct Attachment {
-    /// The slave.
-    pub slave: Slave,
-    /// Which of its attachments this is.
-    pub number: u64,
 }
 
 /// What the task is told.

@@ -1,8 +1,8 @@
 //! Between protobuf and what actions are to the master. What a peer or a slave says that makes no sense is ignored.
 
 use super::{
+    attachment::Attachment,
     rollout::{Order, Said, Slave, Stream, Target},
-    switchboard::Attachment,
 };
 use crate::{
     model::action::{ActionId, Counts, Ended, Head, Outcome, Record, ResultRecord, State},

@@ -3,13 +3,14 @@
 mod peers;
 
 use super::{
-    Attachment, Command, Dispatch, Notice, SESSION_RESERVE, SessionSender,
+    Command, Dispatch, Notice, SESSION_RESERVE, SessionSender,
     directory::{Directory, Place},
     orphans::Orphans,
     plain,
 };
 use crate::{
     action::{
+        attachment::Attachment,
         rollout::{Order, Slave},
         wire,
     },

@@ -2,11 +2,7 @@
 
 use super::{Caller, Failed, MAX_SLAVES, Owner, Place, SwitchboardTask};
 use crate::{
-    action::{
-        rollout::Slave,
-        switchboard::{Attachment, Notice},
-        wire,
-    },
+    action::{attachment::Attachment, rollout::Slave, switchboard::Notice, wire},
     liveness::Instance,
 };
 use kontrol_proto::{
