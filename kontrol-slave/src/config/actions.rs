@@ -4,9 +4,9 @@ use super::given;
 use crate::{
     action::{self, policy::Policy},
     identity::Mistake,
-    process::User,
+    process::{User, UserError},
 };
-use rustix::process::geteuid;
+use rustix::process::{Resource, geteuid, getrlimit};
 
 /// The settings that say how actions run: the slave's, and those of a master that is a pod as well.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -46,6 +46,10 @@ pub struct ActionArgs {
 const DEFAULT_USER: &str = "kontrol";
 /// Most commands at once: each takes a guard and some descriptors.
 const MOST_ACTIONS: usize = 1024;
+/// Open files that one command takes in this process (two pipes, a socket, and its guard's pidfd), and that the rest of it
+/// may take.
+const FILES_EACH: u64 = 4;
+const FILES_APART: u64 = 128;
 
 impl ActionArgs {
     /// Checks the settings of actions; reads the file of allowed commands if there is one, and looks the user up.
@@ -61,7 +65,12 @@ impl ActionArgs {
         let user = user.map_err(|mistake| mistakes.push(mistake)).ok();
         let at_once = match given(&self.max_actions).map(|text| text.trim().parse()) {
             None => action::DEFAULT_AT_ONCE,
-            Some(Ok(number)) if (1..=MOST_ACTIONS).contains(&number) => number,
+            Some(Ok(number)) if (1..=MOST_ACTIONS).contains(&number) => {
+                if let Err(reason) = enough_files(number) {
+                    mistakes.push(Mistake::new("max-actions", reason));
+                }
+                number
+            }
             Some(_) => {
                 let reason = format!("must be a number from 1 to {MOST_ACTIONS}");
                 mistakes.push(Mistake::new("max-actions", reason));
@@ -83,8 +92,13 @@ impl ActionArgs {
     fn user(&self) -> Result<Option<User>, Mistake> {
         let root = geteuid().is_root();
         let Some(name) = given(&self.user).map(str::trim) else {
-            // Where there is no such user, whoever looks may be wrong as well: commands then run as this program does.
-            return Ok(User::find(DEFAULT_USER).ok().filter(|_| root));
+            return match User::find(DEFAULT_USER) {
+                Ok(user) => Ok(Some(user).filter(|_| root)),
+                Err(UserError::Unknown(_)) => Ok(None),
+                // There may be one: as root nothing must run that should run as that user.
+                Err(error) if root => Err(Mistake::new("user", error)),
+                Err(_) => Ok(None),
+            };
         };
         let user = User::find(name).map_err(|error| Mistake::new("user", error))?;
         if !root && !user.is_current() {
@@ -93,6 +107,17 @@ impl ActionArgs {
             return Err(Mistake::new("user", reason));
         }
         Ok(Some(user))
+    }
+}
+
+/// Whether this process may open as many files as that many commands take.
+fn enough_files(commands: usize) -> Result<(), String> {
+    let needed = FILES_APART + FILES_EACH * commands as u64;
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < needed => Err(format!(
+            "{commands} commands at once take {needed} open files, and this process may have {limit}: raise that (ulimit -n, LimitNOFILE=) or run fewer"
+        )),
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -8,8 +8,9 @@
 //! /bin/sh -c 'uptime; free'               a text for a shell is the third word of /bin/sh -c
 //! ```
 //!
-//! In the first word no pattern crosses a `/`, so that `/opt/tools/*` is not `/opt/tools/../../bin/sh`. A variable that
-//! no rule names is refused: with PATH, LD_PRELOAD or BASH_ENV any allowed command could be made another one.
+//! In the first word no pattern crosses a `/` or takes a leading dot, and none may hold `**` or `..`: `/opt/tools/*` is
+//! neither `/opt/tools/../../bin/sh` nor `/opt/*/../sh`. A variable that no rule names is refused: with PATH, LD_PRELOAD or
+//! BASH_ENV any allowed command could be made another one.
 
 use glob::{MatchOptions, Pattern};
 use std::collections::HashMap;
@@ -83,6 +84,11 @@ impl Rule {
                     rule.variables.push((name.to_owned(), pattern(value)?));
                 }
                 _ if word == FURTHER => rule.further = true,
+                _ if rule.words.is_empty() && (word.contains("**") || climbs(word)) => {
+                    return Err(format!(
+                        "{word:?} must name the program without ** and without .."
+                    ));
+                }
                 _ => rule.words.push(pattern(word)?),
             }
         }
@@ -99,25 +105,33 @@ impl Rule {
         } else {
             argv.len() == self.words.len()
         };
-        fits && self
-            .words
-            .iter()
-            .zip(argv)
-            .enumerate()
-            .all(|(index, (pattern, word))| {
-                pattern.matches_with(
-                    word,
-                    MatchOptions {
-                        require_literal_separator: index == 0,
-                        ..MatchOptions::new()
-                    },
-                )
-            })
+        let climbs = argv.first().is_some_and(|program| climbs(program));
+        fits && !climbs
+            && self
+                .words
+                .iter()
+                .zip(argv)
+                .enumerate()
+                .all(|(index, (pattern, word))| {
+                    pattern.matches_with(
+                        word,
+                        MatchOptions {
+                            require_literal_separator: index == 0,
+                            require_literal_leading_dot: index == 0,
+                            ..MatchOptions::new()
+                        },
+                    )
+                })
             && variables.iter().all(|(name, value)| {
                 let mut rules = self.variables.iter();
                 rules.any(|(allowed, pattern)| allowed == name && pattern.matches(value))
             })
     }
+}
+
+/// Whether a path leads up on its way.
+fn climbs(path: &str) -> bool {
+    path.split('/').any(|part| part == "..")
 }
 
 /// Whether this is what a shell takes for the name of a variable.
@@ -170,6 +184,9 @@ mod tests {
         assert!(allowed(rules, &["/opt/tools/x", "/etc/passwd"], &[]));
         assert!(!allowed(rules, &["/opt/tools/../../bin/sh"], &[]));
         assert!(!allowed(rules, &["/opt/tools/deep/x"], &[]));
+        assert!(!allowed(rules, &["/opt/tools/.x"], &[]));
+        assert!(!allowed("/opt/*/run", &["/opt/../run"], &[]));
+        assert!(!allowed("/opt/[!a]./run", &["/opt/../run"], &[]));
         assert!(allowed("cat *", &["cat", "/etc/passwd"], &[]));
     }
 
@@ -201,15 +218,18 @@ mod tests {
 
     #[test]
     fn every_mistake_is_told_with_its_line() {
-        let mistakes = Rules::parse("ok\necho 'a\nls ... -l\nA=b\n[z-\n...").unwrap_err();
+        let text = "ok\necho 'a\nls ... -l\nA=b\n[z-\n...\n/opt/**/x\n/opt/../x";
+        let mistakes = Rules::parse(text).unwrap_err();
         let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
-        assert_eq!(lines.len(), 5, "{lines:?}");
+        assert_eq!(lines.len(), 7, "{lines:?}");
         for (line, said) in lines.iter().zip([
             "line 2: a quote is not closed",
             "line 3: ... must come last",
             "line 4: there is no program",
             "line 5: \"[z-\" is no pattern",
             "line 6: there is no program",
+            "line 7: \"/opt/**/x\" must name",
+            "line 8: \"/opt/../x\" must name",
         ]) {
             assert!(line.starts_with(said), "{line}");
         }
@@ -218,7 +238,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_rule_of_plain_words_allows_just_these(words in prop::collection::vec("[a-z0-9 '\"/.-]{1,6}", 1..4), other in prop::collection::vec("[a-z/]{0,3}", 0..4)) {
-            prop_assume!(!words.iter().any(|word| word == FURTHER));
+            prop_assume!(!words.iter().any(|word| word == FURTHER) && !climbs(&words[0]));
             let line = shlex::try_join(words.iter().map(String::as_str)).unwrap();
             let rules = Rules::parse(&line).unwrap();
             prop_assert!(rules.allow(&words, &HashMap::new()));
