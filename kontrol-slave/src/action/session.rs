@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The keepalive comes first: it proves to the masters that the pod lives, and finds another master if this one is gone.
-//! Only then the channel is opened again, there. One channel is open at a time; it never holds up a keepalive.
+//! Only then the channel is opened again, there. One channel is open at a time. It shares the connection with the
+//! keepalives, and its flow control not: what it can't send waits in the actions, not in front of a keepalive.
 
 use super::{Executor, run::Channel};
 use crate::masters::link::Attached;
@@ -20,7 +21,7 @@ use kontrol_proto::v1::{
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,10 @@ const CLOSE_LIMIT: Duration = Duration::from_millis(300);
 /// take the pod for lost. While the channel can't be opened it doubles, up to the longest.
 const FIRST_HASTE: Duration = Duration::from_secs(1);
 const LONGEST_HASTE: Duration = Duration::from_secs(32);
+/// A channel that opens and breaks at once is opened again less often, too, but not so late that the pod is taken for lost.
+const BROKEN_HASTE: Duration = Duration::from_secs(2);
+/// How long a channel must have stood for the next one to be opened with haste.
+const STOOD: Duration = Duration::from_secs(10);
 /// Largest order: a command with the largest input.
 const MAX_ORDER_BYTES: usize = 4 * 1024 * 1024;
 
@@ -122,15 +127,19 @@ impl SessionTask {
             };
             let Some(answered) = answered else { continue };
             tried = answered.count;
+            let began = Instant::now();
             let ended = self.open(&answered, &token).await;
             self.channel.send_replace(None);
             match ended {
-                // The new connection has answered a keepalive already.
-                Ended::Moved => tried -= 1,
+                // The new connection has answered a keepalive already, which counts.
+                Ended::Moved => {}
                 Ended::Broke(reason) => {
                     tracing::debug!(tier = %self.name, reason, "the channel for actions broke");
-                    haste = FIRST_HASTE;
-                    self.haste.send_replace(haste);
+                    if began.elapsed() >= STOOD {
+                        haste = FIRST_HASTE;
+                    }
+                    self.haste.send_replace(haste.min(BROKEN_HASTE));
+                    haste = BROKEN_HASTE.min(haste * 2);
                 }
                 Ended::NotOpened(status) => {
                     self.complain(&status);
@@ -204,19 +213,28 @@ impl SessionTask {
         token: &CancellationToken,
     ) -> Ended {
         let serial = answered.attached.serial();
+        let mut reply: Option<AttachRequest> = None;
         loop {
             let moved = |now: &Option<Answered>| {
                 now.as_ref()
                     .is_some_and(|now| now.attached.serial() != serial)
             };
-            // All arms are cancel safe: a message is taken whole or not at all.
+            // All arms are cancel safe: a message is taken whole or not at all. A reply that is lost with the channel is asked
+            // for again on the next one.
             let order = tokio::select! {
                 () = token.cancelled() => break,
                 moved = self.answered.wait_for(moved) => return match moved {
                     Ok(_) => Ended::Moved,
                     Err(_) => Ended::Over,
                 },
-                order = orders.message() => order,
+                sent = reports.reserve(), if reply.is_some() => match (sent, reply.take()) {
+                    (Ok(room), Some(report)) => {
+                        room.send(report);
+                        continue;
+                    }
+                    _ => return Ended::Broke("the stream closed".to_owned()),
+                },
+                order = orders.message(), if reply.is_none() => order,
             };
             let order = match order {
                 Ok(Some(order)) => order.order,
@@ -225,12 +243,8 @@ impl SessionTask {
             };
             // An order that is none is of a newer master.
             let Some(order) = order else { continue };
-            if let Some(event) = self.executor.order(self.tier, &answered.key, order).await {
-                let report = AttachRequest { event: Some(event) };
-                if reports.send(report).await.is_err() {
-                    return Ended::Broke("the stream closed".to_owned());
-                }
-            }
+            let event = self.executor.order(self.tier, &answered.key, order).await;
+            reply = event.map(|event| AttachRequest { event: Some(event) });
         }
         self.close(orders, reports).await;
         Ended::Over

@@ -86,6 +86,9 @@ impl Master {
             token: token.clone(),
         };
         let serve = Server::builder()
+            // As the masters do: no stream can use up the connection.
+            .initial_stream_window_size(64 * 1024)
+            .initial_connection_window_size(1024 * 1024)
             .add_service(KeepaliveServiceServer::new(service))
             .add_service(ActionServiceServer::new(actions))
             .serve_with_incoming_shutdown(

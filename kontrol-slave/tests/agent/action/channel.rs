@@ -9,6 +9,7 @@ use crate::{
     },
 };
 use kontrol_proto::v1::{Outcome, attach_request::Event, attach_response::Run};
+use kontrol_slave::action::Settings;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
@@ -55,7 +56,7 @@ async fn a_master_without_actions_is_asked_again_with_the_keepalives() {
 }
 
 #[tokio::test]
-async fn refused_channels_are_tried_again_less_and_less_often() {
+async fn refused_channels_are_tried_again_behind_early_keepalives() {
     let mut master = Master::start(Reply::Accept(LONG)).await;
     master.refuse_channels(Some(Status::failed_precondition("no such pod")));
     let agent = Running::start_with(&master.address(), Some(config()));
@@ -162,26 +163,49 @@ async fn at_the_end_commands_are_ended_and_that_is_told_before_down() {
 }
 
 #[tokio::test]
-async fn without_commands_the_end_is_as_fast_as_ever_and_queued_ones_are_told() {
-    let pair = Pair::start().await;
-    let took = pair.stop().await;
-    assert!(took < Duration::from_millis(250), "{took:?}");
+async fn at_the_end_nothing_waits_for_a_master_that_reads_nothing() {
+    let Pair {
+        master,
+        agent,
+        channel,
+    } = Pair::start().await;
+    // Until the slave takes no more orders, for it can't get rid of its answers.
+    let padding = "x".repeat(100_000);
+    let mut n = 0;
+    let mut order = async || {
+        n += 1;
+        let order = shell(&format!("{n}{padding}"), "");
+        timeout(Duration::from_millis(500), channel.run(order)).await
+    };
+    while order().await.is_ok() {}
+    let took = agent.stop().await;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    // While the channel was still open, and unread.
+    assert!(master.heard().last().unwrap().request.down);
+    drop(channel);
+    master.stop().await;
 }
 
 #[tokio::test]
 async fn keepalives_go_on_while_the_master_reads_nothing_else() {
     let mut master = Master::start(Reply::Accept(SHORT)).await;
-    let agent = Running::start_with(&master.address(), Some(config()));
+    let config = Settings {
+        at_once: 32,
+        ..config()
+    };
+    let agent = Running::start_with(&master.address(), Some(config));
     let channel = master.channel().await;
-    for n in 0..8 {
+    // Together far more than a connection takes.
+    for n in 0..32 {
         let run = Run {
-            window: 100_000,
-            ..shell(&format!("a{n}"), "cat /dev/zero")
+            window: 256 * 1024,
+            max_output: 1 << 30,
+            ..shell(&format!("{n:x}"), "cat /dev/zero")
         };
         channel.run(run).await;
     }
     let before = master.heard().len();
-    master.hears(before + 5).await;
+    master.hears(before + 8).await;
     assert_eq!(channel.hello.attachment, 1);
     agent.stop().await;
     drop(channel);
