@@ -75,6 +75,9 @@ fn serve(args: ServeArgs) -> ExitCode {
         }
     };
     logging::init(format, verbose);
+    if let Err(error) = process::keep_private() {
+        tracing::warn!("commands could read the variables of this program: {error}");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -24,6 +24,9 @@ fn main() -> ExitCode {
         }
     };
     logging::init(config.log_format, config.verbose);
+    if let Err(error) = process::keep_private() {
+        tracing::warn!("commands could read the variables of this program: {error}");
+    }
     match program::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -10,8 +10,12 @@
 //! What always holds, `kill -9` and SIGSTOP of this process included: when the guard has ended, so has everything that the
 //! program started; and the program has ended at the time that the guard was last told. The guard is a process of its own
 //! because one that is stopped cannot end anything. It kills at that time, from its own clock, and when the control socket
-//! closes. A guard that is killed itself takes the program's main process along (PR_SET_PDEATHSIG), which is why the shim
-//! forbids the program to gain privileges: a set-user-ID program could be killed neither way.
+//! closes. A guard that does not, as when somebody stopped it, is killed.
+//!
+//! A guard that is killed itself takes the program's main process along (PR_SET_PDEATHSIG), which is why the shim forbids
+//! the program to gain privileges: a set-user-ID program could be killed neither way. What else it leaves behind this
+//! process kills, see [`reaper`], unless it is PID 1 or is killed as well: then a program that left its process group, as
+//! daemons do, lives on. Only a program that runs as the same user, or runs the host out of memory, can bring that about.
 //!
 //! Guard and shim are hidden subcommands of both programs, see [`helper`].
 
@@ -23,13 +27,15 @@ mod shim;
 mod user;
 
 pub use control::{Cause, Lease, Order, Report, Status};
-pub use guarded::{Guarded, Pipes, Spec};
+pub use guarded::{End, Guarded, Pipes, Spec};
 pub use shim::NOT_STARTED_FILE;
 pub use user::{User, UserError};
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use std::{
     env,
     ffi::{OsStr, OsString},
+    io,
     process::ExitCode,
 };
 
@@ -51,6 +57,13 @@ pub fn helper() -> Option<ExitCode> {
         shim::NAME => Some(shim::main(arguments)),
         _ => None,
     }
+}
+
+/// Keeps what runs as the same user, programs of others among it, from reading this process: its variables, which may hold
+/// secrets, and its memory. It also leaves no core dumps. See PR_SET_DUMPABLE in prctl(2).
+pub fn keep_private() -> io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
 }
 
 /// An argument that may be left out.

@@ -10,7 +10,9 @@ use super::{
     output::Lines,
     verdict::judge,
 };
-use kontrol_slave::process::{DIRECTORY_PREFIX, Guarded, INPUT_FILE, Lease, Order, Pipes, Spec};
+use kontrol_slave::process::{
+    DIRECTORY_PREFIX, End, Guarded, INPUT_FILE, Lease, Order, Pipes, Spec,
+};
 use rustix::io::Errno;
 use serde_json::Value;
 use std::{
@@ -20,7 +22,6 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::ExitStatus,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -188,7 +189,7 @@ impl Running {
             directory,
         } = self;
         let mut asked: Option<Failure> = None;
-        let mut ended: Option<ExitStatus> = None;
+        let mut ended: Option<End> = None;
         let mut lease_known = true;
         let (mut output, mut stdout_open, mut out_chunk) = (Vec::new(), true, vec![0; CHUNK_BYTES]);
         let (mut lines, mut stderr_open, mut err_chunk) =
@@ -199,12 +200,12 @@ impl Running {
         tokio::pin!(timeout, patience);
         let mut patient = false;
 
-        let status = loop {
-            if let Some(status) = ended
-                && !stdout_open
+        let end = loop {
+            if !stdout_open
                 && !stderr_open
+                && let Some(end) = ended.take()
             {
-                break status;
+                break end;
             }
             let mut stop = None;
             // Every arm can be dropped at any time: what was read has been taken, what waits will be ready again. What
@@ -221,8 +222,8 @@ impl Running {
                     // Nobody confirms it any more; the guard knows how long it lasts.
                     Err(_) => lease_known = false,
                 },
-                status = guarded.wait(), if ended.is_none() => {
-                    ended = Some(status);
+                end = guarded.wait(), if ended.is_none() => {
+                    ended = Some(end);
                     patience.as_mut().reset(Instant::now() + DRAIN);
                     patient = true;
                 }
@@ -244,8 +245,8 @@ impl Running {
                 },
                 () = &mut patience, if patient => {
                     patient = false;
-                    if let Some(status) = ended {
-                        break status;
+                    if let Some(end) = ended.take() {
+                        break end;
                     }
                     tracing::error!(
                         guard = guarded.id(),
@@ -254,8 +255,8 @@ impl Running {
                 }
             }
             if let Some(failure) = stop {
-                guarded.tell(Order::Stop);
                 if ended.is_none() {
+                    guarded.tell(Order::Stop);
                     patience
                         .as_mut()
                         .reset(Instant::now() + settings.grace + OVERDUE);
@@ -270,9 +271,8 @@ impl Running {
         if let Some(line) = lines.end() {
             log(&line);
         }
-        let report = guarded.report();
         drop(directory);
-        judge(report, status, asked, &output)
+        judge(end.report, end.status, asked, &output)
     }
 }
 

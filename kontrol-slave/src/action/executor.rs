@@ -8,7 +8,7 @@ use super::{
     command::{self, Pod},
     journal::{Journal, Past, number},
     outbox::Outbox,
-    run::{Action, Channel, NotRun, Told, Work},
+    run::{Action, Channel, NotRun, Room, Told, Work},
 };
 use crate::identity::Identity;
 use kontrol_proto::v1::{
@@ -33,11 +33,17 @@ const MAX_WAITING_KIB: usize = 32 * 1024;
 const MAX_ACTIONS: usize = MAX_WAITING + 1024;
 /// How many words may wait for an action. One that has more is told them when it is asked again.
 const TOLD: usize = 256;
+/// How many KiB of output may be left of actions that have ended.
+const MAX_LEFT_KIB: usize = 16 * 1024;
 /// How long a command may run that says nothing about it.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How much of each stream is passed on when the order says nothing about it, and how much may be on its way.
 const DEFAULT_OUTPUT: u64 = 1024 * 1024;
 const DEFAULT_WINDOW: u32 = 64 * 1024;
+/// Most of these that an order can ask for: the contract's limits, kept here too, for a master may have a bug.
+const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+const MAX_OUTPUT: u64 = 1024 * 1024 * 1024;
+const MAX_WINDOW: u32 = 256 * 1024;
 /// How long running commands get when the slave stops: to end, and to be told of.
 const STOP: Duration = Duration::from_millis(900);
 
@@ -65,7 +71,7 @@ pub(crate) struct ExecutorTask {
     settings: Option<Settings>,
     identity: watch::Receiver<Identity>,
     messages: mpsc::Receiver<Message>,
-    slots: Arc<Semaphore>,
+    room: Room,
     waiting: Arc<Semaphore>,
     waiting_kib: Arc<Semaphore>,
     tiers: Vec<Tier>,
@@ -117,7 +123,10 @@ impl Executor {
             settings,
             identity,
             messages,
-            slots: Arc::new(Semaphore::new(at_once)),
+            room: Room {
+                slots: Arc::new(Semaphore::new(at_once)),
+                left_kib: Arc::new(Semaphore::new(MAX_LEFT_KIB)),
+            },
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             waiting_kib: Arc::new(Semaphore::new(MAX_WAITING_KIB)),
             tiers: tiers.collect(),
@@ -288,19 +297,19 @@ impl ExecutorTask {
         let timeout = timeout.filter(|timeout| !timeout.is_zero());
         let window = match run.window {
             0 => DEFAULT_WINDOW,
-            window => window,
+            window => window.min(MAX_WINDOW),
         };
         let max_output = match run.max_output {
             0 => DEFAULT_OUTPUT,
-            some => some,
+            some => some.min(MAX_OUTPUT),
         };
         let (told, words) = mpsc::channel(TOLD);
         let action = Action::new(
             Outbox::new(&run.action_id, window, max_output),
-            timeout.unwrap_or(DEFAULT_TIMEOUT),
+            timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.min(MAX_TIMEOUT)),
             words,
             channel,
-            Arc::clone(&self.slots),
+            self.room.clone(),
             stopping.clone(),
         );
         let task = self.tasks.spawn(action.run(work, waits));

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! command ──▶ [ taken | on its way | not sent ] ──▶ channel
-//!             credit ┘            └ cursor        at most `window` bytes and PIECES pieces that were not taken
+//!             credit ┘            └ cursor        at most `window` bytes and PIECES pieces that were not taken, and what
+//!                                                 the command left in its pipes
 //! ```
 //!
 //! Invariant: whatever breaks, a receiver that drops what it had before sees each stream whole and in order, and the end
@@ -19,8 +20,10 @@ use std::collections::VecDeque;
 pub(super) const PIECE_BYTES: usize = 32 * 1024;
 /// Most pieces that were not taken, however small.
 const PIECES: usize = 32;
-/// How much of an ended action's output may wait without holding up the next one.
-const SMALL_BYTES: u64 = 4 * 1024;
+/// What a command that has ended may have left in its two pipes, which hold 64 KiB each, but up to 1 MiB if it asked for that
+/// (F_SETPIPE_SZ).
+const DRAIN_BYTES: u64 = 2 * 1024 * 1024;
+const DRAIN_PIECES: usize = 512;
 
 /// A piece of output.
 #[derive(Debug)]
@@ -49,6 +52,9 @@ struct Progress {
 pub(super) struct Outbox {
     id: String,
     window: u64,
+    /// How much more may wait.
+    beyond: u64,
+    most_pieces: usize,
     max_output: u64,
     /// Whether output for which the window has no room is thrown away.
     discards: bool,
@@ -76,6 +82,8 @@ impl Outbox {
         Self {
             id: id.to_owned(),
             window: u64::from(window).max(1),
+            beyond: 0,
+            most_pieces: PIECES,
             max_output,
             discards: false,
             stdout: Progress::default(),
@@ -102,6 +110,24 @@ impl Outbox {
         self.discards = true;
     }
 
+    /// The command has ended: what it left in its pipes is taken at once, beyond the window.
+    pub(super) fn drain(&mut self) {
+        self.beyond = DRAIN_BYTES;
+        self.most_pieces += DRAIN_PIECES;
+        self.discard();
+    }
+
+    /// Lets go of all output.
+    pub(super) fn shed(&mut self) {
+        self.lacks |= self.sent < self.pieces.len();
+        self.pieces.clear();
+        self.sent = 0;
+        self.waiting = 0;
+        for progress in [&mut self.stdout, &mut self.stderr] {
+            progress.taken = progress.kept;
+        }
+    }
+
     fn progress(&mut self, stream: Stream) -> &mut Progress {
         match stream {
             Stream::Stderr => &mut self.stderr,
@@ -121,20 +147,29 @@ impl Outbox {
             Stream::Stdout | Stream::Unspecified => self.stdout.cut,
         };
         if cut || self.discards {
-            // What is too much is thrown away.
-            return PIECE_BYTES;
+            // What is too much is thrown away. What isn't must fit into the window, or it could not be sent.
+            let fits = cut || self.beyond == 0;
+            return if fits {
+                PIECE_BYTES
+            } else {
+                self.piece_bytes()
+            };
         }
         usize::try_from(self.free())
             .unwrap_or(usize::MAX)
             .min(PIECE_BYTES)
     }
 
-    /// How many more bytes the window holds.
+    fn piece_bytes(&self) -> usize {
+        usize::try_from(self.window).map_or(PIECE_BYTES, |window| window.min(PIECE_BYTES))
+    }
+
+    /// How many more bytes may wait.
     fn free(&self) -> u64 {
-        if self.pieces.len() >= PIECES {
+        if self.pieces.len() >= self.most_pieces {
             return 0;
         }
-        self.window.saturating_sub(self.waiting)
+        (self.window + self.beyond).saturating_sub(self.waiting)
     }
 
     /// The command wrote something, for which there was room.
@@ -171,9 +206,9 @@ impl Outbox {
         });
     }
 
-    /// Whether what is left of an ended action is too little to hold up others.
-    pub(super) fn is_small(&self) -> bool {
-        self.ended.is_some() && self.waiting <= SMALL_BYTES
+    /// How many bytes of output were not taken yet.
+    pub(super) fn waiting(&self) -> u64 {
+        self.waiting
     }
 
     /// Everything up to these offsets was taken.
@@ -233,8 +268,16 @@ impl Outbox {
     /// Whether there is something to send.
     pub(super) fn has_next(&self) -> bool {
         let start = self.started && !self.told_start;
-        let end = self.ended.is_some() && !self.told_end;
-        self.asked && (start || self.sent < self.pieces.len() || end)
+        let end = self.ended.is_some() && !self.told_end && self.sent == self.pieces.len();
+        self.asked && (start || self.next_piece().is_some() || end)
+    }
+
+    /// The next piece, if the window has room for it.
+    fn next_piece(&self) -> Option<&Piece> {
+        let next = self.pieces.get(self.sent)?;
+        let lengths = self.pieces.iter().map(|piece| piece.data.len() as u64);
+        let on_its_way: u64 = lengths.take(self.sent + 1).sum();
+        (on_its_way <= self.window).then_some(next)
     }
 
     /// The next message; it counts as sent.
@@ -246,17 +289,19 @@ impl Outbox {
         if self.started && !std::mem::replace(&mut self.told_start, true) {
             return Some(Event::Started(Started { action_id }));
         }
-        if let Some(piece) = self.pieces.get(self.sent) {
-            self.sent += 1;
-            return Some(Event::Output(Output {
+        if let Some(piece) = self.next_piece() {
+            let output = Output {
                 action_id,
                 stream: piece.stream.into(),
                 offset: piece.offset,
                 data: piece.data.clone(),
                 truncated: piece.truncated,
-            }));
+            };
+            self.sent += 1;
+            return Some(Event::Output(output));
         }
-        let mut result = self.ended.clone().filter(|_| !self.told_end)?;
+        let all_sent = self.sent == self.pieces.len();
+        let mut result = self.ended.clone().filter(|_| all_sent && !self.told_end)?;
         result.truncated |= self.lacks;
         self.told_end = true;
         Some(Event::Finished(Finished {
@@ -272,186 +317,4 @@ impl Outbox {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use kontrol_proto::v1::Outcome;
-    use proptest::prelude::*;
-
-    fn outbox(window: u32, max_output: u64) -> Outbox {
-        Outbox::new("id", window, max_output)
-    }
-
-    fn write(outbox: &mut Outbox, stream: Stream, text: &'static str) {
-        outbox.write(stream, Bytes::from_static(text.as_bytes()));
-    }
-
-    /// What comes out, in short.
-    fn drain(outbox: &mut Outbox) -> Vec<String> {
-        let events = std::iter::from_fn(|| outbox.next());
-        events
-            .map(|event| match event {
-                Event::Started(_) => "started".to_owned(),
-                Event::Output(output) => format!(
-                    "{}{}:{}{}",
-                    output.stream,
-                    output.offset,
-                    str::from_utf8(&output.data).unwrap(),
-                    if output.truncated { "…" } else { "" }
-                ),
-                Event::Finished(_) => "finished".to_owned(),
-                Event::Hello(_) | Event::Unknown(_) => panic!("{event:?}"),
-            })
-            .collect()
-    }
-
-    #[test]
-    fn output_goes_as_it_comes_and_the_end_behind_it() {
-        let mut outbox = outbox(100, 100);
-        outbox.start();
-        write(&mut outbox, Stream::Stdout, "ab");
-        write(&mut outbox, Stream::Stderr, "x");
-        write(&mut outbox, Stream::Stdout, "c");
-        outbox.end(ActionResult::default());
-        assert_eq!(
-            drain(&mut outbox),
-            ["started", "10:ab", "20:x", "12:c", "finished"]
-        );
-        assert!(outbox.is_told() && !outbox.has_next());
-    }
-
-    #[test]
-    fn what_was_not_taken_is_told_again_and_only_when_asked() {
-        let mut outbox = outbox(100, 100);
-        outbox.start();
-        for text in ["ab", "cd", "ef"] {
-            write(&mut outbox, Stream::Stdout, text);
-        }
-        drain(&mut outbox);
-        outbox.credit(3, 0);
-        outbox.broke();
-        write(&mut outbox, Stream::Stdout, "gh");
-        assert_eq!(drain(&mut outbox), [""; 0]);
-        outbox.resume(3, 0);
-        assert_eq!(drain(&mut outbox), ["started", "13:d", "14:ef", "16:gh"]);
-    }
-
-    #[test]
-    fn a_full_window_leaves_no_room_until_something_is_taken() {
-        let mut outbox = outbox(4, 100);
-        assert_eq!(outbox.room(Stream::Stdout), 4);
-        write(&mut outbox, Stream::Stdout, "abcd");
-        assert_eq!(
-            (outbox.room(Stream::Stdout), outbox.room(Stream::Stderr)),
-            (0, 0)
-        );
-        drain(&mut outbox);
-        outbox.credit(3, 0);
-        assert_eq!(outbox.room(Stream::Stderr), 3);
-        for _ in 0..PIECES {
-            write(&mut outbox, Stream::Stderr, "");
-        }
-        assert_eq!(outbox.room(Stream::Stdout), 0, "too many small pieces");
-    }
-
-    #[test]
-    fn what_is_too_much_is_marked_once_counted_and_takes_no_room() {
-        let mut outbox = outbox(100, 3);
-        write(&mut outbox, Stream::Stdout, "abc");
-        write(&mut outbox, Stream::Stdout, "d");
-        write(&mut outbox, Stream::Stdout, "ef");
-        outbox.end(ActionResult::default());
-        assert_eq!(drain(&mut outbox), ["10:abc", "13:…", "finished"]);
-        let result = outbox.ended.clone().unwrap();
-        assert_eq!((result.stdout_bytes, result.truncated), (6, true));
-        assert_eq!(outbox.room(Stream::Stdout), PIECE_BYTES);
-        outbox.resume(3, 0);
-        assert_eq!(
-            drain(&mut outbox),
-            ["13:…", "finished"],
-            "the mark is told again"
-        );
-    }
-
-    #[test]
-    fn what_nobody_takes_is_thrown_away_behind_a_mark_where_the_window_is_full() {
-        let mut outbox = outbox(4, 100);
-        write(&mut outbox, Stream::Stdout, "abc");
-        outbox.discard();
-        assert_eq!(outbox.room(Stream::Stdout), PIECE_BYTES);
-        write(&mut outbox, Stream::Stdout, "def");
-        write(&mut outbox, Stream::Stdout, "g");
-        write(&mut outbox, Stream::Stderr, "x");
-        outbox.end(ActionResult::default());
-        assert_eq!(drain(&mut outbox), ["10:abc", "13:d…", "20:…", "finished"]);
-        let result = outbox.ended.unwrap();
-        let bytes = (result.stdout_bytes, result.stderr_bytes);
-        assert_eq!((bytes, result.truncated), ((7, 1), true));
-    }
-
-    #[test]
-    fn the_first_end_counts() {
-        let mut outbox = outbox(1, 1);
-        for outcome in [Outcome::TimedOut, Outcome::Exited] {
-            outbox.end(ActionResult {
-                outcome: outcome.into(),
-                ..ActionResult::default()
-            });
-        }
-        assert_eq!(outbox.ended.unwrap().outcome(), Outcome::TimedOut);
-    }
-
-    proptest! {
-        /// Whatever breaks when: a receiver that drops what it had sees both streams whole and in order.
-        #[test]
-        fn the_receiver_sees_everything_once(
-            steps in prop::collection::vec((0_u8..6, 1_usize..6), 0..200),
-            window in 1_u32..20,
-        ) {
-            let text: Vec<u8> = (0..=255).collect();
-            let mut outbox = outbox(window, 1000);
-            outbox.start();
-            let mut written = [0_usize; 2];
-            let mut received = [Vec::new(), Vec::new()];
-            let mut taken = [0_u64; 2];
-            let index = |stream: Stream| usize::from(stream == Stream::Stderr);
-            let receive = |outbox: &mut Outbox, received: &mut [Vec<u8>; 2]| {
-                if let Some(Event::Output(output)) = outbox.next() {
-                    let received = &mut received[index(output.stream())];
-                    let known = received.len() - usize::try_from(output.offset).unwrap();
-                    received.extend(output.data.iter().skip(known));
-                }
-            };
-            for (what, size) in steps {
-                match what {
-                    0 | 1 => {
-                        let stream = if what == 0 { Stream::Stdout } else { Stream::Stderr };
-                        let at = written[index(stream)];
-                        let size = size.min(outbox.room(stream)).min(text.len() - at);
-                        if size > 0 {
-                            outbox.write(stream, Bytes::copy_from_slice(&text[at..at + size]));
-                            written[index(stream)] += size;
-                        }
-                        prop_assert!(outbox.waiting <= u64::from(window));
-                    }
-                    2 => receive(&mut outbox, &mut received),
-                    3 => {
-                        let both = &mut taken;
-                        for (taken, received) in both.iter_mut().zip(&received) {
-                            *taken = (*taken + size as u64).min(received.len() as u64);
-                        }
-                        outbox.credit(taken[0], taken[1]);
-                    }
-                    4 => outbox.broke(),
-                    _ => outbox.resume(taken[0], taken[1]),
-                }
-            }
-            outbox.resume(taken[0], taken[1]);
-            while outbox.has_next() {
-                receive(&mut outbox, &mut received);
-            }
-            for (received, written) in received.iter().zip(written) {
-                prop_assert_eq!(&received[..], &text[..written]);
-            }
-        }
-    }
-}
+mod tests;

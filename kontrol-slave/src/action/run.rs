@@ -5,29 +5,35 @@
 //! waits for a slot ──▶ runs ──▶ its end is kept ──▶ forgotten, or too old
 //!       └── cancelled, refused, the slave stops ──┘
 //! ```
+//!
+//! While it runs, a dispatcher that takes nothing holds it up; once it has ended, nothing does: what is left in the pipes is
+//! read at once, and the slot goes to the next action.
 
 use super::{command::GRACE, outbox::Outbox, outbox::PIECE_BYTES, policy::Policy};
-use crate::process::{Cause, Guarded, Lease, Order as GuardOrder, Pipes, Report, Spec, Status};
-use bytes::BytesMut;
+use crate::process::{
+    Cause, End, Guarded, Lease, Order as GuardOrder, Pipes, Report, Spec, Status,
+};
+use bytes::{Bytes, BytesMut};
 use kontrol_proto::v1::{
     ActionResult, AttachRequest, Outcome, Stream,
     attach_request::{Event, Finished},
 };
-use std::{
-    collections::HashMap, future::pending, pin::pin, process::ExitStatus, sync::Arc, time::Duration,
-};
+use std::{collections::HashMap, future::pending, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::{ChildStderr, ChildStdout},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 /// How long the end of an action is kept when no master asks for it.
 const KEEP: Duration = Duration::from_secs(600);
-/// How long output may still come once the guard has ended. Its end closes the pipes, unless it was killed.
+/// How long output may still come once the guard has ended. That closes the pipes, for nothing is left that holds them, unless
+/// the guard was killed.
 const DRAIN: Duration = Duration::from_secs(1);
+/// How long the output of an ended action may keep its slot, if nothing of it is taken and there is no other room for it.
+const STALLED: Duration = Duration::from_secs(30);
 /// Exit codes, as a shell has them.
 const BY_SIGNAL: i32 = 128;
 
@@ -56,13 +62,22 @@ enum Stop {
     SlaveStops,
 }
 
+/// What all actions share.
+#[derive(Debug, Clone)]
+pub(super) struct Room {
+    /// One for each command that runs.
+    pub(super) slots: Arc<Semaphore>,
+    /// KiB of output that commands left which have ended.
+    pub(super) left_kib: Arc<Semaphore>,
+}
+
 /// One action.
 pub(super) struct Action {
     pub(super) outbox: Outbox,
     pub(super) timeout: Duration,
     pub(super) told: mpsc::Receiver<Told>,
     pub(super) channel: watch::Receiver<Channel>,
-    pub(super) slots: Arc<Semaphore>,
+    pub(super) room: Room,
     /// Cancelled when the slave stops.
     pub(super) stopping: CancellationToken,
     /// Whether nobody will take its end any more.
@@ -125,7 +140,7 @@ impl Action {
         timeout: Duration,
         told: mpsc::Receiver<Told>,
         channel: watch::Receiver<Channel>,
-        slots: Arc<Semaphore>,
+        room: Room,
         stopping: CancellationToken,
     ) -> Self {
         Self {
@@ -133,7 +148,7 @@ impl Action {
             timeout,
             told,
             channel,
-            slots,
+            room,
             stopping,
             forgotten: false,
             stop: None,
@@ -161,14 +176,27 @@ impl Action {
 
     /// Asks the policy, and waits for a slot.
     async fn admitted(&mut self, work: Work) -> Result<(Spec, OwnedSemaphorePermit), NotRun> {
-        let (policy, argv, variables) = (work.policy, work.argv, work.variables);
-        let judged = self.meanwhile(policy.judge(&argv, &variables)).await;
-        let judged = judged.ok_or_else(|| self.cancelled())?;
-        judged.map_err(NotRun::refused)?;
-        let slots = Arc::clone(&self.slots);
-        let slot = self.meanwhile(slots.acquire_owned()).await;
-        let slot = slot.and_then(Result::ok).ok_or_else(|| self.cancelled())?;
+        self.judged(&work).await?;
+        let slots = Arc::clone(&self.room.slots);
+        let slot = match Arc::clone(&slots).try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => {
+                let slot = self.meanwhile(slots.acquire_owned()).await;
+                let slot = slot.and_then(Result::ok).ok_or_else(|| self.cancelled())?;
+                // It may have been edited meanwhile.
+                self.judged(&work).await?;
+                slot
+            }
+        };
         Ok((work.spec, slot))
+    }
+
+    async fn judged(&mut self, work: &Work) -> Result<(), NotRun> {
+        let judged = work.policy.judge(&work.argv, &work.variables);
+        let judged = self.meanwhile(judged).await;
+        judged
+            .ok_or_else(|| self.cancelled())?
+            .map_err(NotRun::refused)
     }
 
     fn cancelled(&self) -> NotRun {
@@ -249,24 +277,23 @@ impl Action {
         let soft = began + self.timeout;
         guarded.tell(GuardOrder::Until(Lease::until(soft, soft + GRACE)));
         self.outbox.start();
-        let status = self.attend(&mut guarded, pipes).await;
-        let report = guarded.report();
-        let mut result = self.judge(report, status);
-        result.duration = began.elapsed().try_into().ok();
+        let (end, at) = self.attend(&mut guarded, pipes).await;
+        let mut result = self.judge(end);
+        result.duration = at.duration_since(began).try_into().ok();
         self.outbox.end(result);
     }
 
     /// Passes the output on until the guard, and with it the command and all that it started, has ended and every byte was
-    /// read.
-    async fn attend(&mut self, guarded: &mut Guarded, pipes: Pipes) -> ExitStatus {
+    /// read. Tells when it ended, too.
+    async fn attend(&mut self, guarded: &mut Guarded, pipes: Pipes) -> (End, Instant) {
         let mut output = Output {
             stdout: Some(pipes.stdout),
             stderr: Some(pipes.stderr),
         };
-        let mut ended = None;
+        let mut ended: Option<(End, Instant)> = None;
         let mut told = None;
         loop {
-            if told != self.stop {
+            if ended.is_none() && told != self.stop {
                 told = self.stop;
                 match told {
                     // Of its guard it has the shorter grace of an orphan.
@@ -279,39 +306,37 @@ impl Action {
                 // Whose output nobody takes must not wait for that.
                 self.outbox.discard();
             }
+            if output.stdout.is_none()
+                && output.stderr.is_none()
+                && let Some(end) = ended
+            {
+                return end;
+            }
             let room = [
                 self.room(Stream::Stdout, output.stdout.is_some()),
                 self.room(Stream::Stderr, output.stderr.is_some()),
             ];
-            if let Some(status) = ended
-                && output.stdout.is_none()
-                && output.stderr.is_none()
-            {
-                return status;
-            }
-            let patience = async {
-                match ended {
-                    Some(status) if room != [0, 0] => {
-                        sleep(DRAIN).await;
-                        status
-                    }
-                    _ => pending().await,
-                }
-            };
+            let patience = ended.as_ref().map(|(_, at)| *at + DRAIN);
             // All arms are cancel safe: what was read has been taken, what waits will be ready again.
             tokio::select! {
                 () = self.tend() => {}
-                status = guarded.wait(), if ended.is_none() => ended = Some(status),
+                end = guarded.wait(), if ended.is_none() => {
+                    ended = Some((end, Instant::now()));
+                    self.outbox.drain();
+                }
                 data = read(output.stdout.as_mut(), room[0]) => match data {
-                    Some(data) => self.outbox.write(Stream::Stdout, data.freeze()),
+                    Some(data) => self.outbox.write(Stream::Stdout, data),
                     None => output.stdout = None,
                 },
                 data = read(output.stderr.as_mut(), room[1]) => match data {
-                    Some(data) => self.outbox.write(Stream::Stderr, data.freeze()),
+                    Some(data) => self.outbox.write(Stream::Stderr, data),
                     None => output.stderr = None,
                 },
                 // Something that was not killed with the guard holds a pipe.
-                status = patience => return status,
+                () = until(patience) => {
+                    output.stdout = None;
+                    output.stderr = None;
+                }
             }
         }
     }
@@ -321,8 +346,8 @@ impl Action {
     }
 
     /// How it ended, from what the guard reported.
-    fn judge(&self, report: Option<Report>, status: ExitStatus) -> ActionResult {
-        let (cause, status) = match report {
+    fn judge(&self, end: End) -> ActionResult {
+        let (cause, status) = match end.report {
             Some(Report::Ended(cause, status)) => (cause, status),
             Some(Report::NotStarted(reason)) => {
                 let reason = format!("the command could not be started: {reason}");
@@ -331,7 +356,8 @@ impl Action {
             None if self.stop.is_some() => return self.cancelled().result(),
             None => {
                 let reason = format!(
-                    "the guard of the command was killed ({status}), and the command with it"
+                    "the guard of the command was killed ({}), and the command with it",
+                    end.status
                 );
                 return ActionResult {
                     signal: 9,
@@ -366,29 +392,50 @@ impl Action {
         }
     }
 
-    /// Keeps the end until it may be forgotten. The slot goes to the next one as soon as little is left to tell.
-    async fn keep(mut self, slot: Option<OwnedSemaphorePermit>) {
-        let mut slot = slot;
+    /// Keeps the end until it may be forgotten. The slot goes to the next one as soon as there is room for the output that is
+    /// left.
+    async fn keep(mut self, mut slot: Option<OwnedSemaphorePermit>) {
+        let mut room = None;
         let mut unasked_since = Instant::now();
+        let mut left = (self.outbox.waiting(), Instant::now());
         while !self.forgotten {
             if self.outbox.is_asked() {
                 unasked_since = Instant::now();
             }
-            if self.outbox.is_small() {
-                slot = None;
+            let waiting = self.outbox.waiting();
+            if waiting != left.0 {
+                left = (waiting, Instant::now());
+            }
+            if slot.is_some() {
+                let kib = u32::try_from(waiting.div_ceil(1024)).unwrap_or(u32::MAX);
+                let left_kib = Arc::clone(&self.room.left_kib);
+                room = left_kib.try_acquire_many_owned(kib).ok();
+                slot = slot.filter(|_| room.is_none());
+            }
+            if waiting == 0 {
+                room = None;
             }
             // With the slave, what was told once is all that can be done.
             let nobody_listens = self.channel.borrow().is_none();
             if self.stopping.is_cancelled() && (self.outbox.is_told() || nobody_listens) {
                 break;
             }
-            // Both arms are cancel safe.
+            // All arms are cancel safe.
             tokio::select! {
                 () = self.tend() => {}
                 () = sleep_until(unasked_since + KEEP), if !self.outbox.is_asked() => break,
+                () = sleep_until(left.1 + STALLED), if slot.is_some() => self.outbox.shed(),
             }
         }
-        drop(slot);
+        drop((slot, room));
+    }
+}
+
+/// Waits for a moment that may never come.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
     }
 }
 
@@ -401,13 +448,17 @@ async fn send(channel: Channel, has_next: bool) -> Option<mpsc::OwnedPermit<Atta
 }
 
 /// Reads what there is, as far as there is room; nothing at the end of the stream.
-async fn read(pipe: Option<&mut (impl AsyncRead + Unpin)>, room: usize) -> Option<BytesMut> {
+async fn read(pipe: Option<&mut (impl AsyncRead + Unpin)>, room: usize) -> Option<Bytes> {
     match pipe {
         Some(pipe) if room > 0 => {
             let mut data = BytesMut::with_capacity(room.min(PIECE_BYTES));
             let mut limited = pipe.take(room as u64);
             match limited.read_buf(&mut data).await {
-                Ok(1..) => Some(data),
+                // Little, in a buffer of its size: many such pieces may wait.
+                Ok(length) if length > 0 && length < data.capacity() / 2 => {
+                    Some(Bytes::copy_from_slice(&data))
+                }
+                Ok(1..) => Some(data.freeze()),
                 Ok(0) | Err(_) => None,
             }
         }

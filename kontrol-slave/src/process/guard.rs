@@ -1,8 +1,9 @@
 //! The guard: a small synchronous process beside its parent that runs a program once and sees to its end.
 //!
 //! The hidden subcommand `guard <run directory or -> <grace in ms> <user or -> <program> [argument...]`, with the control
-//! socket as standard input and the program's own standard output and error. It lives in a process group of its own, so
-//! that what stops the parent's (Ctrl-C, Ctrl-Z) leaves it alone, and is the subreaper of whatever the program starts.
+//! socket as standard input and the program's own standard output and error. It lives in a session of its own, so that what
+//! stops the parent's (Ctrl-C, Ctrl-Z) leaves it alone and the program can't type into the parent's terminal (TIOCSTI); and
+//! it is the subreaper of whatever the program starts.
 //!
 //! It ends only when none of that is alive. Its own failures end the program too.
 
@@ -24,7 +25,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{MemfdFlags, fchown, memfd_create},
     io::Errno,
-    process::{getpid, set_child_subreaper},
+    process::{getpid, set_child_subreaper, setsid},
     time::{
         Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create,
         timerfd_settime,
@@ -52,7 +53,7 @@ use std::{
     time::Duration,
 };
 
-pub(super) use family::zombies;
+pub(super) use family::children;
 
 /// The hidden subcommand.
 pub(super) const NAME: &str = "guard";
@@ -109,6 +110,8 @@ pub(super) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 /// Runs the program to its end. An error means that it did not start.
 fn guard(task: &Task, orders: &mut Orders) -> io::Result<Report> {
+    // Fails only for the leader of a process group, as somebody may start it by hand.
+    let _ = setsid();
     set_child_subreaper(Some(getpid()))?;
     let mut signals = Signals::new()?;
     let timer = timerfd_create(

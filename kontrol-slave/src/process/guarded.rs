@@ -2,7 +2,7 @@
 
 use super::{
     NONE, OWN_EXECUTABLE,
-    control::{Order, Report},
+    control::{Lease, Order, Report, boottime_ms},
     guard, reaper,
     user::{self, User},
 };
@@ -12,6 +12,7 @@ use rustix::{
 };
 use std::{
     ffi::OsString,
+    future::pending,
     io,
     os::{
         fd::OwnedFd,
@@ -25,7 +26,14 @@ use tokio::{
     io::AsyncWriteExt,
     net::UnixStream,
     process::{Child, ChildStderr, ChildStdout, Command},
+    time::{Instant, sleep_until},
 };
+
+/// How much longer than it was told a guard may take, twice: whatever kept it may have kept this process as well. Then it is
+/// killed, for one that is stopped (SIGSTOP) ends nothing.
+const PATIENCE: Duration = Duration::from_millis(2500);
+/// The same for a guard that ends an orphan, which has a short grace: this process is about to end.
+const ORPHAN_PATIENCE: Duration = Duration::from_millis(325);
 
 /// A program to run, and how.
 #[derive(Debug, Clone)]
@@ -71,8 +79,23 @@ impl Spec {
 #[derive(Debug)]
 pub struct Guarded {
     guard: Child,
-    /// Closed once an order could not be told.
-    control: Option<UnixStream>,
+    control: UnixStream,
+    /// The time between SIGTERM and SIGKILL.
+    grace: Duration,
+    /// By when the guard should have ended: its program has no longer lease, or it was told to end it.
+    due: [Option<Instant>; 2],
+    patience: Duration,
+    /// How often it was too late.
+    late: u32,
+}
+
+/// How a guard ended, and with it everything that its program started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// Of the guard.
+    pub status: ExitStatus,
+    /// What it said of the program; nothing when it was killed itself.
+    pub report: Option<Report>,
 }
 
 /// What the program writes.
@@ -102,8 +125,7 @@ impl Guarded {
             .envs(spec.guard_environment)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0);
+            .stderr(Stdio::piped());
         let mut guard = reaper::spawn(&mut command)?;
         // It holds the other end of the socket, which must close with the guard.
         drop(command);
@@ -127,7 +149,11 @@ impl Guarded {
         control.write_all(&preamble).await?;
         let guarded = Self {
             guard,
-            control: Some(control),
+            control,
+            grace: spec.grace,
+            due: [None; 2],
+            patience: PATIENCE,
+            late: 0,
         };
         Ok((guarded, Pipes { stdout, stderr }))
     }
@@ -138,39 +164,74 @@ impl Guarded {
     }
 
     /// Tells an order, whole or not at all, and never waits: the socket holds hundreds and the guard reads at once. An
-    /// order that can't be told closes the socket instead, which ends the program.
+    /// order that can't be told closes our side of the socket instead, which ends the program. A guard that has ended hears
+    /// nothing more, but what it reported stays.
     pub fn tell(&mut self, order: Order) {
-        let Some(control) = &self.control else { return };
         let line = format!("{order}\n");
-        if !matches!(rustix::io::write(control, line.as_bytes()), Ok(length) if length == line.len())
-        {
-            self.control = None;
+        let told = rustix::io::write(&self.control, line.as_bytes());
+        if !matches!(told, Ok(length) if length == line.len()) {
+            return self.abandon();
+        }
+        match order {
+            Order::Until(Lease::Forever) => self.due[0] = None,
+            Order::Until(Lease::Until { hard, .. }) => {
+                let left = Duration::from_millis(hard.saturating_sub(boottime_ms()));
+                self.due[0] = Instant::now().checked_add(left);
+            }
+            Order::Stop => self.must_end_within(self.grace),
         }
     }
 
     /// Ends the program as if this process had died: at once, and with the short grace of an orphan. Its guard still
     /// reports; its run directory it may remove.
     pub fn abandon(&mut self) {
-        if let Some(control) = &self.control
-            && shutdown(control, Shutdown::Write).is_err()
-        {
-            self.control = None;
-        }
+        // Fails for a guard that has ended.
+        let _ = shutdown(&self.control, Shutdown::Write);
+        self.patience = ORPHAN_PATIENCE;
+        self.must_end_within(Duration::ZERO);
+    }
+
+    fn must_end_within(&mut self, limit: Duration) {
+        let at = Instant::now() + limit;
+        self.due[1] = Some(self.due[1].map_or(at, |due| due.min(at)));
     }
 
     /// Waits for the guard, and with it for everything that the program started. Cancel safe.
-    pub async fn wait(&mut self) -> ExitStatus {
+    pub async fn wait(&mut self) -> End {
         let id = self.guard.id();
-        let status = self.guard.wait().await;
+        let status = loop {
+            let due = self.due.iter().flatten().min();
+            let overdue = due.map(|due| *due + self.patience * (self.late + 1));
+            // Both arms are cancel safe.
+            tokio::select! {
+                status = self.guard.wait() => break status,
+                () = at(overdue) => self.insist(),
+            }
+        };
         id.into_iter().for_each(reaper::reaped);
         // What can't be waited for was killed, as far as anybody can tell.
-        status.unwrap_or_else(|_| ExitStatus::from_raw(Signal::KILL.as_raw()))
+        let status = status.unwrap_or_else(|_| ExitStatus::from_raw(Signal::KILL.as_raw()));
+        let report = self.report();
+        End { status, report }
     }
 
-    /// What the guard reported, once it has ended. Without a report it was killed itself; then what it may have left
-    /// behind is killed here. The death signal took the main process already.
-    pub fn report(&mut self) -> Option<Report> {
-        let said = self.control.take().map(read_all).unwrap_or_default();
+    /// The guard should have ended by now.
+    fn insist(&mut self) {
+        self.late += 1;
+        if self.late > 1 {
+            tracing::error!(
+                guard = self.id(),
+                "the guard of a program does not end it, as if it was stopped; killing both"
+            );
+            // Fails for one that has ended.
+            let _ = self.guard.start_kill();
+        }
+    }
+
+    /// What the guard reported. Without a report it was killed itself; then what it left behind is killed here: the process
+    /// group. The death signal took the main process already, and what left the group is handed to the `reaper`.
+    fn report(&self) -> Option<Report> {
+        let said = read_all(&self.control);
         let (mut pid, mut report) = (None, None);
         for line in String::from_utf8_lossy(&said).lines() {
             match line.strip_prefix("pid ") {
@@ -187,16 +248,21 @@ impl Guarded {
     }
 }
 
+/// Waits for a moment that may never come.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
+    }
+}
+
 /// What the guard wrote before it ended: two short lines.
-fn read_all(control: UnixStream) -> Vec<u8> {
+fn read_all(control: &UnixStream) -> Vec<u8> {
     const MOST: usize = 64 * 1024;
     let mut said = Vec::new();
-    let Ok(stream) = control.into_std() else {
-        return said;
-    };
     let mut chunk = [0; 4096];
     while said.len() < MOST {
-        match rustix::io::read(&stream, &mut chunk) {
+        match rustix::io::read(control, &mut chunk) {
             Ok(length @ 1..) => said.extend_from_slice(&chunk[..length]),
             Ok(0) | Err(_) => break,
         }

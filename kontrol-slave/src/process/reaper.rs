@@ -1,25 +1,22 @@
-//! Reaping as PID 1. In a container this process may be the one that orphans are handed to; nobody else waits for them.
+//! Reaps what is handed to this process: nobody else waits for it.
 //!
-//! Only what this process did not start itself is reaped here: the status of its own children belongs to who started them.
+//! That is what a guard leaves behind that was killed itself. It is killed, as the guard would have done. In a container
+//! this process may be PID 1 as well, and then what is handed to it may be anybody's: that is left alive.
+//!
+//! The status of a child that this process started itself belongs to who started it.
 
-use super::guard::zombies;
-use rustix::process::{WaitOptions, getpid, waitpid};
+use super::guard::children;
+use rustix::process::{Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
 use std::{
     collections::HashSet,
-    future::pending,
     io,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 use tokio::{
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
-
-/// How often to look for zombies without having been told of one: a signal stands for any number of them.
-const LOOK: Duration = Duration::from_secs(10);
 
 /// The children that this process started and did not wait for yet. Held while one is started, so that none is reaped
 /// before it is known.
@@ -45,34 +42,29 @@ pub(super) fn reaped(id: u32) {
     }
 }
 
-/// Reaps orphans until the token is cancelled, if this process is PID 1. Otherwise none are handed to it.
+/// Takes in orphans until the token is cancelled.
 pub async fn run(token: CancellationToken) -> io::Result<()> {
-    if !getpid().is_init() {
-        token.cancelled().await;
-        return Ok(());
-    }
     let mut deaths = signal(SignalKind::child())?;
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        // All arms are cancel safe.
-        tokio::select! {
-            () = token.cancelled() => return Ok(()),
-            more = deaths.recv() => if more.is_none() {
-                pending::<()>().await;
-            },
-            _ = looks.tick() => {}
-        }
-        reap();
+    set_child_subreaper(Some(getpid()))?;
+    // Whoever is handed over was the child of a process whose death is told as well, to this one.
+    while let Some(Some(())) = token.run_until_cancelled(deaths.recv()).await {
+        take_in();
     }
+    token.cancelled().await;
+    Ok(())
 }
 
-fn reap() {
+fn take_in() {
     let own = own();
     let is_own = |pid: u32| own.as_ref().is_some_and(|own| own.contains(&pid));
-    for pid in zombies() {
-        if !is_own(pid.as_raw_nonzero().get().unsigned_abs()) {
-            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+    let anybodys = getpid().is_init();
+    for pid in children() {
+        if is_own(pid.as_raw_nonzero().get().unsigned_abs()) {
+            continue;
         }
+        if !anybodys {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
     }
 }

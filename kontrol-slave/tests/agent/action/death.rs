@@ -10,6 +10,7 @@ use crate::{
     program::program,
 };
 use kontrol_proto::v1::{Outcome, attach_response::Run};
+use kontrol_slave::process::{Cause, Guarded, Lease, Order, Report, Spec, Status};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{fs, path::Path, process::Child, time::Duration};
 
@@ -91,6 +92,113 @@ async fn commands_and_daemons_die_with_a_slave_that_is_killed() {
     slave.signal(Signal::KILL);
     until("everything is dead", || !alive(main) && !alive(daemon)).await;
     drop(channel);
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_guard_that_is_killed_takes_everything_along() {
+    let (slave, master, mut channel) = Slave::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "trap '' TERM; {} sleep 600 & echo $! > {path}/child; echo $PPID > {path}/guard; while :; do sleep 0.05; done",
+        daemons(folder.path()),
+        path = folder.path().display()
+    );
+    channel.run(shell("a1", &text)).await;
+    let mut pids = Vec::new();
+    for file in ["daemon", "second", "child", "guard"] {
+        pids.push(pid_in(&folder.path().join(file)).await);
+    }
+    assert!(pids.iter().all(|pid| alive(*pid)));
+    let guard = Pid::from_raw(i32::try_from(pids[3]).unwrap()).unwrap();
+    kill_process(guard, Signal::KILL).unwrap();
+    let mut taken = Taken::default();
+    channel.finish("a1", &mut taken).await;
+    assert_eq!(taken.outcome(), (Outcome::Exited, 137));
+    assert!(
+        taken
+            .result()
+            .error
+            .contains("the guard of the command was killed")
+    );
+    until("everything is dead", || !pids.iter().any(|pid| alive(*pid))).await;
+    assert_eq!(channel.whole(shell("a2", "echo on")).await.out(), "on\n");
+    drop((channel, slave));
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_guard_that_is_stopped_keeps_no_command_beyond_its_time() {
+    let (slave, master, mut channel) = Slave::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "echo $$ > {}/main; kill -STOP $PPID; while :; do sleep 0.05; done",
+        folder.path().display()
+    );
+    channel.run(shell("a1", &text)).await;
+    let main = pid_in(&folder.path().join("main")).await;
+    channel.cancel("a1").await;
+    let mut taken = Taken::default();
+    channel.finish("a1", &mut taken).await;
+    assert_eq!(taken.outcome(), (Outcome::Cancelled, -1));
+    until("the command is dead", || !alive(main)).await;
+    drop((channel, slave));
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn what_holds_the_output_beyond_the_end_of_the_guard_does_not_hold_the_action() {
+    // The slave of this test adopts nobody, as one that is PID 1 kills nobody.
+    let mut pair = Pair::start().await;
+    let text =
+        "setsid sh -c 'while echo on; do sleep 0.05; done' & sleep 0.2; kill -9 $PPID; sleep 600";
+    let taken = pair.channel.whole(shell("a1", text)).await;
+    assert_eq!(taken.outcome(), (Outcome::Exited, 137));
+    assert!(taken.out().starts_with("on\n"));
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_guard_reported_stays_when_it_is_told_something_later() {
+    let spec = Spec {
+        guard: env!("CARGO_BIN_EXE_kontrol-slave").into(),
+        ..Spec::new("guard", vec!["true".into()], Duration::from_secs(2))
+    };
+    let (mut guarded, _pipes) = Guarded::start(spec).await.unwrap();
+    guarded.tell(Order::Until(Lease::Forever));
+    let guard = guarded.id().unwrap();
+    until("the guard has ended", || !alive(guard)).await;
+    guarded.tell(Order::Until(Lease::Forever));
+    guarded.tell(Order::Stop);
+    let end = guarded.wait().await;
+    let report = Report::Ended(Cause::Itself, Status::Exited(0));
+    assert_eq!(end.report, Some(report));
+}
+
+#[tokio::test]
+async fn a_command_has_no_terminal_and_is_in_no_session_of_the_slave() {
+    let mut pair = Pair::start().await;
+    let text = "cut -d ' ' -f 6,7 /proc/self/stat";
+    let taken = pair.channel.whole(shell("a1", text)).await;
+    let own = rustix::process::getsid(None).unwrap();
+    let (session, terminal) = taken.out().trim().split_once(' ').unwrap();
+    assert_ne!(session, own.as_raw_nonzero().to_string());
+    assert_eq!(terminal, "0");
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_of_the_same_user_reads_no_variable_of_the_slave() {
+    let (slave, master, mut channel) = Slave::start().await;
+    let environ = format!("/proc/{}/environ", slave.0.id());
+    // Root may read everything, but it sees whose file it is.
+    let text = format!("stat -c %U:%a {environ}; [ $(id -u) = 0 ] || ! cat {environ}");
+    let taken = channel.whole(shell("a1", &text)).await;
+    assert_eq!(
+        (taken.out(), taken.outcome()),
+        ("root:400\n", (Outcome::Exited, 0))
+    );
+    drop((channel, slave));
     master.stop().await;
 }
 

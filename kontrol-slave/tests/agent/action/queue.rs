@@ -1,10 +1,10 @@
 //! Many actions at once, and actions that are sent or cancelled at the wrong time.
 
 use super::{Pair, config, pid_in};
-use crate::master::channel::{Taken, about, argv, shell};
-use kontrol_proto::v1::{Outcome, attach_request::Event};
-use kontrol_slave::action::Settings;
-use std::{collections::HashMap, fs};
+use crate::master::channel::{Taken, about, argv, shell, within};
+use kontrol_proto::v1::{Outcome, attach_request::Event, attach_response::Run};
+use kontrol_slave::action::{Settings, policy::Policy};
+use std::{collections::HashMap, fs, time::Duration};
 
 #[tokio::test]
 async fn a_thousand_at_once_all_end() {
@@ -148,6 +148,75 @@ async fn actions_wait_for_their_turn_and_can_be_cancelled_there() {
     assert_eq!(all["a1"].result().error, "the action was cancelled");
     assert_eq!(all["a3"].out(), "third\n");
     assert!(!folder.path().join("second").exists());
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn an_edit_of_the_policy_counts_for_those_that_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = folder.path().join("policy");
+    fs::write(&policy, "sleep 600\ntrue\n").unwrap();
+    let config = Settings {
+        at_once: 1,
+        policy: Policy::named(policy.to_str().unwrap()),
+        ..config()
+    };
+    let mut pair = Pair::start_with(Some(config)).await;
+    pair.channel.run(argv("a1", &["sleep", "600"])).await;
+    let mut first = Taken::default();
+    pair.channel.step("a1", &mut first).await;
+    pair.channel.run(argv("a2", &["true"])).await;
+    assert!(pair.channel.is_silent().await, "it is allowed, and waits");
+    fs::write(&policy, "sleep 600\n").unwrap();
+    pair.channel.cancel("a1").await;
+    pair.channel.finish("a1", &mut first).await;
+    let mut second = Taken::default();
+    pair.channel.finish("a2", &mut second).await;
+    assert_eq!(second.outcome(), (Outcome::Refused, -1));
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn a_command_that_has_ended_holds_up_no_other_though_nobody_takes_its_output() {
+    let config = Settings {
+        at_once: 1,
+        ..config()
+    };
+    let mut pair = Pair::start_with(Some(config)).await;
+    let little = |id: &str, text: &str| Run {
+        window: 1000,
+        ..shell(id, text)
+    };
+    // One ends by itself, with 60,000 bytes in its pipe, and one at its time limit.
+    pair.channel
+        .run(little("a1", "head -c 60000 /dev/zero"))
+        .await;
+    let endless = within(Duration::from_millis(300), little("a2", "cat /dev/zero"));
+    pair.channel.run(endless).await;
+    pair.channel.run(shell("a3", "echo third")).await;
+    let mut all: HashMap<&str, Taken> = ["a1", "a2", "a3"].map(|id| (id, Taken::default())).into();
+    while all["a3"].end.is_none() {
+        let event = pair.channel.next().await.unwrap();
+        let id = about(&event).to_owned();
+        all.get_mut(id.as_str()).unwrap().take(event);
+    }
+    assert_eq!(all["a3"].out(), "third\n");
+    // Nothing is sent beyond the window, and nothing is lost.
+    for (id, outcome) in [
+        ("a1", (Outcome::Exited, 0)),
+        ("a2", (Outcome::TimedOut, 143)),
+    ] {
+        let taken = all.get_mut(id).unwrap();
+        assert_eq!(taken.stdout.len(), 1000);
+        while taken.end.is_none() {
+            pair.channel.credit(id, taken.offsets()).await;
+            pair.channel.step(id, taken).await;
+        }
+        assert_eq!(taken.outcome(), outcome);
+        assert!(!taken.result().truncated);
+        assert_eq!(taken.stdout.len() as u64, taken.result().stdout_bytes);
+    }
+    assert_eq!(all["a1"].stdout.len(), 60_000);
     pair.stop().await;
 }
 
