@@ -4,7 +4,7 @@
 //! They only speak `kontrol.v1`, so that they work against every master, near or far, and know nothing but what it
 //! tells. Answers go to standard output, as tables for a person or as JSON for a program; everything else goes to
 //! standard error. An empty variable counts as an absent one. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly;
-//! `exec` has more. A reader that goes away (`| head`) is no failure.
+//! `exec` has more. A reader that goes away (`| head`) is no failure, but for what `exec` still runs.
 
 mod actions;
 mod endpoint;
@@ -29,9 +29,9 @@ use endpoint::{DEFAULT_ENDPOINT, MasterUrls};
 use error::CliError;
 use masters::Masters;
 use output::{Choice, Output};
-use std::{io, process::ExitCode, time::Duration};
-use stop::Signals;
-use tokio::runtime::Handle;
+use std::{io, mem, process::ExitCode, time::Duration};
+use stop::{Heeds, Signals};
+use tokio::{runtime::Handle, sync};
 
 /// What to ask a master.
 #[derive(Debug, Subcommand)]
@@ -53,7 +53,9 @@ pub enum Command {
     ///
     /// The exit code is the highest of all pods: that of the command, 128 + N when signal N ended it, 124 timed out, 126
     /// refused by the pod, 130 cancelled, 255 unreachable or lost. It is 1 when no master takes it or no pod matches, 2
-    /// when it was asked wrongly.
+    /// when it was asked wrongly, 130 after Ctrl-C, and 141 when the reader of its output went away, which cancels it.
+    ///
+    /// Limits: 512 KiB of command and variables, 1 MiB of input, 7 days of --timeout, 1 GiB of --max-output.
     ///
     /// Only --endpoint and --output can be given as variables: a callback inherits those of its master, which must not
     /// choose where a command runs.
@@ -132,20 +134,30 @@ impl Command {
 /// Does what was asked, says on standard error why it can't, and tells the exit code.
 ///
 /// Whoever reads the answer may take long (`| less`), which blocks the thread that writes. So that is not the thread
-/// that keeps the connection alive: a master ends a connection that is silent.
+/// that keeps the connection alive: a master ends a connection that is silent. A user who asks for an end meanwhile gets one,
+/// too: leaving, which cancels what runs.
 pub async fn run(command: Command) -> ExitCode {
     let runtime = Handle::current();
-    let done = tokio::task::spawn_blocking(move || {
+    let (heeds, heeded) = sync::watch::channel(Heeds::default());
+    let mut done = tokio::task::spawn_blocking(move || {
         let mut out = io::stdout();
         let mut err = io::stderr();
         let mut output = Output::new(command.client().output, &mut out, &mut err);
         let mut signals = Signals::default();
-        let mut stop = async || signals.next().await;
+        let mut stop = async || {
+            heeds.send_if_modified(|heeds| !mem::replace(&mut heeds.listens, true));
+            signals.next().await;
+            heeds.send_modify(|heeds| heeds.times += 1);
+        };
         runtime.block_on(finish(&command, &mut output, &mut io::stdin(), &mut stop))
     });
-    match done.await {
-        Ok(code) => code.into(),
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    tokio::select! {
+        biased;
+        done = &mut done => match done {
+            Ok(code) => code.into(),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        },
+        () = stop::unheeded(heeded) => exec::INTERRUPTED.into(),
     }
 }
 

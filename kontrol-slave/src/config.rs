@@ -317,24 +317,40 @@ pub fn refuse(program: &str, error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let line = in_one_line(&error.to_string());
-    eprintln!("{program}: {line}; see {program} --help");
+    let line = in_one_line(program, &error.to_string());
+    eprintln!("{program}: {line}");
     ExitCode::from(2)
 }
 
-/// The first paragraph of what the parser says: a sentence, or what it misses as a list below.
-fn in_one_line(text: &str) -> String {
-    let lines = text
+/// What is wrong, from what the parser says: its first paragraph, which is a sentence and maybe a list, its tip, and where to
+/// read more.
+fn in_one_line(program: &str, text: &str) -> String {
+    let mut lines = text
         .lines()
         .map(str::trim)
         .skip_while(|line| line.is_empty());
-    let paragraph: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
-    let line = match &paragraph[..] {
+    let paragraph: Vec<&str> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+    let mut line = match &paragraph[..] {
         [] => "the command line is wrong".to_owned(),
         [head, list @ ..] if head.ends_with(':') => format!("{head} {}", list.join(", ")),
-        [line, ..] => (*line).to_owned(),
+        lines => lines.join(" "),
     };
-    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+    if let Some(text) = line.strip_prefix("error: ") {
+        line = text.to_owned();
+    }
+    let mut command = program.to_owned();
+    for more in lines {
+        if let Some(tip) = more.strip_prefix("tip: ") {
+            line = format!("{line}; {tip}");
+        }
+        // The words before the first that stands for another.
+        if let Some(usage) = more.strip_prefix("Usage: ") {
+            let is_word = |word: &&str| !word.starts_with(['[', '<', '-']);
+            let words: Vec<&str> = usage.split(' ').take_while(is_word).collect();
+            command = words.join(" ");
+        }
+    }
+    format!("{line}; see {command} --help")
 }
 
 /// A setting that was given and is not empty.
@@ -351,16 +367,20 @@ mod tests {
     fn what_the_parser_says_fits_in_one_line() {
         for (text, line) in [
             (
-                "error: unexpected argument '-x' found\n\nUsage: k",
-                "unexpected argument '-x' found",
+                "error: unexpected argument '-x' found\n\n  tip: a similar one is '-y'\n\nUsage: k exec [OPTIONS]\n",
+                "unexpected argument '-x' found; a similar one is '-y'; see k exec --help",
+            ),
+            (
+                "error: invalid value 'x' for '--output <OUTPUT>'\n  [possible values: a, b]\n\nFor more",
+                "invalid value 'x' for '--output <OUTPUT>' [possible values: a, b]; see k --help",
             ),
             (
                 "error: the following required arguments were not provided:\n  <POD>\n  <ID>\n\nUsage: k",
-                "the following required arguments were not provided: <POD>, <ID>",
+                "the following required arguments were not provided: <POD>, <ID>; see k --help",
             ),
-            ("", "the command line is wrong"),
+            ("", "the command line is wrong; see k --help"),
         ] {
-            assert_eq!(in_one_line(text), line);
+            assert_eq!(in_one_line("k", text), line);
         }
     }
 

@@ -42,7 +42,9 @@ const FIRST_PROGRESS: Duration = Duration::from_secs(1);
 /// Pause between two looks at the progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// The exit code when the user asked for an end.
-const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
+/// The exit code when the reader of the output went away: a shell's, for SIGPIPE.
+const READER_LEFT: u8 = 141;
 
 /// An action that a master took.
 struct Dispatched {
@@ -82,7 +84,10 @@ pub(super) async fn run(
     if args.detach {
         return Ok(0);
     }
-    follow(&id, stream, &client, &mut screen, stop).await
+    match follow(&id, stream, &client, &mut screen, stop).await {
+        Err(CliError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(READER_LEFT),
+        followed => followed,
+    }
 }
 
 async fn dispatch(masters: &Masters, request: &DispatchRequest) -> Result<Dispatched, CliError> {

@@ -70,8 +70,8 @@ pub(super) struct ListenArgs {
     )]
     pub(super) advertise: Option<String>,
 
-    /// Serve beyond loopback without authentication: whoever reaches the port can report pods and replace the
-    /// state. Default: no
+    /// Serve beyond loopback without authentication: whoever reaches the port can report pods, replace the state and run
+    /// commands on slaves; and on this master, if it is a pod itself, within --actions. Default: no
     #[arg(long, env = "KONTROL_INSECURE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     pub(super) insecure: bool,
 }

@@ -32,7 +32,7 @@ pub struct ActionArgs {
     )]
     pub user: Option<String>,
 
-    /// How many commands run at once; up to 4096 more wait. Default: 16.
+    /// How many commands run at once, each of which takes 4 open files; up to 4096 more wait. Default: 16.
     #[arg(
         long,
         env = "KONTROL_MAX_ACTIONS",

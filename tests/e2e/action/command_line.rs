@@ -11,12 +11,15 @@ use kontrol_tests::{
     small,
     wait::eventually,
 };
-use rustix::process::Signal;
+use rustix::{
+    io::ioctl_fionread,
+    process::{Pid, Signal, kill_process},
+};
 use serde_json::Value;
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 fn exec(cluster: &Cluster, arguments: &[&str]) -> Command {
@@ -145,11 +148,42 @@ async fn an_interrupt_or_a_reader_that_leaves_cancels_what_runs() {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(text(&output.stdout).lines().count(), 1, "{output:?}");
+    assert_eq!(
+        text(&output.stdout).lines().collect::<Vec<_>>(),
+        ["y", "141"],
+        "{output:?}"
+    );
     dead(&running().await).await;
+
+    // A reader that reads nothing, as a pager.
+    fs::remove_file(&pids).unwrap();
+    let mut command = exec(
+        &cluster,
+        &[
+            "--all",
+            "--output",
+            "raw",
+            "--timeout",
+            "1h",
+            "--shell",
+            &line,
+        ],
+    );
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let started = running().await;
+    let stdout = child.stdout.take().unwrap();
+    eventually(SOON, "a full pipe", async || {
+        ensure!(ioctl_fionread(&stdout)? > 60_000);
+        Ok(())
+    })
+    .await;
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::TERM).unwrap();
+    dead(&started).await;
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
-/// `kontrol-master exec ... | head -1`, with the shell's own way of joining the two.
+/// `kontrol-master exec ... | head -1`, with the shell's own way of joining the two, and the exit code of the first.
 fn command_of_shell(cluster: &Cluster, line: &str) -> Command {
     let mut command = Command::new("sh");
     command
@@ -158,7 +192,7 @@ fn command_of_shell(cluster: &Cluster, line: &str) -> Command {
         .env("LINE", line)
         .args([
             "-c",
-            "\"$PROGRAM\" exec --all --output raw --shell \"$LINE\" | head -n 1",
+            "exec 3>&1; { \"$PROGRAM\" exec --all --output raw --shell \"$LINE\"; echo $? >&3; } | head -n 1",
         ]);
     command
 }

@@ -197,7 +197,7 @@ async fn an_action_that_cannot_be_cancelled_is_left_which_cancels_it() {
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_cancels_the_action_and_is_no_failure() {
+async fn a_reader_that_goes_away_cancels_the_action_which_the_exit_code_tells() {
     let master = cancellable(Then::Silence, None).await;
     let command = parse(&format!("exec --all --endpoint {} -- x", master.url)).unwrap();
     let (mut out, mut err) = (Closed(io::ErrorKind::BrokenPipe), Sink::default());
@@ -205,7 +205,7 @@ async fn a_reader_that_goes_away_cancels_the_action_and_is_no_failure() {
     let mut output = Output::to(Format::Table, false, &mut out, &mut err);
     let stop = &mut async || std::future::pending().await;
     let code = finish(&command, &mut output, &mut io::empty(), stop).await;
-    assert_eq!((code, told.text().as_str()), (0, ""));
+    assert_eq!((code, told.text().as_str()), (141, ""));
     left(&master).await;
 }
 
