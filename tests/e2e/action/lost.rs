@@ -48,7 +48,7 @@ async fn a_slave_that_comes_back_in_time_never_leaves_and_keeps_its_channel() {
     let _permit = small().await;
     let mut cluster = Cluster::on("memory:").patient().start().await;
     let proxy = Proxy::start(&cluster.masters[0].address()).await;
-    let _slave = crew::launch(&cluster, 0, &proxy.address(), &[]);
+    let mut slave = crew::launch(&cluster, 0, &proxy.address(), &[]);
     crew::attached(&mut cluster, 1).await;
     let api = cluster.api(0);
     let seq = api.pod(&crew::key(0)).await.unwrap().seq;
@@ -70,8 +70,10 @@ async fn a_slave_that_comes_back_in_time_never_leaves_and_keeps_its_channel() {
     .await;
     let told = api.run(argv(all(), &["true"])).await;
     assert_eq!(told.summary.unwrap().succeeded, 1);
-    let first = watch.next(SOON).await.unwrap();
-    assert!(first.is_some() && watch.departed().is_empty());
+    slave.stop(SOON).await;
+    let (_, reason) = watch.left(SOON, &crew::key(0)).await;
+    assert_eq!(reason, LeaveReason::Down);
+    assert_eq!(watch.departed(), [crew::key(0)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
