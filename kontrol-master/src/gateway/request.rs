@@ -8,7 +8,7 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap,
-    header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HOST, ORIGIN},
     request::Parts,
 };
 use http_body_util::BodyExt;
@@ -23,6 +23,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
 /// Most dots in the name of a query parameter: recursive messages would let a caller nest without end.
 const MAX_FIELD_PATH: usize = 8;
+/// Where a browser says that a request comes from.
+const SEC_FETCH_SITE: &str = "sec-fetch-site";
 /// What a browser's EventSource says when it comes back.
 const LAST_EVENT_ID: &str = "last-event-id";
 /// The request field that it fills.
@@ -34,6 +36,7 @@ pub(super) async fn message(
     parts: &Parts,
     body: Body,
 ) -> Result<DynamicMessage, Status> {
+    check_site(parts)?;
     let mut message = from_body(operation, parts, body).await?;
     for (fields, values) in query(operation, parts.uri.query().unwrap_or_default())?.values() {
         let texts: Vec<&str> = values.iter().map(AsRef::as_ref).collect();
@@ -67,6 +70,30 @@ pub(super) fn resume(message: &mut DynamicMessage, headers: &HeaderMap) -> Resul
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// Refuses what a page of another site has a browser send: such a page can reach masters that its author can't, those on
+/// loopback for one. Programs send neither header. See Fetch Metadata Request Headers (W3C) and RFC 6454.
+fn check_site(parts: &Parts) -> Result<(), Status> {
+    if parts.method.is_safe() {
+        return Ok(());
+    }
+    let header = |name: &str| parts.headers.get(name).map(|value| value.to_str());
+    let own = match (header(SEC_FETCH_SITE), header(ORIGIN.as_str())) {
+        (Some(site), _) => matches!(site, Ok("same-origin" | "none")),
+        (None, Some(origin)) => {
+            let origin = origin.ok().and_then(|origin| origin.split_once("://"));
+            let host = parts.uri.authority().map(|authority| authority.as_str());
+            let host = host.or(header(HOST.as_str()).and_then(Result::ok));
+            origin.is_some_and(|(_, origin)| Some(origin) == host)
+        }
+        (None, None) => true,
+    };
+    if own {
+        return Ok(());
+    }
+    let reason = "a page of another site may not change anything here: send this from a program, or from a page of this master";
+    Err(Status::permission_denied(reason))
 }
 
 async fn from_body(

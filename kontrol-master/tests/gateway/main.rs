@@ -277,6 +277,33 @@ async fn headers_of_the_http_message_are_not_taken_for_those_of_the_call() {
 }
 
 #[tokio::test]
+async fn a_page_of_another_site_changes_nothing() {
+    let server = Server::start().await;
+    for (headers, status) in [
+        (&[("origin", "http://evil.example")][..], 403),
+        (&[("origin", "null")], 403),
+        (&[("origin", "http://test")], 200),
+        (&[("sec-fetch-site", "cross-site")], 403),
+        (
+            &[("sec-fetch-site", "same-site"), ("origin", "http://test")],
+            403,
+        ),
+        (
+            &[("sec-fetch-site", "same-origin"), ("origin", "http://test")],
+            200,
+        ),
+        (&[("sec-fetch-site", "none")], 200),
+    ] {
+        let put = send(server.address, "PUT", "/ping", headers, CLASSIC.as_bytes()).await;
+        assert_eq!(put.status, status, "{headers:?}");
+        let read = send(server.address, "GET", "/v1/pods", headers, b"").await;
+        assert_eq!(read.status, 200, "reading is the browser's to allow");
+    }
+    assert_eq!(server.script.pings(), 3);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn an_empty_body_is_an_empty_request() {
     let server = Server::start().await;
     assert_eq!(
