@@ -15,6 +15,7 @@ pub mod attachment;
 pub mod custody;
 pub mod dispatch;
 pub mod history;
+pub mod outlet;
 pub mod peers;
 mod request;
 pub mod rollout;

@@ -1,7 +1,7 @@
 //! The composition root: binds, builds every part, supervises the tasks, and stops them in order.
 //!
 //! ```text
-//! stop ─┬─▶ agents: say goodbye ──▶ listener: refuses, ends streams, drains ──▶ committer, relay
+//! stop ─┬─▶ agents: say goodbye; dispatches: cancel ──▶ listener: refuses, ends streams, drains ──▶ committer, relay
 //!       └─▶ term: ends the callback ──▶ election: resigns
 //! ```
 //!
@@ -11,7 +11,10 @@ mod actions;
 mod core;
 mod operations;
 
-use crate::{config::Config, gateway, listener, metrics::Metrics, pod, roster::PeerMaster, rpc};
+use crate::{
+    action::dispatch::Dispatches, config::Config, gateway, listener, metrics::Metrics, pod,
+    roster::PeerMaster, rpc,
+};
 use anyhow::Context as _;
 use core::Core;
 use futures::future::join_all;
@@ -22,7 +25,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::net::TcpListener;
+use tokio::{join, net::TcpListener, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long connections may take to finish what they are at, once this master stops.
@@ -129,7 +132,12 @@ impl Server {
         let agents = agents.await?;
         tasks.spawn(
             "the agents",
-            report(agents, token, stages.close.clone().drop_guard()),
+            report(
+                agents,
+                core.dispatches(),
+                token,
+                stages.close.clone().drop_guard(),
+            ),
         );
         tasks.spawn("the listener", async move {
             let _then = stages.drained.drop_guard();
@@ -145,10 +153,21 @@ impl Server {
     }
 }
 
-/// Runs the agents until they have said goodbye.
-async fn report(agents: Vec<Agent>, token: CancellationToken, _then: DropGuard) {
-    join_all(agents.into_iter().map(|agent| agent.run(token.clone()))).await;
-    token.cancelled().await;
+/// Runs the agents until they have said goodbye, and the dispatches have told slaves what is cancelled: both need the
+/// listener.
+async fn report(
+    agents: Vec<Agent>,
+    dispatches: Dispatches,
+    token: CancellationToken,
+    _then: DropGuard,
+) {
+    let agents = join_all(agents.into_iter().map(|agent| agent.run(token.clone())));
+    let dispatches = async {
+        token.cancelled().await;
+        // A store that does not answer may hold up the records; the slaves have heard by then.
+        let _ = timeout(DRAIN, dispatches.joined()).await;
+    };
+    join!(agents, dispatches);
 }
 
 /// What people call this master. Masters of one host share its name, but not a port.

@@ -7,6 +7,7 @@
 //! state            the callback's state, the digest it handled, and at which epoch
 //! masters/<id>     a live master (JSON: id, address), bound to its lease
 //! removals         the last removals and their reasons, written by the transaction that removes
+//! actions/<id>     an action, see `model::action`; bound to a lease where the store has those
 //! ```
 //!
 //! Keys are relative to the ensemble's prefix, `/kontrol/<namespace>/<app>/`. Every write is a transaction, every

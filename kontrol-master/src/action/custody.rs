@@ -15,7 +15,10 @@ use std::{
     collections::{HashMap, HashSet},
     time::Duration,
 };
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 
 /// How often the leader looks.
@@ -32,6 +35,8 @@ pub struct Custody {
     dispatches: Dispatches,
     /// Actions without a master, and since when.
     orphans: HashMap<ActionId, Instant>,
+    /// Those that were taken over here and go on, whatever their record says as yet.
+    adopted: HashMap<ActionId, JoinHandle<()>>,
 }
 
 impl Custody {
@@ -48,6 +53,7 @@ impl Custody {
             history,
             dispatches,
             orphans: HashMap::new(),
+            adopted: HashMap::new(),
         }
     }
 
@@ -81,11 +87,13 @@ impl Custody {
             .map(|known| &known.head.id)
             .collect();
         self.orphans.retain(|action, _| orphans.contains(action));
+        self.adopted.retain(|_, task| !task.is_finished());
         for action in orphans {
             self.orphans.entry(action.clone()).or_insert(now);
         }
         let due = self.orphans.iter();
         due.filter(|(_, since)| now - **since >= GRACE)
+            .filter(|(action, _)| !self.adopted.contains_key(*action))
             .map(|(action, _)| action.clone())
             .collect()
     }
@@ -94,8 +102,7 @@ impl Custody {
         match self.history.read(action).await {
             Ok(Some((record, revision))) if record.head.state == State::Running => {
                 match self.dispatches.adopt(record, revision) {
-                    // Its record names this master in a moment; until then it is not looked at again.
-                    Ok(()) => drop(self.orphans.insert(action.clone(), Instant::now())),
+                    Ok(task) => drop(self.adopted.insert(action.clone(), task)),
                     Err(error) => {
                         tracing::debug!(%action, %error, "could not take over an action yet")
                     }

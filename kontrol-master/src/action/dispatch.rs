@@ -16,24 +16,26 @@ mod task;
 use super::{
     history::History,
     request::Request,
-    rollout::{Limits, Rollout, Target},
+    rollout::{Adopted, Limits, Rollout, Target},
     switchboard::{Notice, Switchboard},
     targets::targets,
 };
 use crate::{
     error::Error,
     metrics::Metrics,
-    model::action::{ActionId, Ended, Head, Record, State},
+    model::action::{ActionId, Head, Record, State},
     roster::{PeerMaster, Roster},
     status::now_ms,
     store::Revision,
 };
 use client::Client;
 use kontrol_proto::v1::{DispatchRequest, DispatchResponse, attach_response::Run};
+use prost::Message;
 use std::{sync::Arc, time::Duration};
 use task::{Origin, Task};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinHandle,
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -48,6 +50,13 @@ const ACTION_WINDOW_KIB: usize = 8 * 1024;
 const WHOLE_WINDOW_KIB: usize = 128 * 1024;
 /// The least and the most of it that one slave may have on its way.
 const WINDOW_KIB: std::ops::RangeInclusive<usize> = 4..=256;
+/// How much memory actions may take, in KiB; and of it each target, a KiB of a command (which is more in memory than on the
+/// wire), and a target for whose output there is no window left.
+const MEMORY_KIB: usize = 1024 * 1024;
+const TARGET_KIB: usize = 1;
+const COMMAND_TIMES: usize = 4;
+/// How many KiB of commands are handed to slaves at a time, see `Limits::batch`.
+const BATCH_KIB: usize = 64 * 1024;
 /// How much of the end of each stream the history keeps, for one target and for all.
 const TAIL_BYTES: usize = 4096;
 const TAILS_BYTES: usize = 256 * 1024;
@@ -67,6 +76,7 @@ pub struct Dispatches {
     /// How long a slave may take to attach.
     attach: Duration,
     room: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
     window: Arc<Semaphore>,
     tasks: TaskTracker,
     token: CancellationToken,
@@ -79,7 +89,16 @@ pub type Told = ReceiverStream<Result<DispatchResponse, Status>>;
 #[derive(Debug)]
 struct Permits {
     _room: OwnedSemaphorePermit,
+    _memory: OwnedSemaphorePermit,
     _window: Option<OwnedSemaphorePermit>,
+}
+
+/// What an action asks of its master.
+struct Load {
+    targets: usize,
+    command_kib: usize,
+    /// How many targets are at it at a time.
+    concurrency: usize,
 }
 
 impl Dispatches {
@@ -102,6 +121,7 @@ impl Dispatches {
             metrics,
             attach,
             room: Arc::new(Semaphore::new(MAX_DISPATCHES)),
+            memory: Arc::new(Semaphore::new(MEMORY_KIB)),
             window: Arc::new(Semaphore::new(WHOLE_WINDOW_KIB)),
             tasks: TaskTracker::new(),
             token,
@@ -130,8 +150,13 @@ impl Dispatches {
             &request.keys,
             &request.labels,
         );
-        let (limits, permits) =
-            self.limits(&targets, request.concurrency, request.max_failures, room);
+        let command_kib = request.command.encoded_len() / 1024 + 1;
+        let load = Load {
+            targets: targets.len(),
+            command_kib,
+            concurrency: request.concurrency,
+        };
+        let (limits, permits) = self.limits(&load, request.max_failures, room)?;
         let created_ms = now_ms();
         let id = ActionId::new(created_ms, rand::random());
         let head = Head {
@@ -157,40 +182,52 @@ impl Dispatches {
         };
         let (client, told) = Client::new();
         let rollout = Rollout::new(targets, limits);
-        self.start(
+        // Tracked: it is waited for at the end.
+        drop(self.start(
             head,
             rollout,
             Origin::Dispatched(run),
             Some(client),
             permits,
-        );
+        ));
         Ok(told)
     }
 
     /// Carries on with an action whose master died.
-    pub(super) fn adopt(&self, record: Record, revision: Revision) -> Result<(), Error> {
+    pub(super) fn adopt(
+        &self,
+        record: Record,
+        revision: Revision,
+    ) -> Result<JoinHandle<()>, Error> {
         let room = self.room()?;
         let Record { mut head, results } = record;
         tracing::info!(action = %head.id, from = head.master, "taking over an action whose master is gone");
         head.master.clone_from(&self.myself.id);
         head.instance.clone_from(&self.myself.instance);
-        let targets: Vec<(Target, Option<Ended>)> = results
+        let targets: Vec<Adopted> = results
             .into_iter()
-            .map(|result| {
-                let ended = result.ended();
-                let target = Target {
+            .map(|result| Adopted {
+                ended: result.ended(),
+                target: Target {
                     pod: result.key.parse().map_err(|_| String::new()),
                     key: result.key,
                     id: result.id,
                     nonce: result.nonce,
-                };
-                (target, ended)
+                },
+                tails: [result.stdout_tail, result.stderr_tail],
             })
             .collect();
-        let (limits, permits) = self.limits(&[], usize::MAX, 0, room);
-        let rollout = Rollout::adopt(targets, head.detach, limits, Instant::now());
-        self.start(head, rollout, Origin::Adopted(revision), None, permits);
-        Ok(())
+        let load = Load {
+            targets: targets.len(),
+            command_kib: 0,
+            concurrency: usize::MAX,
+        };
+        let (mut limits, permits) = self.limits(&load, 0, room)?;
+        // The slaves have the window that they were given then; credit must not wait for more than the smallest.
+        limits.window = (*WINDOW_KIB.start() * 1024) as u64;
+        let (counts, now) = (head.summary, Instant::now());
+        let rollout = Rollout::adopt(targets, counts, head.detach, limits, now);
+        Ok(self.start(head, rollout, Origin::Adopted(revision), None, permits))
     }
 
     /// Cancels an action that this master carries. False when it carries none with that id.
@@ -213,28 +250,39 @@ impl Dispatches {
 
     fn limits(
         &self,
-        targets: &[Target],
-        concurrency: usize,
+        load: &Load,
         max_failures: u32,
         room: OwnedSemaphorePermit,
-    ) -> (Limits, Permits) {
-        let at_a_time = concurrency.min(targets.len()).max(1);
+    ) -> Result<(Limits, Permits), Error> {
+        let at_a_time = load.concurrency.min(load.targets).max(1);
         let wanted = (ACTION_WINDOW_KIB / at_a_time).clamp(*WINDOW_KIB.start(), *WINDOW_KIB.end());
         let whole = u32::try_from(wanted.saturating_mul(at_a_time)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.window).try_acquire_many_owned(whole).ok();
         let window_kib = permit.as_ref().map_or(*WINDOW_KIB.start(), |_| wanted);
+        let without_window = if permit.is_none() { window_kib } else { 0 };
+        let kib = load.command_kib * COMMAND_TIMES
+            + load.targets * TARGET_KIB
+            + at_a_time * without_window;
+        let memory = u32::try_from(kib).unwrap_or(u32::MAX);
+        let memory = Arc::clone(&self.memory).try_acquire_many_owned(memory);
+        let memory = memory.map_err(|_| {
+            let reason = "the actions that this master carries take all the memory that there is for them; wait for some to end, or ask another master";
+            Error::Exhausted(reason.to_owned())
+        })?;
         let limits = Limits {
-            concurrency,
+            concurrency: load.concurrency,
+            batch: (BATCH_KIB / load.command_kib.max(1)).max(1),
             max_failures,
             attach: self.attach,
             window: (window_kib * 1024) as u64,
-            tail: TAIL_BYTES.min(TAILS_BYTES / 2 / targets.len().max(1)),
+            tail: TAIL_BYTES.min(TAILS_BYTES / 2 / load.targets.max(1)),
         };
         let permits = Permits {
             _room: room,
+            _memory: memory,
             _window: permit,
         };
-        (limits, permits)
+        Ok((limits, permits))
     }
 
     fn start(
@@ -244,13 +292,13 @@ impl Dispatches {
         origin: Origin,
         client: Option<Client>,
         permits: Permits,
-    ) {
+    ) -> JoinHandle<()> {
         let (sender, notices) = mpsc::channel(notices_for(&rollout));
         let task = Task::new(self.clone(), head, rollout, origin, client, notices);
         self.tasks.spawn(async move {
             task.run(sender).await;
             drop(permits);
-        });
+        })
     }
 }
 

@@ -26,6 +26,8 @@ const MAX_BYTES: usize = 64 * 1024 * 1024;
 const SWEEP: Duration = Duration::from_secs(5);
 /// One lease serves the records of this part of the retention, and lasts that much longer.
 const LEASES: u32 = 12;
+/// How often a record is written again over what this master itself wrote.
+const TRIES: u32 = 3;
 /// How many may wait for a lease at a time.
 const QUEUE: usize = 1024;
 
@@ -61,6 +63,9 @@ pub enum NotSaved {
     /// Another master writes it now.
     #[error("another master took the action over")]
     Overtaken,
+    /// It is not there any more: it was deleted by hand, or went away with its lease.
+    #[error("the record is gone")]
+    Gone,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -92,10 +97,11 @@ impl History {
     }
 
     /// Writes the record of an action whose last revision is `known` (0: there is none yet). Tells its revision.
-    pub async fn save(&self, record: Record, known: Revision) -> Result<Revision, NotSaved> {
+    pub async fn save(&self, record: Record, mut known: Revision) -> Result<Revision, NotSaved> {
         let key = action_key(&record.head.id);
+        let instance = record.head.instance.clone();
         let value: bytes::Bytes = record.encode().into();
-        let mut gone = None;
+        let (mut gone, mut tries) = (None, 0);
         loop {
             let lease = self.lease(gone).await?;
             let txn = Txn {
@@ -130,8 +136,15 @@ impl History {
                         let cause = "the record was not written".to_owned();
                         Err(StoreError::Unavailable(cause).into())
                     }
-                    // It was deleted: by hand, or because it was too old.
-                    None if known > 0 => Err(NotSaved::Overtaken),
+                    // An earlier write of this master, of which it was not known whether it was done.
+                    Some(entry)
+                        if tries < TRIES && writer(&entry.value).as_ref() == Some(&instance) =>
+                    {
+                        tries += 1;
+                        known = entry.mod_revision;
+                        continue;
+                    }
+                    None if known > 0 => Err(NotSaved::Gone),
                     None => {
                         let cause = "the record was not written".to_owned();
                         Err(StoreError::Unavailable(cause).into())
@@ -173,6 +186,12 @@ impl History {
     }
 }
 
+/// The instance of the master that wrote a record.
+fn writer(value: &[u8]) -> Option<String> {
+    let record: Record = serde_json::from_slice(value).ok()?;
+    Some(record.head.instance)
+}
+
 impl HistoryTask {
     /// Runs until the token is cancelled.
     pub async fn run(mut self, token: CancellationToken) {
@@ -182,13 +201,22 @@ impl HistoryTask {
             // All arms are cancel safe; each call of the store has a deadline of its own.
             tokio::select! {
                 () = token.cancelled() => return,
-                Some(ask) = self.asked.recv() => {
-                    let lease = self.lease(ask.gone).await;
-                    // Whoever asked may have stopped to wait.
-                    let _ = ask.reply.send(lease);
-                }
+                Some(ask) = self.asked.recv() => self.answer(ask).await,
                 _ = sweep.tick() => self.sweep().await,
             }
+        }
+    }
+
+    /// Answers whoever asked, and all who wait behind it: a store that does not answer is asked once for them.
+    async fn answer(&mut self, ask: Ask) {
+        let lease = self.lease(ask.gone).await;
+        let mut waiting = vec![ask];
+        if lease.is_err() {
+            waiting.extend(std::iter::from_fn(|| self.asked.try_recv().ok()).take(QUEUE));
+        }
+        for ask in waiting {
+            // It may have stopped to wait.
+            let _ = ask.reply.send(lease.clone());
         }
     }
 
@@ -311,8 +339,16 @@ mod tests {
         assert_eq!(first, again, "it is there already");
         let finished = record(1, State::Finished);
         let second = history.save(finished.clone(), first).await.unwrap();
-        let overtaken = history.save(running.clone(), first).await;
+        // What this master wrote last, without knowing that it was written, does not stop it.
+        let mine = history.save(finished.clone(), first).await.unwrap();
+        assert_eq!(mine, second, "the same is not written again");
+        let mut theirs = running.clone();
+        theirs.head.instance = "2".into();
+        let overtaken = history.save(theirs, first).await;
         assert!(matches!(overtaken, Err(NotSaved::Overtaken)));
+        let again = history.save(running.clone(), first).await.unwrap();
+        assert!(again > second);
+        let second = history.save(finished.clone(), first).await.unwrap();
         let id = &finished.head.id;
         let (read, revision) = history.read(id).await.unwrap().unwrap();
         assert_eq!((&read, revision), (&finished, second));
@@ -322,7 +358,7 @@ mod tests {
         };
         store.commit(delete).await.unwrap();
         let gone = history.save(running, second).await;
-        assert!(matches!(gone, Err(NotSaved::Overtaken)));
+        assert!(matches!(gone, Err(NotSaved::Gone)));
         assert!(history.read(id).await.unwrap().is_none());
     }
 

@@ -7,6 +7,7 @@ use crate::model::{
 };
 use kontrol_proto::v1::{Command, DispatchRequest};
 use kontrol_slave::payload::from_proto;
+use prost::Message;
 use std::time::Duration;
 
 /// How long a command may run unless the caller says otherwise.
@@ -25,8 +26,8 @@ const MAX_ARGUMENT_BYTES: usize = 128 * 1024;
 const MAX_INPUT_BYTES: usize = 1024 * 1024;
 /// How much of a command the history keeps.
 const KEPT_COMMAND_BYTES: usize = 16 * 1024;
-/// Most pods that a selector names.
-const MAX_NAMES: usize = 100_000;
+/// Longest selector: each master keeps it for as long as the history does.
+const MAX_SELECTOR_BYTES: usize = 128 * 1024;
 
 /// A dispatch, checked.
 #[derive(Debug)]
@@ -49,8 +50,11 @@ impl Request {
     pub(super) fn new(request: DispatchRequest) -> Result<Self, Invalid> {
         let selector = request.selector.unwrap_or_default();
         let named = selector.keys.len() + selector.ids.len();
-        if named > MAX_NAMES {
-            let reason = format!("names {named} pods, and {MAX_NAMES} are the limit");
+        let bytes = selector.encoded_len();
+        if bytes > MAX_SELECTOR_BYTES {
+            let reason = format!(
+                "has {bytes} bytes, and {MAX_SELECTOR_BYTES} are the limit: choose by role or label, or dispatch several actions"
+            );
             return Err(Invalid::new("selector", reason));
         }
         let selection = Selection {

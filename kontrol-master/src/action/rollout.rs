@@ -17,7 +17,9 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
-pub use message::{Effect, Event, Incarnations, Limits, Order, Said, Slave, Stream, Target};
+pub use message::{
+    Adopted, Effect, Event, Incarnations, Limits, Order, Said, Slave, Stream, Target,
+};
 
 use crate::model::{
     PodKey,
@@ -39,6 +41,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// cancelled.
 const PATIENCE: Duration = Duration::from_secs(60);
 const CANCELLED_PATIENCE: Duration = Duration::from_secs(10);
+/// Within what time `Limits::batch` may start.
+const PACE: Duration = Duration::from_millis(250);
+/// More than a slave ever has on its way; one that sends more without credit is not believed.
+const MOST_ON_ITS_WAY: u64 = 512 * 1024;
 
 /// An action on its way.
 #[derive(Debug)]
@@ -50,6 +56,8 @@ pub struct Rollout {
     /// Whose turn has come, and that have not ended.
     active: BTreeSet<usize>,
     limits: Limits,
+    /// How many may still start, before when.
+    pace: Option<(usize, Instant)>,
     counts: Counts,
     cancelled: bool,
     /// The master that carried it before is gone: who never got the order gets it no more.
@@ -63,28 +71,35 @@ impl Rollout {
         Self::of(targets.into_iter().map(Slot::new).collect(), limits)
     }
 
-    /// An action whose master died: the targets, with their ends where they are known. Nobody new gets the order; what runs
-    /// is followed, or cancelled unless the action is detached.
+    /// An action whose master died: the targets as far as its record has them, and how it went so far. Nobody new gets the
+    /// order; what runs is followed, or cancelled unless the action is detached.
     pub fn adopt(
-        targets: Vec<(Target, Option<Ended>)>,
+        targets: Vec<Adopted>,
+        counts: Counts,
         detached: bool,
         limits: Limits,
         now: Instant,
     ) -> Self {
         let slots = targets.into_iter();
-        let slots = slots.map(|(target, ended)| Slot::adopted(target, ended, now));
+        let slots = slots.map(|target| Slot::adopted(target, now));
         let mut rollout = Self::of(slots.collect(), limits);
         rollout.orphan = true;
-        rollout.next = rollout.slots.len();
-        for (index, slot) in rollout.slots.iter().enumerate() {
-            match &slot.ended {
-                Some(ended) => rollout.counts.add(ended),
-                None => {
-                    rollout.active.insert(index);
-                }
-            }
-        }
         rollout.cancelled = !detached;
+        rollout.next = rollout.slots.len();
+        let open = rollout.slots.iter().enumerate();
+        let open = open.filter(|(_, slot)| slot.ended.is_none());
+        let (asked, nobody): (Vec<_>, Vec<_>) = open.partition(|(_, slot)| slot.can_be_asked());
+        rollout.active = asked.into_iter().map(|(index, _)| index).collect();
+        let nobody: Vec<usize> = nobody.into_iter().map(|(index, _)| index).collect();
+        rollout.counts = counts;
+        // Those that a record has no room for are counted, if they have ended; what the others do nobody can follow.
+        let known = counts.ended() as usize + rollout.active.len() + nobody.len();
+        let missing = (counts.targets as usize).saturating_sub(known);
+        rollout.counts.lost += u32::try_from(missing).unwrap_or(u32::MAX);
+        for index in nobody {
+            let reason = "there was no such pod when the action was accepted";
+            rollout.end(index, Ended::untold(Outcome::Unreachable, reason));
+        }
         rollout
     }
 
@@ -102,6 +117,7 @@ impl Rollout {
             },
             slots,
             limits,
+            pace: None,
             cancelled: false,
             orphan: false,
             effects: VecDeque::new(),
@@ -152,8 +168,12 @@ impl Rollout {
     pub fn advance(&mut self, now: Instant, roster: &impl Incarnations) {
         let refused = self.ends_waiting();
         let mut ordered = Vec::new();
+        let (mut room, until) = match self.pace {
+            Some((room, until)) if now < until => (room, until),
+            Some(_) | None => (self.limits.batch, now + PACE),
+        };
         while self.next < self.slots.len()
-            && (refused.is_some() || self.active.len() < self.limits.concurrency)
+            && (refused.is_some() || (self.active.len() < self.limits.concurrency && room > 0))
         {
             let index = self.next;
             self.next += 1;
@@ -174,7 +194,9 @@ impl Rollout {
             };
             self.active.insert(index);
             ordered.push(self.slots[index].turn(key, nonce, now));
+            room -= 1;
         }
+        self.pace = Some((room, until));
         self.order(Order::Run, ordered);
     }
 
@@ -215,6 +237,10 @@ impl Rollout {
             } => {
                 self.started(index);
                 let output = self.slots[index].output(stream);
+                if output.on_its_way() > MOST_ON_ITS_WAY {
+                    // What comes next shows that something is missing.
+                    return;
+                }
                 if let Some((data, truncated)) = output.receive(offset, data, truncated) {
                     output.keep(&data, self.limits.tail);
                     self.tell(Event::Output {
@@ -240,6 +266,7 @@ impl Rollout {
             }
             Said::Unknown => {
                 slot.phase = Phase::Ordered { doubt: false };
+                slot.orders += 1;
                 self.order(Order::Run, vec![slave.clone()]);
             }
         }
@@ -259,12 +286,21 @@ impl Rollout {
             return;
         };
         let slot = &mut self.slots[index];
+        // It may be about an earlier order to run than the last one, which may have got there.
+        slot.orders = slot.orders.saturating_sub(1);
         let doubt = match slot.phase {
-            Phase::Ordered { doubt } | Phase::Seeking { doubt, .. } => doubt,
+            Phase::Ordered { doubt } | Phase::Seeking { doubt, .. } => doubt || slot.orders > 0,
             Phase::Running => true,
             Phase::Waiting | Phase::Ended => return,
         };
         slot.phase = Phase::seeking(doubt, busy, now);
+    }
+
+    /// Something was said that nobody heard: whoever got an order is asked.
+    pub fn missed_some(&mut self, now: Instant) {
+        for index in self.active.clone() {
+            self.ask(index, now);
+        }
     }
 
     /// A slave's channel is open, for the first time or again, here or at another master.
@@ -303,6 +339,7 @@ impl Rollout {
     fn give(&mut self, index: usize, doubt: bool, slave: Slave) {
         let slot = &mut self.slots[index];
         slot.phase = Phase::Ordered { doubt };
+        slot.orders += u32::from(!doubt);
         let order = if doubt { slot.resume() } else { Order::Run };
         self.order(order, vec![slave.clone()]);
         if self.cancelled {

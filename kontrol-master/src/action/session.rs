@@ -10,8 +10,9 @@
 
 use super::{
     attachment::Attachment,
+    outlet::Outlet,
     rollout::Slave,
-    switchboard::{SESSION_QUEUE, SessionSender, Switchboard},
+    switchboard::{SESSION_QUEUE, Switchboard},
 };
 use crate::{
     attention::Wakefulness,
@@ -111,13 +112,15 @@ impl Sessions {
             number: hello.attachment,
         };
         let (sender, orders) = mpsc::channel(SESSION_QUEUE);
+        let (outlet, cut) = Outlet::new(sender.clone());
         self.switchboard
-            .attach(attachment.clone(), actions, sender.clone())
+            .attach(attachment.clone(), actions, outlet)
             .await;
         let session = Session {
             sessions: self.clone(),
             attachment,
             ending,
+            cut,
         };
         self.tasks.spawn(session.run(requests, sender));
         Ok(ReceiverStream::new(orders))
@@ -171,10 +174,15 @@ struct Session {
     sessions: Sessions,
     attachment: Attachment,
     ending: Ending,
+    /// Cancelled when the switchboard has done with it: the slave attached again, or takes no orders any more.
+    cut: CancellationToken,
 }
 
+/// The orders on their way to the slave.
+type Sender = mpsc::Sender<Result<AttachResponse, Status>>;
+
 impl Session {
-    async fn run(self, requests: Streaming<AttachRequest>, orders: SessionSender) {
+    async fn run(self, requests: Streaming<AttachRequest>, orders: Sender) {
         let by_slave = self.listen(requests, &orders).await;
         let ended = Instant::now();
         let sessions = &self.sessions;
@@ -189,7 +197,7 @@ impl Session {
     }
 
     /// Passes on what the slave says until the channel ends; true when the slave or its connection ended it.
-    async fn listen(&self, mut requests: Streaming<AttachRequest>, orders: &SessionSender) -> bool {
+    async fn listen(&self, mut requests: Streaming<AttachRequest>, orders: &Sender) -> bool {
         loop {
             // All arms are cancel safe: a message is taken whole or not at all.
             tokio::select! {
@@ -197,7 +205,7 @@ impl Session {
                     let _ = orders.try_send(Err(stopping()));
                     return false;
                 }
-                // The slave attached again, or takes no orders any more: its end of the stream is closed with ours.
+                () = self.cut.cancelled() => return false,
                 () = orders.closed() => return true,
                 message = requests.message() => match message {
                     Ok(Some(AttachRequest { event: Some(event) })) => {

@@ -1,8 +1,8 @@
 //! The switchboard: where slaves are attached, here and at other masters, and what goes to them and comes back.
 //!
 //! One task owns all of it and never waits for anybody: every queue that it writes to is bounded, and one that is full
-//! has a consequence (an order that is told to have missed, a channel that is closed and opened again). So a slow slave,
-//! dispatcher or peer holds up nobody else.
+//! has a consequence (an order that is told to have missed, a stream that is cut off and opened again, a dispatch that asks
+//! its slaves anew). So a slow slave, dispatcher or peer holds up nobody else.
 //!
 //! ```text
 //! session of a slave ─┐               ┌─▶ the slave's session, if it is attached here
@@ -23,6 +23,7 @@ pub use task::SwitchboardTask;
 
 use super::{
     attachment::Attachment,
+    outlet::Outlet,
     rollout::{Order, Slave},
     wire,
 };
@@ -36,10 +37,12 @@ use kontrol_proto::{
     internal::v1::{ExchangeRequest, ExchangeResponse, exchange_response},
     v1::{AttachResponse, attach_request},
 };
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
 /// How much may wait for the task: what is more waits with its sender.
 const QUEUE: usize = 8192;
@@ -47,9 +50,6 @@ const QUEUE: usize = 8192;
 pub const SESSION_QUEUE: usize = 1024;
 /// How many of them are kept free of orders to run, which can wait, for those about actions that run.
 const SESSION_RESERVE: usize = 256;
-
-/// The orders on their way to a slave that is attached here.
-pub type SessionSender = mpsc::Sender<Result<AttachResponse, Status>>;
 
 /// What a dispatch is told.
 #[derive(Debug)]
@@ -78,6 +78,18 @@ pub struct Dispatch {
     pub notices: mpsc::Sender<Notice>,
     /// Cancelled when somebody cancels the action.
     pub cancelled: CancellationToken,
+    /// Set when there was no room for a notice.
+    pub missed_some: Arc<AtomicBool>,
+}
+
+impl Dispatch {
+    /// Tells it something. An honest slave sends no more than it has credit for, for which there is room; what there is no
+    /// room for all the same the dispatch asks for again.
+    fn tell(&self, notice: Notice) {
+        if self.notices.try_send(notice).is_err() {
+            self.missed_some.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// What the task is told.
@@ -87,7 +99,7 @@ enum Command {
     Attach {
         attachment: Attachment,
         actions: Vec<ActionId>,
-        session: SessionSender,
+        session: Outlet<AttachResponse>,
     },
     /// The session of that attachment ended.
     Detach(Attachment),
@@ -119,7 +131,7 @@ enum Command {
     CallerUp {
         master: Instance,
         stream: u64,
-        replies: mpsc::Sender<Result<ExchangeResponse, Status>>,
+        replies: Outlet<ExchangeResponse>,
     },
     /// That stream broke.
     CallerDown { master: Instance, stream: u64 },
@@ -152,7 +164,7 @@ impl Switchboard {
         &self,
         attachment: Attachment,
         actions: Vec<ActionId>,
-        session: SessionSender,
+        session: Outlet<AttachResponse>,
     ) {
         self.tell(Command::Attach {
             attachment,
@@ -221,7 +233,7 @@ impl Switchboard {
         &self,
         master: Instance,
         stream: u64,
-        replies: mpsc::Sender<Result<ExchangeResponse, Status>>,
+        replies: Outlet<ExchangeResponse>,
     ) {
         self.tell(Command::CallerUp {
             master,

@@ -84,6 +84,9 @@ pub(super) fn said(event: Event) -> Option<Said> {
     }
 }
 
+/// Longest reason that a slave may give, in characters.
+const MAX_ERROR_CHARS: usize = 1024;
+
 /// How a command ended, as its slave tells it.
 fn ended(result: ActionResult) -> Option<Ended> {
     let duration = result.duration.unwrap_or_default();
@@ -99,7 +102,7 @@ fn ended(result: ActionResult) -> Option<Ended> {
         },
         exit_code: result.exit_code,
         signal: result.signal,
-        error: result.error,
+        error: result.error.chars().take(MAX_ERROR_CHARS).collect(),
         duration: Duration::try_from(duration).unwrap_or_default(),
         stdout_bytes: result.stdout_bytes,
         stderr_bytes: result.stderr_bytes,
@@ -138,7 +141,7 @@ fn kept_result(result: ResultRecord) -> ActionResult {
         key: result.key,
         id: result.id,
         signal: result.signal,
-        error: result.error,
+        error: result.error.chars().take(MAX_ERROR_CHARS).collect(),
         duration: Duration::from_millis(result.duration_ms).try_into().ok(),
         stdout_bytes: result.stdout_bytes,
         stderr_bytes: result.stderr_bytes,

@@ -6,6 +6,7 @@ use crate::{
     error::Error,
     listener::Ending,
     model::{Invalid, action::ActionId, action::State, invalid::clip},
+    roster::View,
 };
 use kontrol_proto::{
     internal::v1::{CancelRequest, exchange_service_client::ExchangeServiceClient},
@@ -15,7 +16,7 @@ use kontrol_proto::{
         action_service_server::ActionService,
     },
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Endpoint};
 
@@ -44,6 +45,16 @@ fn not_found(id: &ActionId) -> Error {
 impl Service {
     pub(super) fn new(context: Context) -> Self {
         Self { context }
+    }
+
+    /// What is known of all actions, once it is.
+    fn view(&self) -> Result<Arc<View>, Error> {
+        if self.context.roster.started() {
+            return Ok(self.context.roster.view());
+        }
+        Err(Error::Unavailable(
+            "this master has not read the history yet; try another master".to_owned(),
+        ))
     }
 
     /// Has the master that carries an action cancel it.
@@ -144,7 +155,7 @@ impl ActionService for Service {
                 ))
             })?),
         };
-        let view = self.context.roster.view();
+        let view = self.view()?;
         let actions = view.actions().iter().rev();
         let mut rest = actions
             .filter(|(id, _)| before.as_ref().is_none_or(|before| *id < before))
@@ -171,7 +182,7 @@ impl ActionService for Service {
         if self.context.dispatches.cancel(&id).await {
             return answer(false);
         }
-        let view = self.context.roster.view();
+        let view = self.view()?;
         let known = view.action(&id).ok_or_else(|| not_found(&id))?;
         if known.head.state == State::Finished || known.head.instance == self.context.instance {
             return answer(true);

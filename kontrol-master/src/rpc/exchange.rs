@@ -1,7 +1,12 @@
 //! ExchangeService: what the other masters call to reach the slaves that are attached here.
 
 use super::Context;
-use crate::{action::wire, error::Error, liveness::Instance, model::Invalid};
+use crate::{
+    action::{outlet::Outlet, wire},
+    error::Error,
+    liveness::Instance,
+    model::Invalid,
+};
 use kontrol_proto::internal::v1::{
     CancelRequest, CancelResponse, ExchangeRequest, ExchangeResponse,
     exchange_request::{Hello, Message},
@@ -47,17 +52,29 @@ impl ExchangeService for Service {
         let master: Instance = master
             .parse()
             .map_err(|_| Error::from(Invalid::new("master", "is not a master's instance")))?;
+        let known = self
+            .context
+            .roster
+            .view()
+            .masters()
+            .any(|one| one.is(master));
+        if !known {
+            let reason = "this master does not know that one yet; it opens its stream again";
+            return Err(Error::Unavailable(reason.to_owned()).into());
+        }
         let (replies, stream) = mpsc::channel(QUEUE);
         let number = self.streams.fetch_add(1, Ordering::Relaxed);
         let switchboard = self.context.switchboard.clone();
-        switchboard.caller_up(master, number, replies.clone()).await;
+        let (outlet, cut) = Outlet::new(replies.clone());
+        switchboard.caller_up(master, number, outlet).await;
         let token = self.context.token.clone();
         self.context.streams.spawn(async move {
             loop {
                 // All arms are cancel safe.
                 let request = tokio::select! {
                     () = token.cancelled() => break,
-                    // The peer is gone, or was cut off because it does not read.
+                    // It does not read, or opened another stream.
+                    () = cut.cancelled() => break,
                     () = replies.closed() => break,
                     request = requests.message() => request,
                 };

@@ -5,6 +5,7 @@ use super::{
     actions::{Actions, Parts},
 };
 use crate::{
+    action::dispatch::Dispatches,
     callback,
     config::{Config, Settings},
     election::{Campaign, Election},
@@ -152,6 +153,11 @@ impl Core {
             settings,
             actions,
         })
+    }
+
+    /// The actions that this master carries.
+    pub(super) fn dispatches(&self) -> Dispatches {
+        self.actions.dispatches.clone()
     }
 
     /// What the gRPC services work with.

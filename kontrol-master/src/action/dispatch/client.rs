@@ -18,9 +18,13 @@ pub(super) type Piece = (usize, Stream, usize);
 #[derive(Debug)]
 pub(super) struct Client {
     sender: mpsc::Sender<Result<DispatchResponse, Status>>,
+    /// Room for the reason of an early end, whatever it has not read.
+    last: Option<OwnedPermit>,
     /// What is still to be told. Bounded, for slaves send no more output than was taken from here.
     waiting: VecDeque<(DispatchResponse, Option<Piece>)>,
 }
+
+type OwnedPermit = mpsc::OwnedPermit<Result<DispatchResponse, Status>>;
 
 /// What happened to a dispatcher.
 pub(super) enum Progress {
@@ -33,8 +37,9 @@ pub(super) enum Progress {
 impl Client {
     /// A dispatcher, and what it reads.
     pub(super) fn new() -> (Self, Told) {
-        let (sender, receiver) = mpsc::channel(AHEAD);
+        let (sender, receiver) = mpsc::channel(AHEAD + 1);
         let client = Self {
+            last: sender.clone().try_reserve_owned().ok(),
             sender,
             waiting: VecDeque::new(),
         };
@@ -45,6 +50,11 @@ impl Client {
     pub(super) fn tell(&mut self, event: Event, piece: Option<Piece>) {
         let response = DispatchResponse { event: Some(event) };
         self.waiting.push_back((response, piece));
+    }
+
+    /// Whether it went away.
+    pub(super) fn is_gone(&self) -> bool {
+        self.sender.is_closed()
     }
 
     /// Whether it was told everything.
@@ -78,9 +88,19 @@ impl Client {
         }
     }
 
+    /// Tells it everything, unless it goes away. Cancel safe.
+    pub(super) async fn flush(&mut self) {
+        while !self.waiting.is_empty() {
+            if let Progress::Gone = Self::progress(Some(self)).await {
+                return;
+            }
+        }
+    }
+
     /// Ends with an error, behind what it was told.
-    pub(super) async fn fail(self, status: Status) {
-        // It may be gone, and then nobody is to be told.
-        let _ = self.sender.send(Err(status)).await;
+    pub(super) fn end(mut self, status: Status) {
+        if let Some(last) = self.last.take() {
+            last.send(Err(status));
+        }
     }
 }

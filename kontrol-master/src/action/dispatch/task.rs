@@ -1,5 +1,7 @@
 //! The task of one action.
 
+mod recording;
+
 use super::{
     Dispatches, Notices,
     client::{Client, Piece, Progress},
@@ -7,40 +9,44 @@ use super::{
 use crate::{
     action::{
         history::NotSaved,
-        rollout::{Effect, Event, Incarnations, Rollout},
+        rollout::{Effect, Event, Incarnations, Order, Rollout, Slave},
         switchboard::{Dispatch, Notice},
         wire,
     },
     error::Error,
     model::{
         PodKey,
-        action::{ActionId, Head, Record, State},
+        action::{ActionId, Head, State},
     },
     roster::View,
-    status::now_ms,
-    store::{Revision, StoreError},
+    store::Revision,
 };
 use kontrol_proto::v1::{
     attach_response::Run,
     dispatch_response::{Accepted, Event as Told, Output, Started, Target},
 };
-use std::time::Duration;
+use recording::{Saving, written};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 /// How often the targets are looked after that are waited for.
 const TICK: Duration = Duration::from_millis(250);
-/// How often an action that goes on is written down, if it went on.
-const SAVE_EVERY: Duration = Duration::from_secs(10);
 /// How many notices are taken in before their effects are seen to.
 const BATCH: usize = 64;
 /// How long an action may take to end once this master stops, and its dispatcher to be told.
 const STOP: Duration = Duration::from_secs(2);
-/// How long the end of an action is tried to be written, and how often.
-const SAVE_AT_END: Duration = Duration::from_secs(60);
+/// How often the end of an action is tried to be written: for as long as the history would keep it.
 const SAVE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a dispatcher may take to read one message of an action that is over.
 const READ_LIMIT: Duration = Duration::from_secs(60);
@@ -79,6 +85,14 @@ pub(super) struct Task {
     began: Instant,
     /// When the record was last written, and how many targets had ended then.
     saved: (Instant, u32),
+    /// Whether this task wrote it.
+    written: bool,
+    /// Slaves whose end is here: they keep it until it is in the record, should this master die.
+    forget: Vec<Slave>,
+    /// Those whose end is in the record that is being written.
+    recorded: Vec<Slave>,
+    /// Set when there was no room for a notice.
+    missed_some: Arc<AtomicBool>,
 }
 
 impl Incarnations for View {
@@ -113,27 +127,45 @@ impl Task {
             cancelled: CancellationToken::new(),
             began: now,
             saved: (now, 0),
+            written: false,
+            forget: Vec::new(),
+            recorded: Vec::new(),
+            missed_some: Arc::default(),
         }
     }
 
     /// Carries the action to its end.
     pub(super) async fn run(mut self, sender: Notices) {
-        if let Err(NotSaved::Overtaken) = self.save(State::Running).await {
-            tracing::info!(action = %self.id, "another master was quicker to take the action over");
-            return;
-        }
         let adopted = self.run.is_none();
         let dispatch = Dispatch {
             pods: self.rollout.pods().collect(),
             notices: sender,
             cancelled: self.cancelled.clone(),
+            missed_some: Arc::clone(&self.missed_some),
         };
         let switchboard = self.dispatches.switchboard.clone();
+        // Before it is recorded, so that whoever reads of it can cancel it.
         switchboard.open(self.id.clone(), dispatch, adopted).await;
-        self.accept();
-        let end = self.carry().await;
+        let end = match self.save(State::Running).await {
+            Err(NotSaved::Overtaken) => End::Overtaken,
+            Ok(()) | Err(NotSaved::Gone | NotSaved::Store(_)) => {
+                self.accept();
+                if self.is_unwanted() {
+                    self.rollout.cancel(Instant::now());
+                }
+                self.carry().await
+            }
+        };
         switchboard.close(self.id.clone()).await;
         self.finish(end).await;
+    }
+
+    /// Whether nobody should start: the dispatcher left while the record was written, the action was cancelled, or this
+    /// master stops.
+    fn is_unwanted(&self) -> bool {
+        let left = self.client.as_ref().is_some_and(Client::is_gone) && !self.head.detach;
+        let stops = self.dispatches.token.is_cancelled() && self.run.is_some();
+        left || stops || self.cancelled.is_cancelled()
     }
 
     fn accept(&mut self) {
@@ -162,28 +194,45 @@ impl Task {
         let stop = self.dispatches.token.clone();
         let cancelled = self.cancelled.clone();
         let mut cancelling = false;
+        let mut saving: Option<Saving> = None;
         loop {
             self.settle().await;
             if self.rollout.is_over() {
                 return End::Over;
             }
-            // All arms are cancel safe.
+            // All arms are cancel safe. A write that is given up at the end is noticed by the next one.
             tokio::select! {
-                notice = self.notices.recv() => if let Some(notice) = notice {
-                    self.take(notice);
-                    for _ in 1..BATCH {
-                        match self.notices.try_recv() {
-                            Ok(notice) => self.take(notice),
-                            Err(_) => break,
+                notice = self.notices.recv() => match notice {
+                    Some(notice) => {
+                        self.take(notice);
+                        for _ in 1..BATCH {
+                            match self.notices.try_recv() {
+                                Ok(notice) => self.take(notice),
+                                Err(_) => break,
+                            }
                         }
                     }
+                    // The switchboard has ended, or knows another dispatch by this id.
+                    None => return End::Stopping,
                 },
+                saved = written(saving.as_mut()) => {
+                    saving = None;
+                    if let Err(NotSaved::Overtaken) = self.wrote(saved).await {
+                        return End::Overtaken;
+                    }
+                }
                 progress = Client::progress(self.client.as_mut()) => self.on_client(progress),
                 _ = ticks.tick() => {
-                    let now = Instant::now();
-                    self.rollout.tick(now, &*self.dispatches.roster.view());
-                    if let Err(NotSaved::Overtaken) = self.save_now_and_then(now).await {
+                    let (now, view) = (Instant::now(), self.dispatches.roster.view());
+                    if self.is_overtaken(&view) {
                         return End::Overtaken;
+                    }
+                    if self.missed_some.swap(false, Ordering::Relaxed) {
+                        self.rollout.missed_some(now);
+                    }
+                    self.rollout.tick(now, &*view);
+                    if saving.is_none() && self.is_to_be_saved(now) {
+                        saving = self.saving(State::Running).ok();
                     }
                 }
                 () = cancelled.cancelled(), if !cancelling => {
@@ -206,9 +255,7 @@ impl Task {
             while !self.rollout.is_over() {
                 self.settle().await;
                 tokio::select! {
-                    notice = self.notices.recv() => if let Some(notice) = notice {
-                        self.take(notice);
-                    },
+                    Some(notice) = self.notices.recv() => self.take(notice),
                     progress = Client::progress(self.client.as_mut()) => self.on_client(progress),
                 }
             }
@@ -266,13 +313,16 @@ impl Task {
         while let Some(effect) = self.rollout.effect() {
             match effect {
                 Effect::Tell(event) => self.tell(event),
-                Effect::Order(order, to) => {
-                    let order = wire::order(order, &self.id, self.run.as_ref());
-                    let switchboard = &self.dispatches.switchboard;
-                    switchboard.order(self.id.clone(), order, to).await;
-                }
+                Effect::Order(Order::Forget, to) => self.forget.extend(to),
+                Effect::Order(order, to) => self.order(order, to).await,
             }
         }
+    }
+
+    async fn order(&self, order: Order, to: Vec<Slave>) {
+        let order = wire::order(order, &self.id, self.run.as_ref());
+        let switchboard = &self.dispatches.switchboard;
+        switchboard.order(self.id.clone(), order, to).await;
     }
 
     fn tell(&mut self, event: Event) {
@@ -315,52 +365,6 @@ impl Task {
         }
     }
 
-    fn record(&mut self, state: State) -> Record {
-        self.head.state = state;
-        self.head.summary = self.rollout.counts();
-        if state == State::Finished {
-            self.head.finished_ms.get_or_insert_with(now_ms);
-        }
-        Record {
-            head: self.head.clone(),
-            results: self.rollout.records(),
-        }
-    }
-
-    async fn save(&mut self, state: State) -> Result<(), NotSaved> {
-        self.saved = (Instant::now(), self.rollout.counts().ended());
-        if !self.dispatches.roster.connected() {
-            let cause = "the store's watch is down".to_owned();
-            return Err(StoreError::Unavailable(cause).into());
-        }
-        let record = self.record(state);
-        match self.dispatches.history.save(record, self.revision).await {
-            Ok(revision) => {
-                self.revision = revision;
-                Ok(())
-            }
-            Err(error) => {
-                tracing::warn!(action = %self.id, %error, "could not write the record of an action");
-                Err(error)
-            }
-        }
-    }
-
-    async fn save_now_and_then(&mut self, now: Instant) -> Result<(), NotSaved> {
-        let (at, ended) = self.saved;
-        if now - at < SAVE_EVERY {
-            return Ok(());
-        }
-        let news = self.revision == 0 || ended != self.rollout.counts().ended();
-        // A record that is not written goes away with its lease.
-        let stale = now - at >= self.dispatches.history.refresh();
-        if news || stale {
-            self.save(State::Running).await
-        } else {
-            Ok(())
-        }
-    }
-
     async fn finish(mut self, end: End) {
         match end {
             End::Over => self.conclude().await,
@@ -375,7 +379,7 @@ impl Task {
             End::Stopping => {
                 let _ = self.save(State::Running).await;
                 let what = if self.head.detach {
-                    "goes on"
+                    "goes on where it runs"
                 } else {
                     "is being cancelled"
                 };
@@ -389,9 +393,9 @@ impl Task {
     }
 
     async fn fail(&mut self, message: String) {
-        if let Some(client) = self.client.take() {
-            let told = client.fail(Error::Unavailable(message).into());
-            let _ = timeout(STOP / 2, told).await;
+        if let Some(mut client) = self.client.take() {
+            let _ = timeout(STOP / 2, client.flush()).await;
+            client.end(Error::Unavailable(message).into());
         }
     }
 
@@ -407,36 +411,57 @@ impl Task {
             let summary = wire::summary(&counts, self.began.elapsed());
             client.tell(Told::Summary(summary), None);
         }
-        let give_up = Instant::now() + SAVE_AT_END;
+        let give_up = Instant::now() + self.dispatches.history.refresh() * 2;
         let mut patience = Instant::now() + READ_LIMIT;
         let stop = self.dispatches.token.clone();
+        let mut stopping = false;
         loop {
             let told = self.client.as_ref().is_none_or(Client::is_idle);
             if told {
                 // Its stream ends here, whatever is still to be written.
                 self.client = None;
             }
-            let settled = !matches!(written, Err(NotSaved::Store(_))) || Instant::now() >= give_up;
-            if told && (settled || stop.is_cancelled()) {
+            let settled = matches!(written, Ok(()) | Err(NotSaved::Overtaken));
+            let given_up = Instant::now() >= give_up;
+            if told && (settled || given_up || stop.is_cancelled()) {
+                if given_up {
+                    self.recorded.append(&mut self.forget);
+                    let slaves = std::mem::take(&mut self.recorded);
+                    self.order(Order::Forget, slaves).await;
+                }
                 return;
             }
             // All arms are cancel safe: the record is written in the body of its arm.
             tokio::select! {
                 progress = Client::progress(self.client.as_mut()), if !told => {
-                    patience = Instant::now() + READ_LIMIT;
+                    if !stopping {
+                        patience = Instant::now() + READ_LIMIT;
+                    }
                     self.on_client(progress);
                 }
-                () = sleep(SAVE_PAUSE), if !settled => written = self.save(State::Finished).await,
-                () = sleep_until(patience), if !told => {
-                    tracing::info!(action = %self.id, "the dispatcher does not read any more; it is cut off");
-                    self.client = None;
-                }
-                () = stop.cancelled(), if !told => {
+                () = sleep(SAVE_PAUSE), if !settled && !given_up => written = self.save(State::Finished).await,
+                () = sleep_until(patience), if !told => self.cut_off(stopping),
+                () = stop.cancelled(), if !told && !stopping => {
+                    stopping = true;
                     patience = patience.min(Instant::now() + STOP / 2);
-                    sleep_until(patience).await;
-                    self.client = None;
                 }
             }
+        }
+    }
+
+    /// The action is over, and its dispatcher did not read that in time.
+    fn cut_off(&mut self, stopping: bool) {
+        let why = if stopping {
+            "this master stops"
+        } else {
+            "you read nothing for a minute"
+        };
+        tracing::info!(action = %self.id, why, "the dispatcher did not read to the end; it is cut off");
+        if let Some(client) = self.client.take() {
+            client.end(Status::aborted(format!(
+                "the action {} is over, but {why}; ask for what became of it",
+                self.id
+            )));
         }
     }
 }

@@ -26,11 +26,24 @@ pub struct Target {
     pub nonce: String,
 }
 
+/// A target of an action that another master carried, from its record.
+#[derive(Debug, Clone)]
+pub struct Adopted {
+    /// The target.
+    pub target: Target,
+    /// How it ended, if it has.
+    pub ended: Option<Ended>,
+    /// The end of standard output and of standard error.
+    pub tails: [String; 2],
+}
+
 /// How the targets take turns.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// How many are at it at a time.
     pub concurrency: usize,
+    /// How many start within a quarter of a second: a large command takes memory for each until it is sent.
+    pub batch: usize,
     /// After how many failures nobody else starts.
     pub max_failures: u32,
     /// How long a slave that never got the order may take to attach.

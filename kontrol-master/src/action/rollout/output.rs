@@ -21,11 +21,25 @@ pub(super) struct Output {
     /// Something is missing.
     pub(super) gap: bool,
     /// An adopted target: what came before it was adopted is not missing.
-    pub(super) from_anywhere: bool,
+    from_anywhere: bool,
     tail: VecDeque<u8>,
 }
 
 impl Output {
+    /// One that another master followed, with its end.
+    pub(super) fn adopted(tail: String) -> Self {
+        Self {
+            from_anywhere: true,
+            tail: tail.into_bytes().into(),
+            ..Self::default()
+        }
+    }
+
+    /// How many bytes came in and were not taken.
+    pub(super) fn on_its_way(&self) -> u64 {
+        self.received.saturating_sub(self.taken)
+    }
+
     /// What of a piece is new, and whether it says so first that there will be no more; nothing when it was here before.
     pub(super) fn receive(
         &mut self,
@@ -39,12 +53,12 @@ impl Output {
         }
         if offset > self.received {
             self.gap = true;
-            self.taken += offset - self.received;
+            self.taken = self.taken.saturating_add(offset - self.received);
             self.received = offset;
         }
         let known = usize::try_from(self.received - offset).unwrap_or(usize::MAX);
         let data = data.split_off(known.min(data.len()));
-        self.received += data.len() as u64;
+        self.received = self.received.saturating_add(data.len() as u64);
         let news = truncated && !self.truncated;
         self.truncated |= truncated;
         (!data.is_empty() || news).then_some((data, news))
@@ -59,8 +73,8 @@ impl Output {
 
     /// A piece was taken.
     pub(super) fn take(&mut self, bytes: usize) {
-        self.taken += bytes as u64;
-        self.owed += bytes as u64;
+        self.taken = self.taken.saturating_add(bytes as u64);
+        self.owed = self.owed.saturating_add(bytes as u64);
         self.owed_pieces += 1;
     }
 

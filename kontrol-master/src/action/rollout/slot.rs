@@ -1,7 +1,7 @@
 //! One target of an action.
 
 use super::{
-    BUSY_RETRY, Incarnations, LINGER, Limits, Order, RETRY, Slave, Stream, Target,
+    Adopted, BUSY_RETRY, Incarnations, LINGER, Limits, Order, RETRY, Slave, Stream, Target,
     output::{Output, is_due},
 };
 use crate::model::{
@@ -58,6 +58,8 @@ pub(super) struct Slot {
     pub(super) since: Option<Instant>,
     /// When its pod was first seen to be gone from the roster.
     gone: Option<Instant>,
+    /// Orders to run of which nobody told that they missed.
+    pub(super) orders: u32,
     pub(super) started: bool,
     pub(super) ended: Option<Ended>,
     stdout: Output,
@@ -80,6 +82,7 @@ impl Slot {
             slave: None,
             since: None,
             gone: None,
+            orders: 0,
             started: false,
             ended: None,
             stdout: Output::default(),
@@ -88,7 +91,12 @@ impl Slot {
     }
 
     /// A target of an action that another master carried.
-    pub(super) fn adopted(target: Target, ended: Option<Ended>, now: Instant) -> Self {
+    pub(super) fn adopted(adopted: Adopted, now: Instant) -> Self {
+        let Adopted {
+            target,
+            ended,
+            tails: [stdout, stderr],
+        } = adopted;
         let slave = target.pod.as_ref().ok().map(|key| Slave {
             key: *key,
             nonce: target.nonce.as_str().into(),
@@ -101,9 +109,16 @@ impl Slot {
         slot.slave = slave;
         slot.since = Some(now);
         slot.ended = ended;
-        slot.stdout.from_anywhere = true;
-        slot.stderr.from_anywhere = true;
+        slot.stdout = Output::adopted(stdout);
+        slot.stderr = Output::adopted(stderr);
         slot
+    }
+
+    /// Whether it is known which incarnation of which pod got the order.
+    pub(super) fn can_be_asked(&self) -> bool {
+        self.slave
+            .as_ref()
+            .is_some_and(|slave| !slave.nonce.is_empty())
     }
 
     /// Its turn has come.
@@ -114,6 +129,7 @@ impl Slot {
         };
         self.slave = Some(slave.clone());
         self.since = Some(now);
+        self.orders = 1;
         self.phase = Phase::Ordered { doubt: false };
         slave
     }
@@ -188,6 +204,7 @@ impl Slot {
             // It restarted, and the incarnation before it did not get the order: this one is as good.
             let key = slave.key;
             self.turn(key, nonce, since);
+            self.orders = 0;
             return Verdict::Retry;
         } else {
             return Verdict::End(Ended::untold(

@@ -16,6 +16,7 @@ impl Incarnations for Roster {
 fn limits() -> Limits {
     Limits {
         concurrency: usize::MAX,
+        batch: usize::MAX,
         max_failures: 0,
         attach: Duration::from_secs(3),
         window: 8,
@@ -197,9 +198,14 @@ fn an_adopted_action_is_followed_or_cancelled_and_never_begun() {
     let ended = Ended::untold(Outcome::Refused, "policy");
     let targets = || {
         vec![
-            (target(0, "a"), None),
-            (target(1, "a"), Some(ended.clone())),
+            adopted(target(0, "a"), None),
+            adopted(target(1, "a"), Some(ended.clone())),
         ]
+    };
+    let counts = Counts {
+        targets: 2,
+        refused: 1,
+        ..Counts::default()
     };
     let resume = Effect::Order(
         Order::Resume {
@@ -210,7 +216,7 @@ fn an_adopted_action_is_followed_or_cancelled_and_never_begun() {
     );
     let cancel = Effect::Order(Order::Cancel, vec![slave(0, "a")]);
     for detached in [false, true] {
-        let mut rollout = Rollout::adopt(targets(), detached, limits(), now);
+        let mut rollout = Rollout::adopt(targets(), counts, detached, limits(), now);
         rollout.advance(now, &roster(0..2));
         rollout.attached(&slave(0, "a"), now);
         let done = effects(&mut rollout);
@@ -223,6 +229,127 @@ fn an_adopted_action_is_followed_or_cancelled_and_never_begun() {
             (1, 1)
         );
     }
+}
+
+fn adopted(target: Target, ended: Option<Ended>) -> Adopted {
+    let tails = ["out".to_owned(), String::new()];
+    Adopted {
+        target,
+        ended,
+        tails,
+    }
+}
+
+#[test]
+fn of_an_adopted_action_everything_that_its_record_had_is_kept_and_everything_ends() {
+    let now = Instant::now();
+    let ended = Ended::untold(Outcome::Refused, "policy");
+    let ghost = Target {
+        key: String::new(),
+        pod: Err(String::new()),
+        nonce: String::new(),
+        ..target(7, "")
+    };
+    let targets = vec![
+        adopted(target(0, "a"), None),
+        adopted(target(1, "a"), Some(ended)),
+        adopted(ghost, None),
+        adopted(target(3, ""), None),
+    ];
+    // One more succeeded, and of one the record has nothing.
+    let counts = Counts {
+        targets: 6,
+        succeeded: 1,
+        refused: 1,
+        stopped: true,
+        ..Counts::default()
+    };
+    let mut rollout = Rollout::adopt(targets, counts, true, limits(), now);
+    assert!(!rollout.is_over());
+    rollout.said(&slave(0, "a"), exited(0));
+    assert!(rollout.is_over());
+    let expected = Counts {
+        succeeded: 2,
+        unreachable: 2,
+        lost: 1,
+        ..counts
+    };
+    assert_eq!(rollout.counts(), expected);
+    let tails = rollout.records().into_iter();
+    assert_eq!(
+        tails.map(|one| one.stdout_tail).collect::<Vec<_>>(),
+        ["out"; 4]
+    );
+}
+
+#[test]
+fn large_commands_start_in_batches() {
+    let (now, roster) = (Instant::now(), roster(0..5));
+    let limits = Limits {
+        batch: 2,
+        ..limits()
+    };
+    let mut rollout = rollout(0..5, limits);
+    let mut started = |at| {
+        rollout.advance(at, &roster);
+        let orders = effects(&mut rollout).into_iter();
+        orders
+            .map(|effect| match effect {
+                Effect::Order(Order::Run, slaves) => slaves.len(),
+                other @ (Effect::Order(..) | Effect::Tell(_)) => panic!("{other:?}"),
+            })
+            .sum::<usize>()
+    };
+    assert_eq!((started(now), started(now)), (2, 0));
+    assert_eq!((started(now + PACE), started(now + PACE)), (2, 0));
+    assert_eq!(started(now + 3 * PACE), 1);
+}
+
+#[test]
+fn a_late_word_of_an_order_that_missed_is_no_certainty_about_the_next_one() {
+    let (now, roster) = (Instant::now(), roster(0..1));
+    let mut rollout = rollout(0..1, limits());
+    rollout.advance(now, &roster);
+    // It attached elsewhere, never got the first order, and gets another.
+    rollout.attached(&slave(0, "a"), now);
+    rollout.said(&slave(0, "a"), Said::Unknown);
+    effects(&mut rollout);
+    rollout.missed(&slave(0, "a"), false, now);
+    rollout.tick(now + RETRY, &roster);
+    let resume = Order::Resume {
+        stdout: 0,
+        stderr: 0,
+    };
+    assert_eq!(
+        effects(&mut rollout),
+        [Effect::Order(resume, vec![slave(0, "a")])]
+    );
+}
+
+#[test]
+fn more_than_a_slave_has_credit_for_is_not_taken_and_offsets_without_end_break_nothing() {
+    let (now, roster) = (Instant::now(), roster(0..1));
+    let mut rollout = rollout(0..1, limits());
+    rollout.advance(now, &roster);
+    let output = |offset| Said::Output {
+        stream: Stream::Stdout,
+        offset,
+        data: vec![0; 32 * 1024].into(),
+        truncated: false,
+    };
+    for piece in 0..100 {
+        rollout.said(&slave(0, "a"), output(piece * 32 * 1024));
+    }
+    let taken = effects(&mut rollout).into_iter();
+    let taken = taken.filter(|effect| matches!(effect, Effect::Tell(Event::Output { .. })));
+    assert_eq!(taken.count() as u64, MOST_ON_ITS_WAY / (32 * 1024) + 1);
+    for _ in 0..100 {
+        rollout.taken(0, Stream::Stdout, 32 * 1024);
+    }
+    rollout.said(&slave(0, "a"), output(u64::MAX - 5));
+    rollout.taken(0, Stream::Stdout, 32 * 1024);
+    rollout.said(&slave(0, "a"), exited(0));
+    assert!(rollout.ended(0).unwrap().truncated);
 }
 
 #[test]

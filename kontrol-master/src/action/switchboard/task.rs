@@ -3,7 +3,7 @@
 mod peers;
 
 use super::{
-    Command, Dispatch, Notice, SESSION_RESERVE, SessionSender,
+    Command, Dispatch, Notice, SESSION_RESERVE,
     directory::{Directory, Place},
     orphans::Orphans,
     plain,
@@ -11,6 +11,7 @@ use super::{
 use crate::{
     action::{
         attachment::Attachment,
+        outlet::Outlet,
         rollout::{Order, Slave},
         wire,
     },
@@ -53,7 +54,7 @@ enum Owner {
 #[derive(Debug)]
 struct Session {
     attachment: Attachment,
-    orders: SessionSender,
+    orders: Outlet<AttachResponse>,
     owners: HashMap<ActionId, Owner>,
     orphans: Orphans,
 }
@@ -62,7 +63,7 @@ struct Session {
 #[derive(Debug)]
 struct Caller {
     stream: u64,
-    replies: mpsc::Sender<Result<ExchangeResponse, Status>>,
+    replies: Outlet<ExchangeResponse>,
 }
 
 /// Why an order did not reach its slave.
@@ -165,16 +166,20 @@ impl SwitchboardTask {
         }
     }
 
-    fn attach(&mut self, attachment: Attachment, actions: Vec<ActionId>, orders: SessionSender) {
+    fn attach(
+        &mut self,
+        attachment: Attachment,
+        actions: Vec<ActionId>,
+        orders: Outlet<AttachResponse>,
+    ) {
         let key = attachment.slave.key;
-        if let Some(before) = self.sessions.get(&key) {
+        if let Some(before) = self.sessions.remove(&key) {
             let same = before.attachment.slave == attachment.slave;
             if same && before.attachment.number > attachment.number {
-                let _ = orders.try_send(Err(again()));
-                return;
+                self.sessions.insert(key, before);
+                return orders.end(again());
             }
-            // Its stream ends with this; one that has no room for it is dropped, which ends it as well.
-            let _ = before.orders.try_send(Err(again()));
+            before.orders.end(again());
         }
         let mut session = Session {
             attachment: attachment.clone(),
@@ -186,7 +191,7 @@ impl SwitchboardTask {
             order: Some(attach_response::Order::Welcome(attach_response::Welcome {})),
         };
         // The queue is new and empty.
-        let _ = session.orders.try_send(Ok(welcome));
+        let _ = session.orders.send(welcome);
         let now = Instant::now();
         for action in actions {
             session.orphans.add(action, now);
@@ -238,11 +243,7 @@ impl SwitchboardTask {
     /// Passes on what a slave says to the dispatch of this master that it is about.
     fn deliver(&mut self, action: &ActionId, slave: Slave, event: attach_request::Event) {
         if let Some(dispatch) = self.dispatches.get(action) {
-            // An honest slave sends no more than it has credit for, for which there is room.
-            let _ = dispatch
-                .notices
-                .try_send(Notice::Said(slave, Box::new(event)));
-            return;
+            return dispatch.tell(Notice::Said(slave, Box::new(event)));
         }
         // Another master may have taken it over: then this one has no say in it.
         let view = self.roster.view();
@@ -266,8 +267,8 @@ impl SwitchboardTask {
         let Some(action) = wire::action_of_order(order) else {
             return Err(Failed::Absent);
         };
-        if session.orders.try_send(Ok(order.clone())).is_err() {
-            // It takes no orders any more: better it attaches again and is told what it missed.
+        if session.orders.send(order.clone()).is_err() {
+            // It takes no orders any more: cut off, it attaches again and is told what it missed.
             let attachment = session.attachment.clone();
             self.detach(&attachment);
             return Err(Failed::Absent);
@@ -310,7 +311,7 @@ impl SwitchboardTask {
             self.interest.entry(*pod).or_default().push(action.clone());
             if announce {
                 for slave in self.directory.slaves(*pod) {
-                    let _ = dispatch.notices.try_send(Notice::Attached(slave.clone()));
+                    dispatch.tell(Notice::Attached(slave.clone()));
                 }
             }
         }
@@ -367,7 +368,7 @@ impl SwitchboardTask {
 
     fn missed(&self, action: &ActionId, slave: Slave, busy: bool) {
         if let Some(dispatch) = self.dispatches.get(action) {
-            let _ = dispatch.notices.try_send(Notice::Missed { slave, busy });
+            dispatch.tell(Notice::Missed { slave, busy });
         }
     }
 
@@ -388,7 +389,7 @@ impl SwitchboardTask {
     fn notify(&self, slave: &Slave, notice: fn(Slave) -> Notice) {
         for action in self.interest.get(&slave.key).into_iter().flatten() {
             if let Some(dispatch) = self.dispatches.get(action) {
-                let _ = dispatch.notices.try_send(notice(slave.clone()));
+                dispatch.tell(notice(slave.clone()));
             }
         }
     }

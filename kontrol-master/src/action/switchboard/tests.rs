@@ -8,7 +8,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
-use tonic::Code;
+use tonic::{Code, Status};
 
 const A: Instance = Instance(1);
 const B: Instance = Instance(2);
@@ -45,7 +45,8 @@ impl Master {
     }
 
     async fn attach(&self, number: u64, actions: &[ActionId]) -> Channel {
-        let (session, orders) = mpsc::channel(SESSION_QUEUE);
+        let (sender, orders) = mpsc::channel(SESSION_QUEUE);
+        let (session, _) = Outlet::new(sender);
         let attachment = Attachment {
             slave: slave(),
             number,
@@ -65,6 +66,7 @@ impl Master {
             pods: vec![slave().key],
             notices: sender,
             cancelled: CancellationToken::new(),
+            missed_some: Arc::default(),
         };
         self.switchboard.open(action.clone(), dispatch, false).await;
         notices
@@ -126,6 +128,7 @@ async fn link(from: (&Master, Instance), to: (&Master, Instance), stream: u64) -
     let (from, to) = (from.1, to.1);
     let (orders, mut ordered) = mpsc::channel::<ExchangeRequest>(64);
     let (replies, mut replied) = mpsc::channel(64);
+    let (replies, _) = Outlet::new(replies);
     callee.caller_up(from, stream, replies).await;
     caller.peer_up(to, orders).await;
     tokio::spawn(async move {
@@ -216,7 +219,8 @@ async fn a_slave_that_attaches_again_replaces_itself_but_not_by_an_older_attachm
     let mut second = a.attach(2, &[]).await;
     let ended = first.orders.recv().await.unwrap().unwrap_err();
     assert_eq!(ended.code(), Code::Aborted);
-    let (session, mut orders) = mpsc::channel(SESSION_QUEUE);
+    let (sender, mut orders) = mpsc::channel(SESSION_QUEUE);
+    let (session, cut) = Outlet::new(sender);
     let late = Attachment {
         slave: slave(),
         number: 1,
@@ -226,6 +230,7 @@ async fn a_slave_that_attaches_again_replaces_itself_but_not_by_an_older_attachm
         orders.recv().await.unwrap().unwrap_err().code(),
         Code::Aborted
     );
+    assert!(cut.is_cancelled());
     a.switchboard.detach(first.attachment).await;
     a.order(&action(1), Order::Run).await;
     assert!(matches!(second.next().await, Some(Ordered::Run(_))));
@@ -300,4 +305,52 @@ async fn an_end_that_comes_after_its_dispatch_is_forgotten() {
     assert!(matches!(channel.next().await, Some(Ordered::Forget(_))));
     a.stop().await;
     b.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_does_not_read_is_cut_off_though_its_stream_holds_on_to_the_queue() {
+    let (a, action) = (Master::start().await, action(1));
+    let mut notices = a.dispatch(&action).await;
+    let (sender, _orders) = mpsc::channel(SESSION_QUEUE);
+    let (session, cut) = Outlet::new(sender.clone());
+    let attachment = Attachment {
+        slave: slave(),
+        number: 1,
+    };
+    a.switchboard.attach(attachment, Vec::new(), session).await;
+    assert!(matches!(next(&mut notices).await, Notice::Attached(_)));
+    let (replies, _replied) = mpsc::channel(1);
+    let (outlet, caller_cut) = Outlet::new(replies.clone());
+    a.switchboard.caller_up(B, 1, outlet).await;
+    for _ in 0..=SESSION_QUEUE {
+        a.order(&action, Order::Cancel).await;
+    }
+    // It is detached, which the peer has no room to hear of.
+    let limit = Duration::from_secs(30);
+    timeout(limit, cut.cancelled()).await.unwrap();
+    timeout(limit, caller_cut.cancelled()).await.unwrap();
+    assert!(matches!(next(&mut notices).await, Notice::Detached(_)));
+    a.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dispatch_that_has_no_room_for_a_notice_is_told_that_it_missed_some() {
+    let (a, action) = (Master::start().await, action(1));
+    let (notices, _unread) = mpsc::channel(1);
+    let missed_some = Arc::new(AtomicBool::new(false));
+    let dispatch = Dispatch {
+        pods: vec![slave().key],
+        notices,
+        cancelled: CancellationToken::new(),
+        missed_some: Arc::clone(&missed_some),
+    };
+    a.switchboard.open(action.clone(), dispatch, false).await;
+    for _ in 0..2 {
+        assert!(!missed_some.load(Ordering::Relaxed));
+        a.order(&action, Order::Run).await;
+        // Answered behind the order.
+        a.switchboard.cancel(action.clone()).await;
+    }
+    assert!(missed_some.load(Ordering::Relaxed));
+    a.stop().await;
 }

@@ -97,7 +97,7 @@ pub struct ResultRecord {
     /// Its name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub id: String,
-    /// Which incarnation got the order; empty before its turn.
+    /// Which incarnation got the order or, before its turn, is to get it; empty once it has ended, or where there is no pod.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub nonce: String,
     /// How it ended; absent while it hasn't.
@@ -188,7 +188,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// The bytes to store, of at most [`MAX_RECORD_BYTES`] but for a command that is longer.
+    /// The bytes to store, of at most [`MAX_RECORD_BYTES`]: what a head may have is far less.
     pub fn encode(mut self) -> Vec<u8> {
         let leave_out: [fn(&mut Vec<ResultRecord>); 4] = [
             |results| {

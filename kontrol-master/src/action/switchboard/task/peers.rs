@@ -2,7 +2,7 @@
 
 use super::{Caller, Failed, MAX_SLAVES, Owner, Place, SwitchboardTask};
 use crate::{
-    action::{attachment::Attachment, rollout::Slave, switchboard::Notice, wire},
+    action::{attachment::Attachment, outlet::Outlet, rollout::Slave, switchboard::Notice, wire},
     liveness::Instance,
 };
 use kontrol_proto::{
@@ -12,8 +12,7 @@ use kontrol_proto::{
     },
     v1::AttachResponse,
 };
-use tokio::{sync::mpsc, time::Instant};
-use tonic::Status;
+use tokio::time::Instant;
 
 impl SwitchboardTask {
     pub(super) fn peer_said(&mut self, master: Instance, said: Message) {
@@ -59,7 +58,7 @@ impl SwitchboardTask {
         &mut self,
         master: Instance,
         stream: u64,
-        replies: mpsc::Sender<Result<ExchangeResponse, Status>>,
+        replies: Outlet<ExchangeResponse>,
     ) {
         self.callers.insert(master, Caller { stream, replies });
         let all: Vec<_> = self.directory.at(Place::Here).cloned().collect();
@@ -134,8 +133,8 @@ impl SwitchboardTask {
         let response = ExchangeResponse {
             message: Some(message),
         };
-        if caller.replies.try_send(Ok(response)).is_err() {
-            // It opens its stream again, and asks what it missed.
+        if caller.replies.send(response).is_err() {
+            // Cut off, it opens its stream again, and asks what it missed.
             self.drop_caller(master);
         }
     }
