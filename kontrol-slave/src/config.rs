@@ -348,6 +348,9 @@ fn in_one_line(program: &str, text: &str) -> String {
             let is_word = |word: &&str| !word.starts_with(['[', '<', '-']);
             let words: Vec<&str> = usage.split(' ').take_while(is_word).collect();
             command = words.join(" ");
+            if usage.contains("[-- <") && line.starts_with("unexpected argument") {
+                line.push_str("; what is to be run goes behind --");
+            }
         }
     }
     format!("{line}; see {command} --help")
@@ -377,6 +380,10 @@ mod tests {
             (
                 "error: the following required arguments were not provided:\n  <POD>\n  <ID>\n\nUsage: k",
                 "the following required arguments were not provided: <POD>, <ID>; see k --help",
+            ),
+            (
+                "error: unexpected argument 'ls' found\n\nUsage: k exec [OPTIONS] [-- <COMMAND>...]\n",
+                "unexpected argument 'ls' found; what is to be run goes behind --; see k exec --help",
             ),
             ("", "the command line is wrong; see k --help"),
         ] {

@@ -354,6 +354,15 @@ impl Action {
                 return NotRun::refused(reason).result();
             }
             None if self.stop.is_some() => return self.cancelled().result(),
+            None if end.overdue => {
+                let limit = crate::duration::show(self.timeout);
+                let reason = format!("it did not end within {limit}, and its guard was stopped");
+                return ActionResult {
+                    signal: 9,
+                    exit_code: BY_SIGNAL + 9,
+                    ..NotRun::new(Outcome::TimedOut, reason).result()
+                };
+            }
             None => {
                 let reason = format!(
                     "the guard of the command was killed ({}), and the command with it",

@@ -96,6 +96,8 @@ pub struct End {
     pub status: ExitStatus,
     /// What it said of the program; nothing when it was killed itself.
     pub report: Option<Report>,
+    /// Whether it was killed because it did not end the program in time.
+    pub overdue: bool,
 }
 
 /// What the program writes.
@@ -211,8 +213,11 @@ impl Guarded {
         id.into_iter().for_each(reaper::reaped);
         // What can't be waited for was killed, as far as anybody can tell.
         let status = status.unwrap_or_else(|_| ExitStatus::from_raw(Signal::KILL.as_raw()));
-        let report = self.report();
-        End { status, report }
+        End {
+            status,
+            report: self.report(),
+            overdue: self.late > 1,
+        }
     }
 
     /// The guard should have ended by now.

@@ -135,13 +135,21 @@ async fn a_guard_that_is_stopped_keeps_no_command_beyond_its_time() {
         "echo $$ > {}/main; kill -STOP $PPID; while :; do sleep 0.05; done",
         folder.path().display()
     );
-    channel.run(shell("a1", &text)).await;
-    let main = pid_in(&folder.path().join("main")).await;
-    channel.cancel("a1").await;
-    let mut taken = Taken::default();
-    channel.finish("a1", &mut taken).await;
-    assert_eq!(taken.outcome(), (Outcome::Cancelled, -1));
-    until("the command is dead", || !alive(main)).await;
+    for (id, limit, outcome) in [
+        ("a1", LONG, (Outcome::Cancelled, -1)),
+        ("a2", Duration::from_millis(300), (Outcome::TimedOut, 137)),
+    ] {
+        channel.run(within(limit, shell(id, &text))).await;
+        let main = pid_in(&folder.path().join("main")).await;
+        if outcome.0 == Outcome::Cancelled {
+            channel.cancel(id).await;
+        }
+        let mut taken = Taken::default();
+        channel.finish(id, &mut taken).await;
+        assert_eq!(taken.outcome(), outcome);
+        until("the command is dead", || !alive(main)).await;
+        fs::remove_file(folder.path().join("main")).unwrap();
+    }
     drop((channel, slave));
     master.stop().await;
 }
