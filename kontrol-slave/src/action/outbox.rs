@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 
 /// Most bytes in one piece of output.
 pub(super) const PIECE_BYTES: usize = 32 * 1024;
-/// Most pieces that were not taken, however small.
+/// Most pieces that were sent and not taken, however small; while the command runs, that were not taken at all.
 const PIECES: usize = 32;
 /// What a command that has ended may have left in its two pipes, which hold 64 KiB each, but up to 1 MiB if it asked for that
 /// (F_SETPIPE_SZ).
@@ -274,7 +274,7 @@ impl Outbox {
 
     /// The next piece, if the window has room for it.
     fn next_piece(&self) -> Option<&Piece> {
-        let next = self.pieces.get(self.sent)?;
+        let next = self.pieces.get(self.sent).filter(|_| self.sent < PIECES)?;
         let lengths = self.pieces.iter().map(|piece| piece.data.len() as u64);
         let on_its_way: u64 = lengths.take(self.sent + 1).sum();
         (on_its_way <= self.window).then_some(next)

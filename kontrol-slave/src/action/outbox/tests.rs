@@ -131,6 +131,21 @@ fn what_a_command_leaves_in_its_pipes_waits_beyond_the_window_but_is_not_sent_be
 }
 
 #[test]
+fn no_more_pieces_are_sent_than_a_master_has_room_for() {
+    let mut outbox = outbox(100, 100);
+    outbox.drain();
+    for _ in 0..2 * PIECES {
+        write(&mut outbox, Stream::Stdout, "x");
+    }
+    outbox.end(ActionResult::default());
+    assert_eq!(drain(&mut outbox).len(), PIECES);
+    outbox.credit(8, 0);
+    assert_eq!(drain(&mut outbox).len(), 8);
+    outbox.credit(40, 0);
+    assert_eq!(drain(&mut outbox).len(), PIECES - 8 + 1, "the end as well");
+}
+
+#[test]
 fn what_is_let_go_is_told_of_unless_it_was_sent() {
     for (sends, credit, truncated) in [(1, 0, true), (2, 0, false), (0, 0, true)] {
         let mut outbox = outbox(100, 100);
