@@ -317,8 +317,7 @@ pub fn refuse(program: &str, error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let line = in_one_line(program, &error.to_string());
-    eprintln!("{program}: {line}");
+    eprintln!("{program}: {}", in_one_line(program, &error.to_string()));
     ExitCode::from(2)
 }
 

@@ -272,12 +272,15 @@ impl Outbox {
         self.asked && (start || self.next_piece().is_some() || end)
     }
 
-    /// The next piece, if the window has room for it.
+    /// The next piece, if the window has room for it, or if so little is on its way that the master need not give credit for
+    /// it: it does from a quarter of the window on.
     fn next_piece(&self) -> Option<&Piece> {
         let next = self.pieces.get(self.sent).filter(|_| self.sent < PIECES)?;
         let lengths = self.pieces.iter().map(|piece| piece.data.len() as u64);
-        let on_its_way: u64 = lengths.take(self.sent + 1).sum();
-        (on_its_way <= self.window).then_some(next)
+        let on_its_way: u64 = lengths.take(self.sent).sum();
+        let owes_no_credit = on_its_way < (self.window / 4).max(1);
+        let fits = on_its_way + next.data.len() as u64 <= self.window;
+        (owes_no_credit || fits).then_some(next)
     }
 
     /// The next message; it counts as sent.

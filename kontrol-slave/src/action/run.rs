@@ -318,7 +318,9 @@ impl Action {
             ];
             let patience = ended.as_ref().map(|(_, at)| *at + DRAIN);
             // All arms are cancel safe: what was read has been taken, what waits will be ready again.
+            // What may be read comes before the end of the patience, which this process may have slept through.
             tokio::select! {
+                biased;
                 () = self.tend() => {}
                 end = guarded.wait(), if ended.is_none() => {
                     ended = Some((end, Instant::now()));

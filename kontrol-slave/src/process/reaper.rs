@@ -6,7 +6,9 @@
 //! The status of a child that this process started itself belongs to who started it.
 
 use super::guard::children;
-use rustix::process::{Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid,
+};
 use std::{
     collections::HashSet,
     io,
@@ -46,15 +48,17 @@ pub(super) fn reaped(id: u32) {
 pub async fn run(token: CancellationToken) -> io::Result<()> {
     let mut deaths = signal(SignalKind::child())?;
     set_child_subreaper(Some(getpid()))?;
+    // Children of whatever became this process with exec: they are its business, not a guard's leftovers.
+    let inherited: HashSet<Pid> = children().into_iter().collect();
     // Whoever is handed over was the child of a process whose death is told as well, to this one.
     while let Some(Some(())) = token.run_until_cancelled(deaths.recv()).await {
-        take_in();
+        take_in(&inherited);
     }
     token.cancelled().await;
     Ok(())
 }
 
-fn take_in() {
+fn take_in(inherited: &HashSet<Pid>) {
     let own = own();
     let is_own = |pid: u32| own.as_ref().is_some_and(|own| own.contains(&pid));
     let anybodys = getpid().is_init();
@@ -62,7 +66,7 @@ fn take_in() {
         if is_own(pid.as_raw_nonzero().get().unsigned_abs()) {
             continue;
         }
-        if !anybodys {
+        if !anybodys && !inherited.contains(&pid) {
             let _ = kill_process(pid, Signal::KILL);
         }
         let _ = waitpid(Some(pid), WaitOptions::NOHANG);

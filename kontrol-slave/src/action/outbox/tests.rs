@@ -131,6 +131,22 @@ fn what_a_command_leaves_in_its_pipes_waits_beyond_the_window_but_is_not_sent_be
 }
 
 #[test]
+fn what_the_master_owes_no_credit_for_holds_nothing_up() {
+    let mut outbox = outbox(4096, 100_000);
+    for bytes in [3500, 596] {
+        outbox.write(Stream::Stdout, vec![0; bytes].into());
+    }
+    while outbox.next().is_some() {}
+    outbox.drain();
+    outbox.write(Stream::Stdout, vec![0; 4096].into());
+    outbox.end(ActionResult::default());
+    // Of the 596 bytes that are left it gives none before there are 1024.
+    outbox.credit(3500, 0);
+    assert!(matches!(outbox.next(), Some(Event::Output(_))));
+    assert!(matches!(outbox.next(), Some(Event::Finished(_))));
+}
+
+#[test]
 fn no_more_pieces_are_sent_than_a_master_has_room_for() {
     let mut outbox = outbox(100, 100);
     outbox.drain();
