@@ -238,7 +238,7 @@ impl Rollout {
                 self.started(index);
                 let output = self.slots[index].output(stream);
                 if output.on_its_way() > MOST_ON_ITS_WAY {
-                    // What comes next shows that something is missing.
+                    output.gap = true;
                     return;
                 }
                 if let Some((data, truncated)) = output.receive(offset, data, truncated) {

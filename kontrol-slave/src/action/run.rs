@@ -235,13 +235,10 @@ impl Action {
                 Ok(()) => self.outbox.broke(),
                 Err(_) => pending().await,
             },
-            told = self.told.recv() => match told {
+            told = self.told.recv(), if !self.forgotten => match told {
                 Some(told) => self.take(told),
-                // The executor is gone, and so is everybody who could ask.
-                None => {
-                    self.forgotten = true;
-                    pending().await
-                }
+                // The executor has forgotten it, or is gone, and so is everybody who could ask.
+                None => self.forgotten = true,
             },
             sent = send(channel, self.outbox.has_next()) => match sent {
                 Some(permit) => {

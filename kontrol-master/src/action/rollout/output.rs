@@ -50,6 +50,8 @@ impl Output {
         if std::mem::take(&mut self.from_anywhere) {
             self.received = offset;
             self.taken = offset;
+            // The slave tells again what the tail has, from wherever the other master had given credit.
+            self.tail.clear();
         }
         if offset > self.received {
             self.gap = true;
