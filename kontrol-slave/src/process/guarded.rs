@@ -12,6 +12,7 @@ use rustix::{
 };
 use std::{
     ffi::OsString,
+    fs,
     future::pending,
     io,
     os::{
@@ -87,6 +88,8 @@ pub struct Guarded {
     patience: Duration,
     /// How often it was too late.
     late: u32,
+    /// Whether it was killed for that.
+    killed: bool,
 }
 
 /// How a guard ended, and with it everything that its program started.
@@ -156,6 +159,7 @@ impl Guarded {
             due: [None; 2],
             patience: PATIENCE,
             late: 0,
+            killed: false,
         };
         Ok((guarded, Pipes { stdout, stderr }))
     }
@@ -216,14 +220,16 @@ impl Guarded {
         End {
             status,
             report: self.report(),
-            overdue: self.late > 1,
+            overdue: self.killed,
         }
     }
 
     /// The guard should have ended by now.
     fn insist(&mut self) {
         self.late += 1;
-        if self.late > 1 {
+        // One that is busy, or was frozen with this process, does its work.
+        if self.late > 1 && self.id().is_some_and(is_stopped) {
+            self.killed = true;
             tracing::error!(
                 guard = self.id(),
                 "the guard of a program does not end it, as if it was stopped; killing both"
@@ -251,6 +257,13 @@ impl Guarded {
         }
         report
     }
+}
+
+/// Whether somebody stopped a process (proc_pid_stat(5), state T).
+fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let name_ends = stat.iter().rposition(|byte| *byte == b')');
+    name_ends.is_some_and(|end| matches!(stat.get(end + 2), Some(b'T' | b't')))
 }
 
 /// Waits for a moment that may never come.
