@@ -4,8 +4,10 @@
 //! An empty variable counts as an absent one: compose files and manifests cannot leave a variable out.
 
 mod actions;
+mod command_line;
 
 pub use actions::ActionArgs;
+pub use command_line::{parse, refuse};
 
 use crate::{
     action,
@@ -13,15 +15,10 @@ use crate::{
     logging,
     masters::{self, Tier},
 };
-use clap::{
-    Command, Parser,
-    builder::{FalseyValueParser, Resettable},
-};
+use clap::{Parser, builder::FalseyValueParser};
 use std::{
-    ffi::OsStr,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
-    process::ExitCode,
 };
 
 /// Reports one pod to its masters, until it is told to stop.
@@ -291,70 +288,6 @@ impl Args {
     }
 }
 
-/// Reads the command line and the environment. A variable that is set to nothing counts as one that is not set.
-pub fn parse<P: Parser>() -> Result<P, clap::Error> {
-    let matches = without_empty_variables(P::command()).try_get_matches()?;
-    P::from_arg_matches(&matches).map_err(|error| error.format(&mut P::command()))
-}
-
-fn without_empty_variables(command: Command) -> Command {
-    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
-    command
-        .mut_args(|arg| {
-            if arg.get_env().is_some_and(is_empty) {
-                arg.env(Resettable::Reset)
-            } else {
-                arg
-            }
-        })
-        .mut_subcommands(without_empty_variables)
-}
-
-/// Shows what the parser of the command line has to say: help and version as they are, a mistake as one line.
-pub fn refuse(program: &str, error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() {
-        // Whoever asked for help and closed the pipe has seen enough.
-        let _ = error.print();
-        return ExitCode::SUCCESS;
-    }
-    eprintln!("{program}: {}", in_one_line(program, &error.to_string()));
-    ExitCode::from(2)
-}
-
-/// What is wrong, from what the parser says: its first paragraph, which is a sentence and maybe a list, its tip, and where to
-/// read more.
-fn in_one_line(program: &str, text: &str) -> String {
-    let mut lines = text
-        .lines()
-        .map(str::trim)
-        .skip_while(|line| line.is_empty());
-    let paragraph: Vec<&str> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
-    let mut line = match &paragraph[..] {
-        [] => "the command line is wrong".to_owned(),
-        [head, list @ ..] if head.ends_with(':') => format!("{head} {}", list.join(", ")),
-        lines => lines.join(" "),
-    };
-    if let Some(text) = line.strip_prefix("error: ") {
-        line = text.to_owned();
-    }
-    let mut command = program.to_owned();
-    for more in lines {
-        if let Some(tip) = more.strip_prefix("tip: ") {
-            line = format!("{line}; {tip}");
-        }
-        // The words before the first that stands for another.
-        if let Some(usage) = more.strip_prefix("Usage: ") {
-            let is_word = |word: &&str| !word.starts_with(['[', '<', '-']);
-            let words: Vec<&str> = usage.split(' ').take_while(is_word).collect();
-            command = words.join(" ");
-            if usage.contains("[-- <") && line.starts_with("unexpected argument") {
-                line.push_str("; what is to be run goes behind --");
-            }
-        }
-    }
-    format!("{line}; see {command} --help")
-}
-
 /// A setting that was given and is not empty.
 fn given(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|text| !text.trim().is_empty())
@@ -364,31 +297,6 @@ fn given(text: &Option<String>) -> Option<&str> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
-
-    #[test]
-    fn what_the_parser_says_fits_in_one_line() {
-        for (text, line) in [
-            (
-                "error: unexpected argument '-x' found\n\n  tip: a similar one is '-y'\n\nUsage: k exec [OPTIONS]\n",
-                "unexpected argument '-x' found; a similar one is '-y'; see k exec --help",
-            ),
-            (
-                "error: invalid value 'x' for '--output <OUTPUT>'\n  [possible values: a, b]\n\nFor more",
-                "invalid value 'x' for '--output <OUTPUT>' [possible values: a, b]; see k --help",
-            ),
-            (
-                "error: the following required arguments were not provided:\n  <POD>\n  <ID>\n\nUsage: k",
-                "the following required arguments were not provided: <POD>, <ID>; see k --help",
-            ),
-            (
-                "error: unexpected argument 'ls' found\n\nUsage: k exec [OPTIONS] [-- <COMMAND>...]\n",
-                "unexpected argument 'ls' found; what is to be run goes behind --; see k exec --help",
-            ),
-            ("", "the command line is wrong; see k --help"),
-        ] {
-            assert_eq!(in_one_line("k", text), line);
-        }
-    }
 
     fn args() -> Args {
         Args {
