@@ -59,8 +59,13 @@ async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
     });
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, %ip, nonce = agent.nonce(), "kontrol-slave started");
-    tasks.spawn("reaper", reaper::run(token.clone()));
-    tasks.spawn("agent", agent.run(token));
+    // What a guard leaves behind that is killed at the end is taken in as well.
+    let last = CancellationToken::new();
+    tasks.spawn("reaper", reaper::run(last.clone()));
+    tasks.spawn("agent", async move {
+        let _then = last.drop_guard();
+        agent.run(token).await;
+    });
     tasks.run(GRACE).await
 }
 

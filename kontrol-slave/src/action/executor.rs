@@ -8,7 +8,8 @@ use super::{
     command::{self, Pod},
     journal::{Journal, Past, number},
     outbox::Outbox,
-    run::{Action, Channel, NotRun, Room, Told, Work},
+    run::{Action, Channel, Room, Told, Work},
+    verdict::NotRun,
 };
 use crate::identity::Identity;
 use kontrol_proto::v1::{

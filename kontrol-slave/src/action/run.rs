@@ -9,15 +9,15 @@
 //! While it runs, a dispatcher that takes nothing holds it up; once it has ended, nothing does: what is left in the pipes is
 //! read at once, and the slot goes to the next action.
 
-use super::{command::GRACE, outbox::Outbox, outbox::PIECE_BYTES, policy::Policy};
-use crate::process::{
-    Cause, End, Guarded, Lease, Order as GuardOrder, Pipes, Report, Spec, Status,
+use super::{
+    command::GRACE,
+    outbox::{Outbox, PIECE_BYTES},
+    policy::Policy,
+    verdict::{NotRun, Stop, cancelled, judge},
 };
+use crate::process::{End, Guarded, Lease, Order as GuardOrder, Pipes, Spec};
 use bytes::{Bytes, BytesMut};
-use kontrol_proto::v1::{
-    ActionResult, AttachRequest, Outcome, Stream,
-    attach_request::{Event, Finished},
-};
+use kontrol_proto::v1::{AttachRequest, Stream};
 use std::{collections::HashMap, future::pending, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -34,8 +34,6 @@ const KEEP: Duration = Duration::from_secs(600);
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long the output of an ended action may keep its slot, if nothing of it is taken and there is no other room for it.
 const STALLED: Duration = Duration::from_secs(30);
-/// Exit codes, as a shell has them.
-const BY_SIGNAL: i32 = 128;
 
 /// Where an action's reports go: the channel of its tier, while there is one.
 pub(crate) type Channel = Option<mpsc::Sender<AttachRequest>>;
@@ -53,13 +51,6 @@ pub(super) enum Told {
     Cancel,
     /// The end was taken, or will not be.
     Forget,
-}
-
-/// Why an action is to end before it ends by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stop {
-    Cancelled,
-    SlaveStops,
 }
 
 /// What all actions share.
@@ -92,40 +83,6 @@ pub(super) struct Work {
     /// What the policy judges.
     pub(super) argv: Vec<String>,
     pub(super) variables: HashMap<String, String>,
-}
-
-/// How an action ended whose command did not run to an end of its own, and why.
-pub(super) struct NotRun {
-    outcome: Outcome,
-    pub(super) reason: String,
-}
-
-impl NotRun {
-    pub(super) fn new(outcome: Outcome, reason: impl Into<String>) -> Self {
-        Self {
-            outcome,
-            reason: reason.into(),
-        }
-    }
-
-    pub(super) fn refused(reason: impl Into<String>) -> Self {
-        Self::new(Outcome::Refused, reason)
-    }
-
-    /// As the report of an action that is not kept.
-    pub(super) fn told(self, action_id: String) -> Event {
-        let result = Some(self.result());
-        Event::Finished(Finished { action_id, result })
-    }
-
-    fn result(self) -> ActionResult {
-        ActionResult {
-            outcome: self.outcome.into(),
-            exit_code: -1,
-            error: self.reason,
-            ..ActionResult::default()
-        }
-    }
 }
 
 /// The two pipes; each is closed once it has ended.
@@ -182,7 +139,9 @@ impl Action {
             Ok(slot) => slot,
             Err(_) => {
                 let slot = self.meanwhile(slots.acquire_owned()).await;
-                let slot = slot.and_then(Result::ok).ok_or_else(|| self.cancelled())?;
+                let slot = slot
+                    .and_then(Result::ok)
+                    .ok_or_else(|| cancelled(self.stop))?;
                 // It may have been edited meanwhile.
                 self.judged(&work).await?;
                 slot
@@ -195,16 +154,8 @@ impl Action {
         let judged = work.policy.judge(&work.argv, &work.variables);
         let judged = self.meanwhile(judged).await;
         judged
-            .ok_or_else(|| self.cancelled())?
+            .ok_or_else(|| cancelled(self.stop))?
             .map_err(NotRun::refused)
-    }
-
-    fn cancelled(&self) -> NotRun {
-        let reason = match self.stop {
-            Some(Stop::SlaveStops) => "the slave stops",
-            Some(Stop::Cancelled) | None => "the action was cancelled",
-        };
-        NotRun::new(Outcome::Cancelled, reason)
     }
 
     /// Waits for something; none when the action is to end before.
@@ -275,7 +226,7 @@ impl Action {
         guarded.tell(GuardOrder::Until(Lease::until(soft, soft + GRACE)));
         self.outbox.start();
         let (end, at) = self.attend(&mut guarded, pipes).await;
-        let mut result = self.judge(end);
+        let mut result = judge(end, self.stop, self.timeout);
         result.duration = at.duration_since(began).try_into().ok();
         self.outbox.end(result);
     }
@@ -332,7 +283,7 @@ impl Action {
                     None => output.stderr = None,
                 },
                 // Something that was not killed with the guard holds a pipe.
-                () = until(patience) => {
+                () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {
                     output.stdout = None;
                     output.stderr = None;
                 }
@@ -344,82 +295,22 @@ impl Action {
         if open { self.outbox.room(stream) } else { 0 }
     }
 
-    /// How it ended, from what the guard reported.
-    fn judge(&self, end: End) -> ActionResult {
-        let (cause, status) = match end.report {
-            Some(Report::Ended(cause, status)) => (cause, status),
-            Some(Report::NotStarted(reason)) => {
-                let reason = format!("the command could not be started: {reason}");
-                return NotRun::refused(reason).result();
-            }
-            None if self.stop.is_some() => return self.cancelled().result(),
-            None if end.overdue => {
-                let limit = crate::duration::show(self.timeout);
-                let reason = format!("it did not end within {limit}, and its guard was stopped");
-                return ActionResult {
-                    signal: 9,
-                    exit_code: BY_SIGNAL + 9,
-                    ..NotRun::new(Outcome::TimedOut, reason).result()
-                };
-            }
-            None => {
-                let reason = format!(
-                    "the guard of the command was killed ({}), and the command with it",
-                    end.status
-                );
-                return ActionResult {
-                    signal: 9,
-                    exit_code: BY_SIGNAL + 9,
-                    ..NotRun::new(Outcome::Exited, reason).result()
-                };
-            }
-        };
-        let (outcome, error) = match cause {
-            Cause::Itself => (Outcome::Exited, String::new()),
-            Cause::Lease => {
-                let limit = crate::duration::show(self.timeout);
-                (Outcome::TimedOut, format!("it did not end within {limit}"))
-            }
-            Cause::Stop | Cause::ParentGone => (Outcome::Cancelled, self.cancelled().reason),
-            Cause::Signal => (
-                Outcome::Cancelled,
-                "the guard of the command was asked to end".to_owned(),
-            ),
-        };
-        let (exit_code, signal) = match status {
-            Status::Exited(code) => (code, 0),
-            Status::Killed(signal) => (BY_SIGNAL + signal, signal),
-            Status::NotRun => (-1, 0),
-        };
-        ActionResult {
-            outcome: outcome.into(),
-            exit_code,
-            signal,
-            error,
-            ..ActionResult::default()
-        }
-    }
-
     /// Keeps the end until it may be forgotten. The slot goes to the next one as soon as there is room for the output that is
     /// left.
     async fn keep(mut self, mut slot: Option<OwnedSemaphorePermit>) {
         let mut room = None;
         let mut unasked_since = Instant::now();
-        let mut left = (self.outbox.waiting(), Instant::now());
+        let mut stalled = (self.outbox.waiting(), Instant::now());
         while !self.forgotten {
             if self.outbox.is_asked() {
                 unasked_since = Instant::now();
             }
             let waiting = self.outbox.waiting();
-            if waiting != left.0 {
-                left = (waiting, Instant::now());
+            if waiting != stalled.0 {
+                stalled = (waiting, Instant::now());
             }
-            if slot.is_some() {
-                let kib = u32::try_from(waiting.div_ceil(1024)).unwrap_or(u32::MAX);
-                let left_kib = Arc::clone(&self.room.left_kib);
-                room = left_kib.try_acquire_many_owned(kib).ok();
-                slot = slot.filter(|_| room.is_none());
-            }
+            let kib = u32::try_from(waiting.div_ceil(1024)).unwrap_or(u32::MAX);
+            let left = Arc::clone(&self.room.left_kib).acquire_many_owned(kib);
             if waiting == 0 {
                 room = None;
             }
@@ -428,22 +319,19 @@ impl Action {
             if self.stopping.is_cancelled() && (self.outbox.is_told() || nobody_listens) {
                 break;
             }
-            // All arms are cancel safe.
+            // All arms are cancel safe. Room comes before the end of the patience with who takes nothing.
             tokio::select! {
+                biased;
+                taken = left, if slot.is_some() => {
+                    room = taken.ok();
+                    slot = None;
+                }
                 () = self.tend() => {}
                 () = sleep_until(unasked_since + KEEP), if !self.outbox.is_asked() => break,
-                () = sleep_until(left.1 + STALLED), if slot.is_some() => self.outbox.shed(),
+                () = sleep_until(stalled.1 + STALLED), if slot.is_some() => self.outbox.shed(),
             }
         }
         drop((slot, room));
-    }
-}
-
-/// Waits for a moment that may never come.
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => pending().await,
     }
 }
 

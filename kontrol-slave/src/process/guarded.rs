@@ -12,9 +12,7 @@ use rustix::{
 };
 use std::{
     ffi::OsString,
-    fs,
-    future::pending,
-    io,
+    fs, io,
     os::{
         fd::OwnedFd,
         unix::{ffi::OsStrExt, net::UnixStream as StdStream, process::ExitStatusExt},
@@ -27,11 +25,11 @@ use tokio::{
     io::AsyncWriteExt,
     net::UnixStream,
     process::{Child, ChildStderr, ChildStdout, Command},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
-/// How much longer than it was told a guard may take, twice: whatever kept it may have kept this process as well. Then it is
-/// killed, for one that is stopped (SIGSTOP) ends nothing.
+/// How much longer than it was told a guard may take before it is looked at, and then again: what kept it may have kept this
+/// process as well. One that is stopped (SIGSTOP) by then is killed, for it ends nothing.
 const PATIENCE: Duration = Duration::from_millis(2500);
 /// The same for a guard that ends an orphan, which has a short grace: this process is about to end.
 const ORPHAN_PATIENCE: Duration = Duration::from_millis(325);
@@ -86,8 +84,8 @@ pub struct Guarded {
     /// By when the guard should have ended: its program has no longer lease, or it was told to end it.
     due: [Option<Instant>; 2],
     patience: Duration,
-    /// How often it was too late.
-    late: u32,
+    /// When it was last looked at because it was late.
+    looked: Option<Instant>,
     /// Whether it was killed for that.
     killed: bool,
 }
@@ -151,16 +149,28 @@ impl Guarded {
             preamble.extend(format!("input {}\n", input.len()).into_bytes());
             preamble.append(&mut input);
         }
-        control.write_all(&preamble).await?;
-        let guarded = Self {
+        let written = timeout(2 * PATIENCE, control.write_all(&preamble)).await;
+        let mut guarded = Self {
             guard,
             control,
             grace: spec.grace,
             due: [None; 2],
             patience: PATIENCE,
-            late: 0,
+            looked: None,
             killed: false,
         };
+        let late = |_| {
+            Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "its guard does not read",
+            ))
+        };
+        if let Err(error) = written.unwrap_or_else(late) {
+            // Nothing runs yet. Fails for one that has ended.
+            let _ = guarded.guard.start_kill();
+            guarded.wait().await;
+            return Err(error);
+        }
         Ok((guarded, Pipes { stdout, stderr }))
     }
 
@@ -179,10 +189,15 @@ impl Guarded {
             return self.abandon();
         }
         match order {
-            Order::Until(Lease::Forever) => self.due[0] = None,
-            Order::Until(Lease::Until { hard, .. }) => {
-                let left = Duration::from_millis(hard.saturating_sub(boottime_ms()));
-                self.due[0] = Instant::now().checked_add(left);
+            Order::Until(lease) => {
+                self.looked = None;
+                self.due[0] = match lease {
+                    Lease::Forever => None,
+                    Lease::Until { hard, .. } => {
+                        let left = Duration::from_millis(hard.saturating_sub(boottime_ms()));
+                        Instant::now().checked_add(left)
+                    }
+                };
             }
             Order::Stop => self.must_end_within(self.grace),
         }
@@ -206,12 +221,12 @@ impl Guarded {
     pub async fn wait(&mut self) -> End {
         let id = self.guard.id();
         let status = loop {
-            let due = self.due.iter().flatten().min();
-            let overdue = due.map(|due| *due + self.patience * (self.late + 1));
+            let due = self.due.iter().flatten().min().copied();
+            let look = due.max(self.looked).unwrap_or_else(Instant::now) + self.patience;
             // Both arms are cancel safe.
             tokio::select! {
                 status = self.guard.wait() => break status,
-                () = at(overdue) => self.insist(),
+                () = sleep_until(look), if due.is_some() => self.insist(),
             }
         };
         id.into_iter().for_each(reaper::reaped);
@@ -226,9 +241,9 @@ impl Guarded {
 
     /// The guard should have ended by now.
     fn insist(&mut self) {
-        self.late += 1;
+        let again = self.looked.replace(Instant::now()).is_some();
         // One that is busy, or was frozen with this process, does its work.
-        if self.late > 1 && self.id().is_some_and(is_stopped) {
+        if again && self.id().is_some_and(is_stopped) {
             self.killed = true;
             tracing::error!(
                 guard = self.id(),
@@ -264,14 +279,6 @@ fn is_stopped(pid: u32) -> bool {
     let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     let name_ends = stat.iter().rposition(|byte| *byte == b')');
     name_ends.is_some_and(|end| matches!(stat.get(end + 2), Some(b'T' | b't')))
-}
-
-/// Waits for a moment that may never come.
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => pending().await,
-    }
 }
 
 /// What the guard wrote before it ended: two short lines.

@@ -55,6 +55,7 @@ pub async fn run(token: CancellationToken) -> io::Result<()> {
         take_in(&inherited);
     }
     token.cancelled().await;
+    take_in(&inherited);
     Ok(())
 }
 
