@@ -44,6 +44,8 @@ use tonic::Status;
 
 /// Most actions that one master carries at a time.
 const MAX_DISPATCHES: usize = 4096;
+/// Most actions that are over and wait for the store to take their end.
+const MAX_UNWRITTEN: usize = 1024;
 /// How much output may be on its way from slaves to this master, in KiB: per action, and altogether. When it is used up,
 /// further actions get along with the smallest window.
 const ACTION_WINDOW_KIB: usize = 8 * 1024;
@@ -76,6 +78,7 @@ pub struct Dispatches {
     /// How long a slave may take to attach.
     attach: Duration,
     room: Arc<Semaphore>,
+    unwritten: Arc<Semaphore>,
     memory: Arc<Semaphore>,
     window: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -88,9 +91,25 @@ pub type Told = ReceiverStream<Result<DispatchResponse, Status>>;
 /// The room that an action takes, given back at its end.
 #[derive(Debug)]
 struct Permits {
-    _room: OwnedSemaphorePermit,
+    /// Among the actions that are carried; then among those whose end is not written yet.
+    room: OwnedSemaphorePermit,
+    waits: bool,
+    window: Option<OwnedSemaphorePermit>,
     _memory: OwnedSemaphorePermit,
-    _window: Option<OwnedSemaphorePermit>,
+}
+
+impl Permits {
+    /// The action is over, and its end waits for the store: it makes room for others. False when too many wait.
+    fn wait(&mut self, unwritten: &Arc<Semaphore>) -> bool {
+        self.window = None;
+        if !self.waits
+            && let Ok(room) = Arc::clone(unwritten).try_acquire_owned()
+        {
+            self.room = room;
+            self.waits = true;
+        }
+        self.waits
+    }
 }
 
 /// What an action asks of its master.
@@ -121,6 +140,7 @@ impl Dispatches {
             metrics,
             attach,
             room: Arc::new(Semaphore::new(MAX_DISPATCHES)),
+            unwritten: Arc::new(Semaphore::new(MAX_UNWRITTEN)),
             memory: Arc::new(Semaphore::new(MEMORY_KIB)),
             window: Arc::new(Semaphore::new(WHOLE_WINDOW_KIB)),
             tasks: TaskTracker::new(),
@@ -278,9 +298,10 @@ impl Dispatches {
             tail: TAIL_BYTES.min(TAILS_BYTES / 2 / load.targets.max(1)),
         };
         let permits = Permits {
-            _room: room,
+            room,
+            waits: false,
+            window: permit,
             _memory: memory,
-            _window: permit,
         };
         Ok((limits, permits))
     }
@@ -294,11 +315,16 @@ impl Dispatches {
         permits: Permits,
     ) -> JoinHandle<()> {
         let (sender, notices) = mpsc::channel(notices_for(&rollout));
-        let task = Task::new(self.clone(), head, rollout, origin, client, notices);
-        self.tasks.spawn(async move {
-            task.run(sender).await;
-            drop(permits);
-        })
+        let task = Task::new(
+            self.clone(),
+            head,
+            rollout,
+            origin,
+            client,
+            notices,
+            permits,
+        );
+        self.tasks.spawn(task.run(sender))
     }
 }
 

@@ -80,11 +80,14 @@ pub(super) async fn run(
     }
     let id = accepted.action_id.clone();
     let mut screen = Screen::new(output, args, &accepted.targets);
-    screen.accepted(accepted, args.detach)?;
-    if args.detach {
-        return Ok(0);
-    }
-    match follow(&id, stream, &client, &mut screen, stop).await {
+    let shown = async {
+        screen.accepted(accepted, args.detach)?;
+        if args.detach {
+            return Ok(0);
+        }
+        follow(&id, stream, &client, &mut screen, stop).await
+    };
+    match shown.await {
         Err(CliError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(READER_LEFT),
         followed => followed,
     }

@@ -17,7 +17,7 @@ use rustix::{
 };
 use serde_json::Value;
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::PermissionsExt,
     process::{Command, Output, Stdio},
 };
@@ -154,6 +154,17 @@ async fn an_interrupt_or_a_reader_that_leaves_cancels_what_runs() {
         "{output:?}"
     );
     dead(&running().await).await;
+
+    // A reader that is gone before anything is written.
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    let mut command = exec(
+        &cluster,
+        &["--all", "--output", "json", "--", "sleep", "60"],
+    );
+    command.stdout(writer);
+    let gone = tokio::task::spawn_blocking(move || command.status());
+    assert_eq!(gone.await.unwrap().unwrap().code(), Some(141));
 
     // A reader that reads nothing, as a pager.
     fs::remove_file(&pids).unwrap();

@@ -1,9 +1,10 @@
 //! The task of one action.
 
+mod ending;
 mod recording;
 
 use super::{
-    Dispatches, Notices,
+    Dispatches, Notices, Permits,
     client::{Client, Piece, Progress},
 };
 use crate::{
@@ -13,7 +14,6 @@ use crate::{
         switchboard::{Dispatch, Notice},
         wire,
     },
-    error::Error,
     model::{
         PodKey,
         action::{ActionId, Head, State},
@@ -35,10 +35,9 @@ use std::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
 /// How often the targets are looked after that are waited for.
 const TICK: Duration = Duration::from_millis(250);
@@ -46,11 +45,6 @@ const TICK: Duration = Duration::from_millis(250);
 const BATCH: usize = 64;
 /// How long an action may take to end once this master stops, and its dispatcher to be told.
 const STOP: Duration = Duration::from_secs(2);
-/// How often the end of an action is tried to be written: for as long as the history would keep it.
-const SAVE_PAUSE: Duration = Duration::from_secs(1);
-/// How long a dispatcher may take to read one message of an action that is over.
-const READ_LIMIT: Duration = Duration::from_secs(60);
-
 /// Where an action comes from.
 #[derive(Debug)]
 pub(super) enum Origin {
@@ -93,6 +87,7 @@ pub(super) struct Task {
     recorded: Vec<Slave>,
     /// Set when there was no room for a notice.
     missed_some: Arc<AtomicBool>,
+    permits: Permits,
 }
 
 impl Incarnations for View {
@@ -109,6 +104,7 @@ impl Task {
         origin: Origin,
         client: Option<Client>,
         notices: mpsc::Receiver<Notice>,
+        permits: Permits,
     ) -> Self {
         let (run, revision) = match origin {
             Origin::Dispatched(run) => (Some(run), 0),
@@ -131,6 +127,7 @@ impl Task {
             forget: Vec::new(),
             recorded: Vec::new(),
             missed_some: Arc::default(),
+            permits,
         }
     }
 
@@ -362,106 +359,6 @@ impl Task {
         match &mut self.client {
             Some(client) => client.tell(told, piece),
             None => self.taken(piece),
-        }
-    }
-
-    async fn finish(mut self, end: End) {
-        match end {
-            End::Over => self.conclude().await,
-            End::Overtaken => {
-                tracing::warn!(action = %self.id, "another master took the action over");
-                let message = format!(
-                    "another master took over the action {}; ask for it there",
-                    self.id
-                );
-                self.fail(message).await;
-            }
-            End::Stopping => {
-                let _ = self.save(State::Running).await;
-                let what = if self.head.detach {
-                    "goes on where it runs"
-                } else {
-                    "is being cancelled"
-                };
-                let message = format!(
-                    "this master stops; the action {} {what}; ask another master for it",
-                    self.id
-                );
-                self.fail(message).await;
-            }
-        }
-    }
-
-    async fn fail(&mut self, message: String) {
-        if let Some(mut client) = self.client.take() {
-            let _ = timeout(STOP / 2, client.flush()).await;
-            client.end(Error::Unavailable(message).into());
-        }
-    }
-
-    /// Writes the end down and tells the summary, and does not give up soon where the store can't be reached.
-    async fn conclude(mut self) {
-        let counts = self.rollout.counts();
-        tracing::info!(
-            action = %self.id, ok = counts.succeeded, failed = counts.failures(), took = ?self.began.elapsed(),
-            "action ended"
-        );
-        let mut written = self.save(State::Finished).await;
-        if let Some(client) = &mut self.client {
-            let summary = wire::summary(&counts, self.began.elapsed());
-            client.tell(Told::Summary(summary), None);
-        }
-        let give_up = Instant::now() + self.dispatches.history.refresh() * 2;
-        let mut patience = Instant::now() + READ_LIMIT;
-        let stop = self.dispatches.token.clone();
-        let mut stopping = false;
-        loop {
-            let told = self.client.as_ref().is_none_or(Client::is_idle);
-            if told {
-                // Its stream ends here, whatever is still to be written.
-                self.client = None;
-            }
-            let settled = matches!(written, Ok(()) | Err(NotSaved::Overtaken));
-            let given_up = Instant::now() >= give_up;
-            if told && (settled || given_up || stop.is_cancelled()) {
-                if given_up {
-                    self.recorded.append(&mut self.forget);
-                    let slaves = std::mem::take(&mut self.recorded);
-                    self.order(Order::Forget, slaves).await;
-                }
-                return;
-            }
-            // All arms are cancel safe: the record is written in the body of its arm.
-            tokio::select! {
-                progress = Client::progress(self.client.as_mut()), if !told => {
-                    if !stopping {
-                        patience = Instant::now() + READ_LIMIT;
-                    }
-                    self.on_client(progress);
-                }
-                () = sleep(SAVE_PAUSE), if !settled && !given_up => written = self.save(State::Finished).await,
-                () = sleep_until(patience), if !told => self.cut_off(stopping),
-                () = stop.cancelled(), if !told && !stopping => {
-                    stopping = true;
-                    patience = patience.min(Instant::now() + STOP / 2);
-                }
-            }
-        }
-    }
-
-    /// The action is over, and its dispatcher did not read that in time.
-    fn cut_off(&mut self, stopping: bool) {
-        let why = if stopping {
-            "this master stops"
-        } else {
-            "you read nothing for a minute"
-        };
-        tracing::info!(action = %self.id, why, "the dispatcher did not read to the end; it is cut off");
-        if let Some(client) = self.client.take() {
-            client.end(Status::aborted(format!(
-                "the action {} is over, but {why}; ask for what became of it",
-                self.id
-            )));
         }
     }
 }
