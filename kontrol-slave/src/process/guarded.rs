@@ -190,7 +190,10 @@ impl Guarded {
         }
         match order {
             Order::Until(lease) => {
-                self.looked = None;
+                // One that was told to stop must, however long the lease lasts.
+                if self.due[1].is_none() {
+                    self.looked = None;
+                }
                 self.due[0] = match lease {
                     Lease::Forever => None,
                     Lease::Until { hard, .. } => {
