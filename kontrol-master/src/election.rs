@@ -125,27 +125,38 @@ impl Campaign {
     /// Takes part until the token is cancelled, then resigns.
     pub async fn run(self, token: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        let mut old: Option<LeaseId> = None;
         while !token.is_cancelled() {
             match token.run_until_cancelled(self.open()).await {
-                None => return,
+                None => break,
                 Some(Ok(session)) => {
                     backoff.reset();
+                    self.give_back(old.take()).await;
                     self.hold(&session, &token).await;
                     self.step_down(if token.is_cancelled() {
                         "this master stops and resigns"
                     } else {
                         "the lease or the candidacy is gone"
                     });
-                    // Whoever waits for the leader key to go need not wait for the lease to end.
-                    if let Err(error) = self.store.revoke(session.lease).await {
-                        tracing::debug!(%error, "could not give the lease back; it ends by itself");
-                    }
+                    // Not before the next one holds this master's presence: a leader whose key alone was deleted may have a
+                    // callback that takes its time to end, and the next leader waits for it only while it sees this master.
+                    old = Some(session.lease);
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "could not become a candidate yet");
                     token.run_until_cancelled(sleep(backoff.failed())).await;
                 }
             }
+        }
+        // Whoever waits for the leader key to go need not wait for the lease to end.
+        self.give_back(old).await;
+    }
+
+    async fn give_back(&self, lease: Option<LeaseId>) {
+        if let Some(lease) = lease
+            && let Err(error) = self.store.revoke(lease).await
+        {
+            tracing::debug!(%error, "could not give the lease back; it ends by itself");
         }
     }
 
@@ -165,9 +176,7 @@ impl Campaign {
             }
             Err(error) => {
                 // A candidacy that is stored late after all would lead for as long as the lease lives, and do nothing.
-                if let Err(error) = self.store.revoke(lease).await {
-                    tracing::debug!(%error, "could not give the lease back; it ends by itself");
-                }
+                self.give_back(Some(lease)).await;
                 Err(error)
             }
         }

@@ -10,12 +10,15 @@ use crate::{
     liveness::Instance,
     model::{Report, pod::tests::report},
     relay::{Relay, Sign},
-    roster::{PeerMaster, Reason, view::SEQ},
-    store::{EtcdOptions, Op, StoreUrl, Txn, open},
+    roster::{
+        PeerMaster, Reason,
+        view::{MASTERS, SEQ},
+    },
+    store::{EtcdOptions, Event, Op, StoreUrl, Txn, open},
 };
 use kontrol_slave::supervise::Tasks;
 use serde_json::json;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 const TTL: Duration = Duration::from_secs(5);
 const LOST: Duration = Duration::from_secs(3);
@@ -274,6 +277,7 @@ async fn a_leader_whose_key_was_deleted_steps_down_and_expires_nobody_before_a_f
         ops: vec![Op::Delete(first.key().to_owned())],
         ..Txn::default()
     };
+    let before = master.store.snapshot().await.unwrap().revision;
     master.store.commit(txn).await.unwrap();
     let mut lead = master.election.changes();
     lead.wait_for(|fence| {
@@ -285,6 +289,22 @@ async fn a_leader_whose_key_was_deleted_steps_down_and_expires_nobody_before_a_f
     .unwrap();
     let alone = master.until(View::is_empty).await;
     assert!(alone >= TTL, "{alone:?}");
+    // It was there for the next leader to see all the time: its callback may have needed that to end.
+    let mut watch = master.store.watch(before).await.unwrap();
+    let mut deleted = Vec::new();
+    while let Ok(Ok(events)) = timeout(Duration::from_secs(1), watch.next()).await {
+        for event in events.events {
+            match event {
+                Event::Delete { key, .. } => deleted.push(key),
+                Event::Put(_) => {}
+            }
+        }
+    }
+    assert!(deleted.iter().any(|key| key == first.key()));
+    assert!(
+        !deleted.iter().any(|key| key.starts_with(MASTERS)),
+        "{deleted:?}"
+    );
     master.stop().await;
 }
 
