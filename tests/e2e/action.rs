@@ -229,8 +229,9 @@ async fn an_action_is_cancelled_by_any_master_or_by_the_departure_of_its_dispatc
     };
     let (cluster, _crew) = tier(&etcd, 2).await;
     let mark = cluster.dir.path().join("mark");
-    let text = format!("echo $$ >> {}; sleep 600", mark.display());
-    let started = |told: &Told| told.started.len() == 2;
+    let text = format!("echo $$ >> {}; echo up; sleep 600", mark.display());
+    // A command that was started may be cancelled before its shell does a thing.
+    let up = |told: &Told| told.stdout.len() == 2;
     let gone = async || {
         eventually(SOON, "end of the commands", async || {
             for pid in fs::read_to_string(&mark)?.lines() {
@@ -241,7 +242,7 @@ async fn an_action_is_cancelled_by_any_master_or_by_the_departure_of_its_dispatc
         .await;
     };
     let mut dispatch = cluster.api(0).dispatch(shell(all(), &text)).await.unwrap();
-    dispatch.until(SOON, "start", started).await;
+    dispatch.until(SOON, "commands that are up", up).await;
     let action = dispatch.told.action.clone();
     assert!(!cluster.api(1).cancel(&action).await.unwrap());
     let told = dispatch.finish(SOON).await;
@@ -256,7 +257,7 @@ async fn an_action_is_cancelled_by_any_master_or_by_the_departure_of_its_dispatc
     assert_eq!(unknown.code(), Code::NotFound);
 
     let mut dispatch = cluster.api(1).dispatch(shell(all(), &text)).await.unwrap();
-    dispatch.until(SOON, "start", started).await;
+    dispatch.until(SOON, "commands that are up", up).await;
     let action = dispatch.told.action.clone();
     drop(dispatch);
     gone().await;

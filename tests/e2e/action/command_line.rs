@@ -111,7 +111,11 @@ async fn an_interrupt_or_a_reader_that_leaves_cancels_what_runs() {
     let _permit = small().await;
     let (cluster, _crew) = alone(2).await;
     let pids = cluster.dir.path().join("pids");
-    let line = format!("echo $$ >> {}; yes", pids.display());
+    // Nobody says anything before both have noted who they are: the first word may be what ends them.
+    let line = format!(
+        "echo $$ >> {0}; until [ $(wc -l < {0}) = 2 ]; do sleep 0.02; done; yes",
+        pids.display()
+    );
     let running = async || {
         eventually(SOON, "both commands", async || {
             let text = fs::read_to_string(&pids)?;

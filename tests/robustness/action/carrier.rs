@@ -115,10 +115,10 @@ async fn a_master_that_restarts_on_a_file_ends_what_it_carried() {
         let mut cluster = Cluster::on(&store).patient().start().await;
         let _crew = Crew::start(&mut cluster, 2).await;
         let log = cluster.dir.path().join("runs");
-        let text = format!("echo $$ >> {}; sleep 600", log.display());
+        let text = format!("echo $$ >> {}; echo up; sleep 600", log.display());
         let mut dispatch = cluster.api(0).dispatch(shell(all(), &text)).await.unwrap();
         dispatch
-            .until(SOON, "start", |told| told.started.len() == 2)
+            .until(SOON, "commands that are up", |told| told.stdout.len() == 2)
             .await;
         let action = dispatch.told.action.clone();
         cluster.masters[0].kill();
