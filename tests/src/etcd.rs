@@ -1,5 +1,8 @@
 //! A real etcd of the test's own: one member or three, on free loopback ports, with its data in a temporary folder.
 //!
+//! The folder is made in `KONTROL_TEST_DATA` where that is set: `tests/run` puts it in memory, for a disk that a build keeps
+//! busy lets etcd wait for seconds, and no test here is about a machine that loses its power.
+//!
 //! It can be stopped, killed, paused and started again on the same ports with the same data. The number of writes that
 //! it took is the difference of two revisions.
 
@@ -58,7 +61,7 @@ impl Etcd {
                         process: None,
                     })
                     .collect(),
-                dir: tempfile::tempdir().unwrap(),
+                dir: data_folder(),
             };
             etcd.launch();
             if !etcd.port_was_taken().await {
@@ -251,6 +254,13 @@ impl Etcd {
         let revision = self.revision().await;
         let mut client = connect(&self.endpoints()).await.unwrap();
         client.compact(revision, None).await.unwrap();
+    }
+}
+
+fn data_folder() -> TempDir {
+    match env::var_os("KONTROL_TEST_DATA") {
+        Some(parent) => tempfile::tempdir_in(parent).unwrap(),
+        None => tempfile::tempdir().unwrap(),
     }
 }
 
