@@ -9,6 +9,7 @@ use std::time::Duration;
 
 /// Exit codes, as a shell has them.
 const BY_SIGNAL: i32 = 128;
+const SIGKILL: i32 = 9;
 
 /// Why an action is to end before it ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,15 @@ pub(super) fn cancelled(stop: Option<Stop>) -> NotRun {
     NotRun::new(Outcome::Cancelled, reason)
 }
 
+/// The end of what was killed with its guard, which could not report it.
+fn killed(outcome: Outcome, reason: String) -> ActionResult {
+    ActionResult {
+        signal: SIGKILL,
+        exit_code: BY_SIGNAL + SIGKILL,
+        ..NotRun::new(outcome, reason).result()
+    }
+}
+
 /// How it ended, from what the guard reported.
 pub(super) fn judge(end: End, stop: Option<Stop>, timeout: Duration) -> ActionResult {
     let (cause, status) = match end.report {
@@ -72,22 +82,14 @@ pub(super) fn judge(end: End, stop: Option<Stop>, timeout: Duration) -> ActionRe
         None if end.overdue => {
             let limit = crate::duration::show(timeout);
             let reason = format!("it did not end within {limit}, and its guard was stopped");
-            return ActionResult {
-                signal: 9,
-                exit_code: BY_SIGNAL + 9,
-                ..NotRun::new(Outcome::TimedOut, reason).result()
-            };
+            return killed(Outcome::TimedOut, reason);
         }
         None => {
             let reason = format!(
                 "the guard of the command was killed ({}), and the command with it",
                 end.status
             );
-            return ActionResult {
-                signal: 9,
-                exit_code: BY_SIGNAL + 9,
-                ..NotRun::new(Outcome::Exited, reason).result()
-            };
+            return killed(Outcome::Exited, reason);
         }
     };
     let (outcome, error) = match cause {
@@ -113,5 +115,73 @@ pub(super) fn judge(end: End, stop: Option<Stop>, timeout: Duration) -> ActionRe
         signal,
         error,
         ..ActionResult::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
+
+    /// The outcome, the exit code and the signal of what a guard said, or did not say.
+    fn verdict(
+        report: Option<Report>,
+        overdue: bool,
+        stop: Option<Stop>,
+    ) -> (Outcome, i32, i32, String) {
+        let end = End {
+            status: ExitStatus::from_raw(9),
+            report,
+            overdue,
+        };
+        let result = judge(end, stop, Duration::from_secs(60));
+        (
+            result.outcome(),
+            result.exit_code,
+            result.signal,
+            result.error,
+        )
+    }
+
+    #[test]
+    fn what_the_guard_reports_decides() {
+        use Outcome::{Cancelled, Exited, TimedOut};
+        let cancelled = "the action was cancelled";
+        let late = "it did not end within 1m";
+        for (cause, status, expected) in [
+            (Cause::Itself, Status::Exited(0), (Exited, 0, 0, "")),
+            (Cause::Itself, Status::Exited(3), (Exited, 3, 0, "")),
+            (Cause::Itself, Status::Killed(11), (Exited, 139, 11, "")),
+            (Cause::Lease, Status::Killed(15), (TimedOut, 143, 15, late)),
+            (Cause::Lease, Status::Exited(0), (TimedOut, 0, 0, late)),
+            (
+                Cause::Stop,
+                Status::Killed(9),
+                (Cancelled, 137, 9, cancelled),
+            ),
+            (Cause::Stop, Status::NotRun, (Cancelled, -1, 0, cancelled)),
+        ] {
+            let (outcome, exit_code, signal, error) = expected;
+            assert_eq!(
+                verdict(Some(Report::Ended(cause, status)), false, None),
+                (outcome, exit_code, signal, error.to_owned())
+            );
+        }
+        let not_started = Some(Report::NotStarted("no such user".into()));
+        let (outcome, exit_code, _, error) = verdict(not_started, false, None);
+        assert_eq!((outcome, exit_code), (Outcome::Refused, -1));
+        assert!(error.ends_with("no such user"), "{error}");
+    }
+
+    #[test]
+    fn a_guard_that_says_nothing_was_killed_for_what_is_known_here() {
+        let (outcome, exit_code, signal, error) = verdict(None, false, None);
+        assert_eq!((outcome, exit_code, signal), (Outcome::Exited, 137, 9));
+        assert!(error.contains("guard"), "{error}");
+        let (outcome, exit_code, signal, _) = verdict(None, true, None);
+        assert_eq!((outcome, exit_code, signal), (Outcome::TimedOut, 137, 9));
+        let (outcome, exit_code, _, error) = verdict(None, true, Some(Stop::SlaveStops));
+        assert_eq!((outcome, exit_code), (Outcome::Cancelled, -1));
+        assert_eq!(error, "the slave stops");
     }
 }

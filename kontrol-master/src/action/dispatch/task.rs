@@ -45,6 +45,7 @@ const TICK: Duration = Duration::from_millis(250);
 const BATCH: usize = 64;
 /// How long an action may take to end once this master stops, and its dispatcher to be told.
 const STOP: Duration = Duration::from_secs(2);
+
 /// Where an action comes from.
 #[derive(Debug)]
 pub(super) enum Origin {
