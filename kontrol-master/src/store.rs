@@ -66,6 +66,13 @@ pub enum Compare {
     ModRevision(String, Revision),
     /// The key was created by this revision.
     CreateRevision(String, Revision),
+    /// No key under this prefix (`relay/`) was written later than this revision; holds when there are none.
+    NotNewer {
+        /// The prefix.
+        prefix: String,
+        /// The last revision that may have written one of its keys.
+        revision: Revision,
+    },
 }
 
 /// A write.
@@ -102,7 +109,7 @@ pub struct Txn {
     pub compares: Vec<Compare>,
     /// What is then written. No key twice.
     pub ops: Vec<Op>,
-    /// What is read instead when something does not hold, at the same revision.
+    /// What is read instead when something does not hold, at the same revision; see `Store::read`.
     pub otherwise: Vec<String>,
 }
 
@@ -154,7 +161,7 @@ pub enum Outcome {
     /// It was committed and made this revision. One that changed nothing (it deleted what was not there) made none, and
     /// this is the revision that it found.
     Committed(Revision),
-    /// A compare did not hold; nothing was written. The keys of `otherwise` that exist, at this revision.
+    /// A compare did not hold; nothing was written. What `otherwise` reads, at this revision.
     Conflict(Snapshot),
 }
 
@@ -228,7 +235,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Reads every key under a prefix (`pods/`) as it was at an earlier revision. `Compacted` when that is forgotten.
     async fn snapshot_at(&self, prefix: &str, revision: Revision) -> Result<Snapshot, StoreError>;
 
-    /// Reads those of these keys that exist, at one revision. At most `MAX_TXN_OPS`.
+    /// Reads those of these keys that exist, at one revision. A name that ends in a slash (`relay/`) stands for every key
+    /// that begins with it; that is for few and small keys, because they come in one answer. At most `MAX_TXN_OPS` names.
     async fn read(&self, keys: &[String]) -> Result<Snapshot, StoreError>;
 
     /// Commits a transaction.
@@ -248,6 +256,11 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Whether leases can end by themselves: false for a store that lives inside this one process.
     fn leases_expire(&self) -> bool;
+}
+
+/// Whether a name that is read stands for all keys that begin with it.
+fn is_prefix(name: &str) -> bool {
+    name.ends_with('/')
 }
 
 /// A store that all tasks of a master share.

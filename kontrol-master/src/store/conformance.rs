@@ -30,6 +30,7 @@ macro_rules! conformance {
             a_transaction_happens_as_a_whole_or_not_at_all
             a_compare_holds_for_exactly_what_it_says
             a_conflict_reads_otherwise_at_one_revision
+            nothing_newer_under_a_prefix_can_be_compared_and_read_back
             a_transaction_that_changes_nothing_makes_no_revision
             a_key_that_comes_back_has_a_new_create_revision
             a_fence_holds_only_while_its_leader_key_is_there

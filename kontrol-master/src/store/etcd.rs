@@ -17,7 +17,7 @@ use self::{
 };
 use super::{
     Compare, Entry, EtcdOptions, LeaseId, MAX_TXN_OPS, Op, Outcome, Revision, Snapshot, Store,
-    StoreError, Txn, Watch,
+    StoreError, Txn, Watch, is_prefix,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -131,8 +131,9 @@ impl EtcdStore {
     }
 
     fn gets(&self, keys: &[String]) -> Vec<TxnOp> {
+        let options = |key: &str| is_prefix(key).then(|| GetOptions::new().with_prefix());
         keys.iter()
-            .map(|key| TxnOp::get(self.key(key), None))
+            .map(|key| TxnOp::get(self.key(key), options(key)))
             .collect()
     }
 
@@ -162,6 +163,12 @@ impl EtcdStore {
             }
             Compare::CreateRevision(key, revision) => {
                 etcd_client::Compare::create_revision(self.key(key), CompareOp::Equal, *revision)
+            }
+            Compare::NotNewer { prefix, revision } => {
+                // etcd compares every key of a range, and 0 where there is none.
+                let next = revision.saturating_add(1);
+                etcd_client::Compare::mod_revision(self.key(prefix), CompareOp::Less, next)
+                    .with_range(after_prefix(self.key(prefix).as_bytes()))
             }
         };
         let op = |op: &Op| match op {

@@ -73,6 +73,54 @@ pub(in crate::store) async fn a_conflict_reads_otherwise_at_one_revision(bench: 
     assert!(snapshot.revision >= last);
 }
 
+pub(in crate::store) async fn nothing_newer_under_a_prefix_can_be_compared_and_read_back(
+    bench: &Bench,
+) {
+    let store = &bench.store;
+    // The neighbours of the prefix, in the order of keys, are none of its keys.
+    let first = commit(store, [put("relay/a", "1"), put("relay", "x")]).await;
+    let second = commit(store, [put("relay/b", "2"), put("relay/a", "2")]).await;
+    let last = commit(store, [put("relay.", "x"), put("relay0", "x")]).await;
+    let not_newer = |prefix: &str, revision| Compare::NotNewer {
+        prefix: prefix.to_owned(),
+        revision,
+    };
+    let cases = [
+        (not_newer("relay/", 0), false),
+        (not_newer("relay/", first), false),
+        (not_newer("relay/", second - 1), false),
+        (not_newer("relay/", second), true),
+        (not_newer("relay/", last), true),
+        (not_newer("relay/", last + 1_000_000), true),
+        (not_newer("relay/c", 0), true),
+        (not_newer("nothing/", 0), true),
+    ];
+    for (compare, holds) in cases {
+        let shown = format!("{compare:?}");
+        let outcome = store.commit(txn([compare], [])).await.unwrap();
+        assert_eq!(matches!(outcome, Outcome::Committed(_)), holds, "{shown}");
+    }
+    let remove = || Txn {
+        compares: vec![not_newer("relay/", second)],
+        ops: vec![put("removed", "1")],
+        otherwise: vec!["relay/".into(), "relay0".into(), "relay/a".into()],
+    };
+    committed(store.commit(remove()).await.unwrap());
+    let third = commit(store, [put("relay/a", "3")]).await;
+    let read = conflict(store.commit(remove()).await.unwrap());
+    let expected = [("relay/a", "3"), ("relay/b", "2"), ("relay0", "x")];
+    assert_eq!(texts(&read), expected);
+    assert_eq!(read.entries[0].mod_revision, third);
+    assert_eq!(
+        texts(&store.read(&remove().otherwise).await.unwrap()),
+        expected
+    );
+    // What goes away is not newer than anything.
+    commit(store, [delete("relay/a"), delete("relay/b")]).await;
+    let compare = not_newer("relay/", 0);
+    committed(store.commit(txn([compare], [])).await.unwrap());
+}
+
 pub(in crate::store) async fn a_transaction_that_changes_nothing_makes_no_revision(bench: &Bench) {
     let store = &bench.store;
     let first = commit(store, [put("a", "1")]).await;

@@ -6,10 +6,12 @@
 
 use crate::store::{
     Compare, Entry, Event, Events, LeaseId, Op, Outcome, Revision, Snapshot, StoreError, Txn,
+    is_prefix,
 };
 use bytes::Bytes;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound,
     time::Duration,
 };
 
@@ -125,14 +127,23 @@ impl State {
     }
 
     /// Those of these keys that exist.
-    pub(super) fn read(&self, keys: &[String]) -> Snapshot {
-        let mut keys: Vec<&String> = keys.iter().collect();
-        keys.sort_unstable();
-        keys.dedup();
-        self.snapshot_of(
-            keys.into_iter()
-                .filter_map(|key| self.keys.get_key_value(key)),
-        )
+    pub(super) fn read(&self, names: &[String]) -> Snapshot {
+        let mut found: BTreeMap<&String, &Record> = BTreeMap::new();
+        for name in names {
+            if is_prefix(name) {
+                found.extend(self.under(name));
+            } else {
+                found.extend(self.keys.get_key_value(name));
+            }
+        }
+        self.snapshot_of(found.into_iter())
+    }
+
+    /// The keys that begin with this.
+    fn under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a Record)> {
+        self.keys
+            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+            .take_while(move |(key, _)| key.starts_with(prefix))
     }
 
     /// The keys under a prefix at an earlier revision: the keys of now, with the steps since then undone.
@@ -144,11 +155,7 @@ impl State {
         if revision < self.floor || revision > self.revision {
             return Err(StoreError::Compacted(revision));
         }
-        let mut keys: BTreeMap<&String, &Record> = self
-            .keys
-            .range(prefix.to_owned()..)
-            .take_while(|(key, _)| key.starts_with(prefix))
-            .collect();
+        let mut keys: BTreeMap<&String, &Record> = self.under(prefix).collect();
         let later = self
             .history
             .iter()
@@ -242,6 +249,9 @@ impl State {
             Compare::CreateRevision(key, revision) => {
                 self.keys.get(key).map_or(0, |r| r.create_revision) == *revision
             }
+            Compare::NotNewer { prefix, revision } => self
+                .under(prefix)
+                .all(|(_, record)| record.mod_revision <= *revision),
         }
     }
 
