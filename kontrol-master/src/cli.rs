@@ -16,6 +16,7 @@ mod output;
 mod pods;
 mod state;
 mod status;
+mod stdio;
 mod stop;
 mod text;
 mod value;
@@ -30,6 +31,7 @@ use error::CliError;
 use masters::Masters;
 use output::{Choice, Output};
 use std::{io, mem, process::ExitCode, time::Duration};
+use stdio::Blocking;
 use stop::{Heeds, Signals};
 use tokio::{runtime::Handle, sync};
 
@@ -140,8 +142,8 @@ pub async fn run(command: Command) -> ExitCode {
     let runtime = Handle::current();
     let (heeds, heeded) = sync::watch::channel(Heeds::default());
     let mut done = tokio::task::spawn_blocking(move || {
-        let mut out = io::stdout();
-        let mut err = io::stderr();
+        let mut out = Blocking(io::stdout());
+        let mut err = Blocking(io::stderr());
         let mut output = Output::new(command.client().output, &mut out, &mut err);
         let mut signals = Signals::default();
         let mut stop = async || {
@@ -149,7 +151,8 @@ pub async fn run(command: Command) -> ExitCode {
             signals.next().await;
             heeds.send_modify(|heeds| heeds.times += 1);
         };
-        runtime.block_on(finish(&command, &mut output, &mut io::stdin(), &mut stop))
+        let mut input = Blocking(io::stdin());
+        runtime.block_on(finish(&command, &mut output, &mut input, &mut stop))
     });
     tokio::select! {
         biased;

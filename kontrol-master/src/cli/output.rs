@@ -3,7 +3,7 @@
 //! JSON is proto3 JSON from the served descriptors, each document on a line: names in camelCase, default values
 //! written out, 64-bit integers as numbers.
 
-use super::error::CliError;
+use super::{error::CliError, stdio::Blocking};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use prost::Message;
@@ -11,8 +11,9 @@ use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use serde_json::ser::Formatter;
 use std::{
     env, fmt,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     mem,
+    os::fd::AsFd,
     sync::OnceLock,
 };
 
@@ -74,7 +75,11 @@ pub(super) struct Output<'a> {
 
 impl<'a> Output<'a> {
     /// The process's own standard output and error.
-    pub(super) fn new(choice: Choice, out: &'a mut io::Stdout, err: &'a mut io::Stderr) -> Self {
+    pub(super) fn new(
+        choice: Choice,
+        out: &'a mut Blocking<impl AsFd>,
+        err: &'a mut Blocking<impl AsFd>,
+    ) -> Self {
         let format = match choice {
             Choice::Table => Format::Table,
             Choice::Auto if out.is_terminal() => Format::Table,
@@ -89,7 +94,7 @@ impl<'a> Output<'a> {
         };
         Self {
             format,
-            out: sink(out, out_terminal),
+            out: sink(out as &mut dyn Write, out_terminal),
             err: sink(err, err_terminal),
             progress: false,
         }

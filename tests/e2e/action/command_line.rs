@@ -9,17 +9,21 @@ use kontrol_tests::{
     node::{command, program, run},
     process::{Process, alive},
     small,
-    wait::eventually,
+    wait::{eventually, throughout},
 };
 use rustix::{
+    fs::{OFlags, fcntl_getfl, fcntl_setfl},
     io::ioctl_fionread,
+    pipe::{PipeFlags, fcntl_getpipe_size, pipe_with},
     process::{Pid, Signal, kill_process},
 };
 use serde_json::Value;
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt,
+    fs,
+    io::{self, Read, Write},
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 fn exec(cluster: &Cluster, arguments: &[&str]) -> Command {
@@ -233,4 +237,69 @@ async fn a_callback_finds_the_program_and_its_master() {
     for index in 0..2 {
         assert!(marks.contains(&crew::id(index)), "{marks}");
     }
+}
+
+/// A pipe that never blocks: somebody who shares it wanted it so.
+fn unblocked() -> (OwnedFd, OwnedFd) {
+    pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap()
+}
+
+/// Reads a pipe to its end, once it is full.
+async fn read_when_full(pipe: OwnedFd) -> Vec<u8> {
+    let size = fcntl_getpipe_size(&pipe).unwrap() as u64;
+    eventually(SOON, "full pipe", async || {
+        let held = ioctl_fionread(&pipe)?;
+        // Nearly: the last page of a pipe may stay in part unused.
+        ensure!(held > size * 3 / 4, "{held} bytes");
+        Ok(())
+    })
+    .await;
+    let flags = fcntl_getfl(&pipe).unwrap();
+    fcntl_setfl(&pipe, flags - OFlags::NONBLOCK).unwrap();
+    let read = move || {
+        let mut all = Vec::new();
+        fs::File::from(pipe).read_to_end(&mut all).map(|_| all)
+    };
+    tokio::task::spawn_blocking(read).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn standard_streams_that_do_not_block_are_waited_for() {
+    let _permit = small().await;
+    let (cluster, _crew) = alone(1).await;
+    let script = "cat; seq 1 60000; seq 1 60000 >&2";
+    let mut command = exec(
+        &cluster,
+        &[
+            "--all", "--output", "raw", "--input", "-", "--shell", script,
+        ],
+    );
+    let ((stdin, input), (stdout, out), (stderr, err)) = (unblocked(), unblocked(), unblocked());
+    command.stdin(stdin).stdout(out).stderr(err);
+    let mut child = command.spawn().unwrap();
+    // It holds our ends of the pipes that are the child's now.
+    drop(command);
+    throughout(
+        Duration::from_millis(300),
+        "the wait for input",
+        async || {
+            let status = child.try_wait()?;
+            ensure!(status.is_none(), "it ended: {status:?}");
+            Ok(())
+        },
+    )
+    .await;
+    fs::File::from(input).write_all(br#"{"a":1}"#).unwrap();
+    let lines: String = (1..=60_000).map(|number| format!("{number}\n")).collect();
+    let (shown, noted) = tokio::join!(read_when_full(stdout), read_when_full(stderr));
+    let shown = text(&shown);
+    assert!(
+        shown == format!("{{\"a\":1}}\n{lines}"),
+        "{} bytes",
+        shown.len()
+    );
+    let noted = text(&noted);
+    assert!(noted.starts_with(&lines), "{} bytes", noted.len());
+    let status = child.wait().unwrap();
+    assert!(status.success(), "{status}");
 }
