@@ -1,7 +1,8 @@
 # Installs what Kontrol needs from Debian, and only what is not there. Sourced by deploy/demo, tests/run and .ci/run:
 #
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
-#   need_tests   what it takes to run every test: etcd, Python for callbacks written in it, and curl for plain HTTP
+#   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP,
+#                and iproute2 and iptables for networks that fail
 #   install      installs what was found missing, if anything, with one apt-get update
 
 missing=()
@@ -29,6 +30,9 @@ need_tests() {
     has etcd || missing+=(etcd-server)
     has python3 || missing+=(python3)
     has curl || missing+=(curl)
+    has jq || missing+=(jq)
+    has ip || missing+=(iproute2)
+    has iptables || missing+=(iptables)
 }
 
 install() {

@@ -18,6 +18,7 @@ mod input;
 mod keepalive;
 mod keys;
 mod liveness;
+mod readme;
 mod serving;
 mod slave;
 mod watch;

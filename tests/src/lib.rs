@@ -24,6 +24,7 @@ pub mod etcd;
 pub mod fault;
 pub mod fleet;
 pub mod history;
+pub mod house;
 pub mod load;
 pub mod node;
 pub mod pod;
