@@ -14,7 +14,7 @@ use crate::{
     liveness::Instance,
     metrics::Metrics,
     model::{PodKey, Report},
-    relay::{Relay, Sign},
+    relay::{Counted, Relay, Sign},
     roster::Roster,
     store::Revision,
 };
@@ -25,6 +25,9 @@ use tokio::time::Instant;
 /// How long an answer waits for this master's own roster to show the change. Missing it does no harm: the change is
 /// stored.
 const CATCH_UP_LIMIT: Duration = Duration::from_millis(500);
+/// How often a keepalive is decided about whose record turned out to be another one, before its sender is told to try
+/// again.
+const MAX_DECISIONS: usize = 4;
 
 /// What an accepted keepalive is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,13 @@ pub struct Accepted {
     pub key: PodKey,
     /// Its seq; 0 after a goodbye of a pod that wasn't there.
     pub seq: u64,
+}
+
+/// What became of a keepalive.
+enum Decided {
+    Accepted(Accepted),
+    /// It is to be decided about again, with the roster at this revision or behind it.
+    Again(Revision),
 }
 
 /// The intake. Cheap to clone.
@@ -78,24 +88,45 @@ impl Keepalives {
             ));
         }
         let now = Instant::now();
+        for _ in 0..MAX_DECISIONS {
+            match self.decide(&report, now).await? {
+                Decided::Accepted(accepted) => return Ok(accepted),
+                // Held against a record that is no longer the one in the store: this master's view was behind.
+                Decided::Again(revision) => {
+                    self.roster.caught_up(revision, CATCH_UP_LIMIT).await;
+                }
+            }
+        }
+        Err(Error::Unavailable(
+            "the pod's record keeps changing; try again".to_owned(),
+        ))
+    }
+
+    /// Decides about a keepalive as this master's view is now.
+    async fn decide(&self, report: &Report, now: Instant) -> Result<Decided, Error> {
         let key = report.key();
-        let (plan, seq, sign) = self.plan(&report, now);
-        match plan {
+        let (plan, seq, sign) = self.plan(report, now);
+        let accepted = match plan {
             // A keepalive that was overtaken proves as well that the pod lives; it just has nothing to say any more.
             Plan::Refresh | Plan::Stale if sign.revision > 0 => {
-                self.relay.count(sign).await?;
+                if let Counted::Again(revision) = self.relay.count(sign).await? {
+                    return Ok(Decided::Again(revision));
+                }
                 Ok(Accepted { key, seq })
             }
             Plan::Refresh | Plan::Stale | Plan::Nothing => Ok(Accepted { key, seq }),
             Plan::Superseded => {
                 let view = self.roster.view();
                 let pod = view.member(key).map(|member| member.pod.as_ref());
-                Err(draft::superseded(&report, pod))
+                Err(draft::superseded(report, pod))
             }
-            Plan::Remove => self.write(report, now).await.map(|(accepted, _)| accepted),
+            Plan::Remove => {
+                let written = self.write(report.clone(), now).await;
+                written.map(|(accepted, _)| accepted)
+            }
             Plan::Join | Plan::Update | Plan::Replace => {
                 self.relay.check()?;
-                let written = self.write(report, now).await;
+                let written = self.write(report.clone(), now).await;
                 if plan == Plan::Update && matches!(written, Err(Error::Unavailable(_))) {
                     // What it has to say must be said again; that the pod lives is heard all the same.
                     if let Some(member) = self.roster.peek().member(key) {
@@ -111,11 +142,14 @@ impl Keepalives {
                         attachment: 0,
                         ..sign
                     };
-                    self.relay.count(sign).await?;
+                    if let Counted::Again(revision) = self.relay.count(sign).await? {
+                        return Ok(Decided::Again(revision));
+                    }
                 }
                 Ok(accepted)
             }
-        }
+        };
+        accepted.map(Decided::Accepted)
     }
 
     /// Has a report written, and waits until the roster shows it. Also tells the revision when nothing had to be written.

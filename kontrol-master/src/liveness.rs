@@ -123,7 +123,7 @@ impl Heard {
     }
 }
 
-/// A span in which the process stood still.
+/// A span in which keepalives could not be heard: the process stood still, or missed what the store passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blind {
     start: Instant,
@@ -131,6 +131,11 @@ pub struct Blind {
 }
 
 impl Blind {
+    /// The span between these moments.
+    pub fn between(start: Instant, end: Instant) -> Self {
+        Self { start, end }
+    }
+
     /// How long it was.
     pub fn length(&self) -> Duration {
         self.end - self.start

@@ -1,22 +1,31 @@
 //! Whether this master can do its work: what `/readyz` and the gRPC health service say.
 
 use crate::{
+    election::{Confirmed, Election},
     relay::{Link, Relay},
     roster::{Changes, Roster},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 
 /// Tells whether this master can do its work. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Readiness {
     roster: Roster,
     relay: Relay,
+    election: Election,
 }
 
 impl Readiness {
-    /// The readiness of a master with this roster and relay.
-    pub fn new(roster: Roster, relay: Relay) -> Self {
-        Self { roster, relay }
+    /// The readiness of a master with this roster, relay and election.
+    pub fn new(roster: Roster, relay: Relay, election: Election) -> Self {
+        Self {
+            roster,
+            relay,
+            election,
+        }
     }
 
     /// Whether this master can do its work; if not, why.
@@ -25,11 +34,16 @@ impl Readiness {
             return Err("the store can't be reached");
         }
         match self.relay.link() {
-            Link::Leading | Link::Up => Ok(()),
+            Link::Leading | Link::Up | Link::Late => Ok(()),
+            // Keepalives count through the store, where it can be written: the lease tells.
+            Link::Down if self.election.in_touch() => Ok(()),
+            Link::Down => Err("neither the leader nor the store can be reached"),
             Link::Opening => Err("the leader has not answered yet"),
             Link::NoLeader => Err("there is no leader"),
-            Link::Blind => Err("the store can't be reached"),
-            Link::Down => Err("the leader can't be reached"),
+            Link::Stranger => Err(
+                "the leader's address leads to another master: give each master an address that the others can dial \
+                 (--advertise)",
+            ),
         }
     }
 
@@ -38,6 +52,7 @@ impl Readiness {
         ReadinessChanges {
             roster: self.roster.changes(),
             link: self.relay.changes(),
+            confirmed: self.election.confirmed(),
         }
     }
 }
@@ -47,14 +62,25 @@ impl Readiness {
 pub struct ReadinessChanges {
     roster: Changes,
     link: watch::Receiver<Link>,
+    confirmed: watch::Receiver<Confirmed>,
 }
 
 impl ReadinessChanges {
     /// Waits. False once the master shuts down. Cancel safe.
     pub async fn next(&mut self) -> bool {
+        let end = self.confirmed.borrow_and_update().end();
+        let end = end.filter(|end| *end > Instant::now());
+        let lapsed = async {
+            match end {
+                Some(end) => sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             more = self.roster.next() => more,
             more = self.link.changed() => more.is_ok(),
+            more = self.confirmed.changed() => more.is_ok(),
+            () = lapsed => true,
         }
     }
 }

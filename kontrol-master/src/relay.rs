@@ -1,73 +1,92 @@
-//! The relay: a master that doesn't lead tells the leader which pods it heard, attached or lost sight of, in batches over
-//! one stream, and answers a keepalive only once the leader counts it.
+//! The relay: a master that doesn't lead has the leader count which pods it heard, attached or lost sight of, and
+//! answers a keepalive only once it counts.
 //!
 //! ```text
-//! keepalives ──▶ queue ──▶ batch n ──▶ leader        one batch on its way at a time: what comes meanwhile
-//!     ◀── answers ◀── ack n ◀──────────┘             makes up the next one; an empty one every HEARTBEAT
+//!                ┌─▶ stream ──▶ batch n ──▶ leader          one batch on its way at a time; an empty one each HEARTBEAT
+//! keepalives ────┤      ◀── ack n ◀──────────┘
+//!                └─▶ detour ──▶ relay/<master> in the store ──▶ the leader's watch      at most five writes a second
 //! ```
 //!
-//! Links: while this master leads, or nobody does, keepalives count at once (a new leader gives every pod a full TTL,
-//! and hears of every pod that this master heard within one, as soon as the stream is up). A master that has a leader
-//! and can't reach it refuses keepalives: the pods go to another master. So does one that knows of no leader and is
-//! cut off from the store, unless all its peers are as well: another may lead meanwhile, and would expire a pod whose
-//! keepalives were accepted here.
+//! A keepalive counts when this master leads and its lease is confirmed, when the leader has acknowledged it, or when it
+//! stands in the store. The stream is the rule, and costs the store nothing. What the leader does not acknowledge in
+//! time takes the detour as well, and all does while there is no stream (the leader died, hangs, or can't be reached):
+//! so no keepalive is refused while the store can be written. The leader removes a pod only if nothing newer than what
+//! it knows stands under `relay/`. A master that reaches neither the leader nor the store refuses.
+//!
+//! The way back: once the leader has acknowledged all that this master heard within a TTL, and the stream has kept up for
+//! a while, the key is deleted.
 
+mod detour;
+mod stream;
 mod task;
 #[cfg(test)]
 mod tests;
+mod way;
 
+pub use detour::DetourTask;
 pub use task::RelayTask;
+pub use way::Limits;
 
 use crate::{
     election::Election,
     error::Error,
     liveness::{Detached, Instance},
     model::PodKey,
-    roster::Roster,
+    roster::{Roster, View},
     status::Status,
-    store::Revision,
+    store::{Revision, SharedStore},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
+use way::{Sight, Way};
 
 /// How many keepalives may wait for a batch; more are refused.
 const QUEUE: usize = 65_536;
-/// Most refreshes in a batch: some 20 bytes each.
-const MAX_BATCH: usize = 20_000;
-/// An idle stream carries an empty batch this often.
-const HEARTBEAT: Duration = Duration::from_millis(200);
-/// A leader that doesn't answer a batch for this long is out of reach.
-const ACK_LIMIT: Duration = Duration::from_millis(1000);
-/// How long a keepalive waits for the leader, a change of leaders included. Far below the time-out of any slave.
-const COUNT_LIMIT: Duration = Duration::from_millis(1500);
 
-/// How this master's keepalives get counted.
+/// How this master and the leader are linked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     /// This master leads.
     Leading,
     /// The leader answers.
     Up,
-    /// The leader takes the stream and has answered no batch yet: keepalives wait for it.
+    /// The leader takes the stream and has not acknowledged yet all that this master heard.
     Opening,
+    /// The leader takes its time to answer.
+    Late,
     /// Nobody leads.
     NoLeader,
     /// There is a leader, and it can't be reached.
     Down,
-    /// Nobody is known to lead, the store can't be asked, and another master may see more.
-    Blind,
+    /// The leader's address leads to another master, this one maybe.
+    Stranger,
+}
+
+/// What became of a keepalive that was to be counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// It counts.
+    Yes,
+    /// The record that it was held against is gone or was written anew, as can be seen from this revision on. It doesn't
+    /// count; it is to be decided about again.
+    Again(Revision),
 }
 
 /// Handle on the relay. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Relay {
-    queue: mpsc::Sender<Item>,
+    stream: mpsc::Sender<Item>,
+    detour: mpsc::Sender<Item>,
     link: watch::Receiver<Link>,
     detached: mpsc::Sender<Detached>,
     roster: Roster,
+    election: Election,
+    /// Whether other masters can share the store: if not, there is nobody to tell.
+    shared: bool,
+    limits: Limits,
 }
 
 /// A sign of a pod.
@@ -85,47 +104,93 @@ pub struct Sign {
     pub at: Instant,
 }
 
+/// A sign on its way to the leader.
 #[derive(Debug)]
 struct Item {
     sign: Sign,
     /// The attachment ended then: no sign of life.
     detached: bool,
-    counted: Option<oneshot::Sender<()>>,
+    /// Who waits for the answer.
+    answer: Option<oneshot::Sender<Counted>>,
+}
+
+impl Item {
+    fn settle(self, counted: Counted) {
+        if let Some(answer) = self.answer {
+            // Whoever asked may have stopped to wait.
+            let _ = answer.send(counted);
+        }
+    }
+
+    /// Whether nobody waits for it any more. What nobody ever waited for is not abandoned.
+    fn abandoned(&self) -> bool {
+        self.answer.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+}
+
+/// What a relay works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// This start of this master.
+    pub me: Instance,
+    /// The id of this master.
+    pub id: Arc<str>,
+    /// The store.
+    pub store: SharedStore,
+    /// The roster.
+    pub roster: Roster,
+    /// The election.
+    pub election: Election,
+    /// Where the callback's status is told, as the leader tells it.
+    pub status: Status,
+    /// How long a pod may be silent, and so how long a keepalive is worth telling a new leader about.
+    pub ttl: Duration,
+    /// How often pods report.
+    pub interval: Duration,
+    /// Where this master's term reads which channels ended.
+    pub detached: mpsc::Sender<Detached>,
 }
 
 impl Relay {
-    /// A relay and its task. `ttl`: how long a keepalive is worth telling a new leader about. `detached`: where this
-    /// master's term reads which channels ended.
-    pub fn new(
-        me: Instance,
-        roster: Roster,
-        election: Election,
-        status: Status,
-        ttl: Duration,
-        detached: mpsc::Sender<Detached>,
-    ) -> (Self, RelayTask) {
-        let (sender, queue) = mpsc::channel(QUEUE);
+    /// A relay, and its two tasks: the stream to the leader, and the detour through the store.
+    pub fn new(parts: Parts) -> (Self, RelayTask, DetourTask) {
+        let limits = Limits::serving(parts.interval);
+        let (stream, to_stream) = mpsc::channel(QUEUE);
+        let (detour, to_detour) = mpsc::channel(QUEUE);
         let (link, receiver) = watch::channel(Link::NoLeader);
         let handle = Self {
-            queue: sender,
-            link: receiver,
-            detached,
-            roster: roster.clone(),
+            stream,
+            detour,
+            link: receiver.clone(),
+            detached: parts.detached,
+            roster: parts.roster.clone(),
+            election: parts.election.clone(),
+            shared: parts.store.leases_expire(),
+            limits,
         };
+        let detour = DetourTask::new(
+            parts.me,
+            parts.id,
+            parts.store,
+            parts.roster.clone(),
+            to_detour,
+            receiver,
+        );
         let task = RelayTask {
-            me,
-            roster,
-            election,
-            status,
-            ttl,
-            queue,
+            me: parts.me,
+            roster: parts.roster,
+            election: parts.election,
+            status: parts.status,
+            ttl: parts.ttl,
+            limits,
+            queue: to_stream,
             link,
             pending: Vec::new(),
         };
-        (handle, task)
+        (handle, task, detour)
     }
 
-    /// How keepalives get counted at this moment.
+    /// How this master and the leader are linked at this moment.
     pub fn link(&self) -> Link {
         *self.link.borrow()
     }
@@ -135,35 +200,61 @@ impl Relay {
         self.link.clone()
     }
 
+    fn way(&self) -> Way {
+        way::way(Sight {
+            leads: self.election.leads().is_some(),
+            shared: self.shared,
+            sees_store: self.roster.connected(),
+            link: self.link(),
+        })
+    }
+
     /// Refuses early when a keepalive could not be counted.
     pub fn check(&self) -> Result<(), Error> {
-        match self.link() {
-            Link::Down => Err(Self::unreachable()),
-            Link::Blind => Err(Self::blind()),
-            Link::Leading | Link::Up | Link::Opening | Link::NoLeader => Ok(()),
+        match self.way() {
+            Way::Refuse => Err(unreachable()),
+            Way::Here | Way::Stream | Way::Both | Way::Detour => Ok(()),
         }
     }
 
-    /// Makes the leader count a pod that was just heard.
-    pub async fn count(&self, sign: Sign) -> Result<(), Error> {
-        match self.link() {
-            Link::Leading | Link::NoLeader => return Ok(()),
-            Link::Down => return Err(Self::unreachable()),
-            Link::Blind => return Err(Self::blind()),
-            Link::Up | Link::Opening => {}
+    /// Makes a pod count that was just heard.
+    pub async fn count(&self, sign: Sign) -> Result<Counted, Error> {
+        let way = self.way();
+        match way {
+            Way::Here => return Ok(Counted::Yes),
+            Way::Refuse => return Err(unreachable()),
+            Way::Stream | Way::Both | Way::Detour => {}
         }
-        let (counted, answer) = oneshot::channel();
-        let item = Item {
-            sign,
-            detached: false,
-            counted: Some(counted),
+        let end = Instant::now() + self.limits.answer;
+        let mut acknowledged = match way {
+            Way::Stream | Way::Both => Some(hand(&self.stream, sign)?),
+            Way::Here | Way::Detour | Way::Refuse => None,
         };
-        self.queue
-            .try_send(item)
-            .map_err(|_| Error::Unavailable("too many keepalives at once; try again".to_owned()))?;
-        match timeout(COUNT_LIMIT, answer).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Self::unreachable()),
+        if way == Way::Stream
+            && let Some(answer) = &mut acknowledged
+        {
+            match timeout(self.limits.patience, &mut *answer).await {
+                Ok(Ok(counted)) => return Ok(counted),
+                // The stream broke.
+                Ok(Err(_)) => acknowledged = None,
+                Err(_) => {}
+            }
+        }
+        // Time has passed, in which this master may have been elected.
+        match self.way() {
+            Way::Here => return Ok(Counted::Yes),
+            Way::Refuse => return Err(unreachable()),
+            Way::Stream | Way::Both | Way::Detour => {}
+        }
+        let stored = if self.roster.connected() {
+            Some(hand(&self.detour, sign)?)
+        } else {
+            None
+        };
+        match timeout_at(end, first(acknowledged, stored)).await {
+            Ok(Some(counted)) => Ok(counted),
+            Ok(None) | Err(_) if self.election.leads().is_some() => Ok(Counted::Yes),
+            Ok(None) | Err(_) => Err(unreachable()),
         }
     }
 
@@ -172,13 +263,14 @@ impl Relay {
         let item = Item {
             sign,
             detached: true,
-            counted: None,
+            answer: None,
         };
-        match self.link() {
-            Link::Leading => self.detached_here(sign),
-            // A full queue is of keepalives, which matter more.
-            Link::Up | Link::Opening => drop(self.queue.try_send(item)),
-            Link::NoLeader | Link::Down | Link::Blind => {}
+        // A full queue is of keepalives, which matter more.
+        match self.way() {
+            Way::Here => self.detached_here(sign),
+            Way::Stream | Way::Both => drop(self.stream.try_send(item)),
+            Way::Detour => drop(self.detour.try_send(item)),
+            Way::Refuse => {}
         }
     }
 
@@ -198,21 +290,67 @@ impl Relay {
             let _ = self.detached.try_send(detached);
         }
     }
+}
 
-    fn unreachable() -> Error {
-        Error::Unavailable("this master can't reach the leader; try another master".to_owned())
+/// Counts a sign that a peer heard, on the leader. False when the record that it was held against is known to be gone or
+/// to be written anew.
+pub fn hear(view: &View, sign: Sign, master: Instance) -> bool {
+    let Some(member) = view.member(sign.key) else {
+        // A record that this view doesn't show yet gives its pod a full TTL once it does.
+        return sign.revision > view.revision();
+    };
+    if sign.revision < member.mod_revision {
+        return false;
     }
+    member.heard.touch(sign.at, sign.beat, Some(master));
+    member.heard.attach(sign.attachment);
+    true
+}
 
-    fn blind() -> Error {
-        Error::Unavailable("this master can't reach the store; try another master".to_owned())
+fn hand(queue: &mpsc::Sender<Item>, sign: Sign) -> Result<oneshot::Receiver<Counted>, Error> {
+    let (sender, answer) = oneshot::channel();
+    let item = Item {
+        sign,
+        detached: false,
+        answer: Some(sender),
+    };
+    queue
+        .try_send(item)
+        .map_err(|_| Error::Unavailable("too many keepalives at once; try again".to_owned()))?;
+    Ok(answer)
+}
+
+/// The first answer of the two ways; nothing when neither gives one.
+async fn first(
+    mut acknowledged: Option<oneshot::Receiver<Counted>>,
+    mut stored: Option<oneshot::Receiver<Counted>>,
+) -> Option<Counted> {
+    loop {
+        // Both arms are cancel safe: a receiver that gave its answer is not asked again.
+        tokio::select! {
+            answer = receive(&mut acknowledged), if acknowledged.is_some() => match answer {
+                Some(counted) => return Some(counted),
+                None => acknowledged = None,
+            },
+            answer = receive(&mut stored), if stored.is_some() => match answer {
+                Some(counted) => return Some(counted),
+                None => stored = None,
+            },
+            else => return None,
+        }
     }
 }
 
-impl Item {
-    fn count(self) {
-        if let Some(counted) = self.counted {
-            // Whoever asked may have stopped to wait.
-            let _ = counted.send(());
-        }
+async fn receive(answer: &mut Option<oneshot::Receiver<Counted>>) -> Option<Counted> {
+    match answer {
+        Some(answer) => answer.await.ok(),
+        None => None,
     }
+}
+
+fn unreachable() -> Error {
+    Error::Unavailable(
+        "this master reaches neither the leader nor the store in time; try another master"
+            .to_owned(),
+    )
 }

@@ -7,6 +7,7 @@
 
 mod expiry;
 mod handled;
+mod relayed;
 mod run;
 
 use crate::{
@@ -125,6 +126,8 @@ struct Term {
     damper: Damper,
     /// The roster that the deadlines and the damper know.
     seen: Arc<View>,
+    /// How much of what was told through the store this term has read.
+    relayed: relayed::Read,
     /// What the callback handled last.
     handled: Handled,
     /// No run may start before: the leader before this one still lives, and so may its callback.
@@ -158,6 +161,7 @@ impl Term {
             attention: Attention::new(now),
             damper: Damper::new(settings.damper, settings.damper_max),
             seen: Arc::default(),
+            relayed: relayed::Read::default(),
             handled: Handled::default(),
             quarantine: None,
             running: None,
@@ -210,7 +214,11 @@ impl Term {
             let now = Instant::now();
             self.attend(now);
             self.observe(now);
-            if let Err(Deposed) = self.expire(now).await {
+            let swept = match self.expire(now).await {
+                Ok(()) => self.sweep_relayed(now).await,
+                deposed => deposed,
+            };
+            if let Err(Deposed) = swept {
                 tracing::info!("another master leads; this term changes nothing any more");
                 return;
             }
@@ -269,6 +277,7 @@ impl Term {
         if view.revision() == self.seen.revision() {
             return;
         }
+        self.hear_relayed(&view);
         let mut in_digest = false;
         for item in self.seen.order().diff(view.order()) {
             match item {

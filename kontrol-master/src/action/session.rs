@@ -20,7 +20,7 @@ use crate::{
     listener::Ending,
     liveness::Instance,
     model::{Invalid, invalid::key},
-    relay::{Relay, Sign},
+    relay::{Counted, Relay, Sign},
     roster::{Member, Roster},
 };
 use kontrol_proto::v1::{
@@ -43,6 +43,10 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 const HOLD: Duration = Duration::from_millis(300);
 /// A pause that ended this long before the channel did may be why it ended.
 const AFTER_PAUSE: Duration = Duration::from_secs(2);
+/// How often an attachment is told to the leader whose pod's record turned out to be another one.
+const MAX_COUNTS: usize = 4;
+/// How long it waits for this master's roster to show the other record.
+const COUNT_LIMIT: Duration = Duration::from_millis(500);
 /// Most actions that a slave may say it holds.
 const MAX_ACTIONS: usize = 16_384;
 
@@ -136,28 +140,39 @@ impl Sessions {
             return Err(Invalid::new("attachment", "counts from 1").into());
         }
         self.relay.check()?;
-        let now = Instant::now();
-        let sign = {
-            let view = self.roster.peek();
-            let member = view.member(slave.key).filter(|member| is(member, &slave));
-            let member = member.ok_or_else(|| {
-                Error::Superseded(format!(
-                    "no live pod has the key {} and this nonce: report a keepalive first",
-                    slave.key
-                ))
-            })?;
-            member.heard.touch(now, 0, Some(self.me));
-            member.heard.attach(hello.attachment);
-            Sign {
-                key: slave.key,
-                revision: member.mod_revision,
-                beat: 0,
-                attachment: hello.attachment,
-                at: now,
+        for _ in 0..MAX_COUNTS {
+            let sign = self.sign(&slave, hello.attachment)?;
+            match self.relay.count(sign).await? {
+                Counted::Yes => return Ok(slave),
+                Counted::Again(revision) => {
+                    self.roster.caught_up(revision, COUNT_LIMIT).await;
+                }
             }
-        };
-        self.relay.count(sign).await?;
-        Ok(slave)
+        }
+        Err(Error::Unavailable(
+            "the pod's record keeps changing; try again".to_owned(),
+        ))
+    }
+
+    fn sign(&self, slave: &Slave, attachment: u64) -> Result<Sign, Error> {
+        let now = Instant::now();
+        let view = self.roster.peek();
+        let member = view.member(slave.key).filter(|member| is(member, slave));
+        let member = member.ok_or_else(|| {
+            Error::Superseded(format!(
+                "no live pod has the key {} and this nonce: report a keepalive first",
+                slave.key
+            ))
+        })?;
+        member.heard.touch(now, 0, Some(self.me));
+        member.heard.attach(attachment);
+        Ok(Sign {
+            key: slave.key,
+            revision: member.mod_revision,
+            beat: 0,
+            attachment,
+            at: now,
+        })
     }
 }
 

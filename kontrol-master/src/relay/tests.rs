@@ -1,18 +1,25 @@
 //! A follower's relay against a leader that answers as it is told, over a socket and in real time.
 
-use super::*;
+use super::{
+    detour::PACE,
+    stream::{ACK_LIMIT, HEARTBEAT},
+    *,
+};
 use crate::{
     election::Campaign,
     model::pod::tests::report,
     roster::{
         Mirror, PeerMaster,
-        view::{LEADER, pod_key},
+        view::{LEADER, RELAY, RelayRecord, pod_key},
     },
-    store::{EtcdOptions, Op, SharedStore, StoreUrl, Txn, open},
+    store::{
+        EtcdOptions, LeaseId, Op, Outcome, Snapshot, Store, StoreError, StoreUrl, Txn, Watch, open,
+    },
 };
+use async_trait::async_trait;
 use futures::{Stream, StreamExt};
 use kontrol_proto::internal::v1::{
-    InspectRequest, InspectResponse, RelayRequest, RelayResponse, SightRequest, SightResponse,
+    InspectRequest, InspectResponse, RelayRequest, RelayResponse,
     peer_service_server::{PeerService, PeerServiceServer},
 };
 use std::{
@@ -30,6 +37,49 @@ enum Answer {
     Counts(CancellationToken),
     /// Says that another leads by now.
     Overtaken,
+    /// Says that it is another master.
+    Stranger,
+    /// Says that it doesn't lead.
+    NotLeading,
+    /// Takes the stream and never answers.
+    Hangs,
+    /// Says that no record is what the follower takes it for.
+    Again,
+}
+
+/// A store that other masters could share.
+#[derive(Debug)]
+struct Shared(SharedStore);
+
+#[async_trait]
+impl Store for Shared {
+    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        self.0.snapshot().await
+    }
+    async fn snapshot_at(&self, prefix: &str, revision: Revision) -> Result<Snapshot, StoreError> {
+        self.0.snapshot_at(prefix, revision).await
+    }
+    async fn read(&self, keys: &[String]) -> Result<Snapshot, StoreError> {
+        self.0.read(keys).await
+    }
+    async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        self.0.commit(txn).await
+    }
+    async fn watch(&self, behind: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        self.0.watch(behind).await
+    }
+    async fn grant(&self, ttl: Duration) -> Result<(LeaseId, Duration), StoreError> {
+        self.0.grant(ttl).await
+    }
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+        self.0.keep_alive(lease).await
+    }
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.0.revoke(lease).await
+    }
+    fn leases_expire(&self) -> bool {
+        true
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -51,23 +101,29 @@ impl PeerService for Leader {
             let leader = leader.clone();
             async move {
                 let batch = batch?;
-                let Answer::Counts(token) = &leader.answer else {
-                    return Err(RpcStatus::aborted("another leads"));
+                let mut response = RelayResponse {
+                    batch: batch.batch,
+                    ..RelayResponse::default()
                 };
-                token.cancelled().await;
+                match &leader.answer {
+                    Answer::Counts(token) => token.cancelled().await,
+                    Answer::Overtaken => return Err(RpcStatus::aborted("another leads")),
+                    Answer::Stranger => return Err(RpcStatus::not_found("the master m9")),
+                    Answer::NotLeading => {
+                        return Err(RpcStatus::failed_precondition("not the leader"));
+                    }
+                    Answer::Hangs => std::future::pending().await,
+                    Answer::Again => {
+                        response.again = (0..).take(batch.refreshes.len()).collect();
+                        response.revision = 1;
+                    }
+                }
                 let beats = batch.refreshes.iter().map(|refresh| refresh.beat);
                 leader.beats.lock().unwrap().extend(beats);
-                Ok(RelayResponse {
-                    batch: batch.batch,
-                    callback: None,
-                })
+                Ok(response)
             }
         });
         Ok(Response::new(Box::pin(answers)))
-    }
-
-    async fn sight(&self, _: Request<SightRequest>) -> Result<Response<SightResponse>, RpcStatus> {
-        Err(RpcStatus::unimplemented("not here"))
     }
 
     async fn inspect(
@@ -79,6 +135,7 @@ impl PeerService for Leader {
 }
 
 struct Follower {
+    store: SharedStore,
     roster: Roster,
     relay: Relay,
     beats: Arc<Mutex<Vec<u64>>>,
@@ -89,7 +146,9 @@ const ME: Instance = Instance(1);
 
 /// A master that follows a leader of this kind, with one pod in the roster.
 async fn follow(answer: Answer) -> Follower {
-    let store: SharedStore = open(&StoreUrl::Memory, "n", "a", EtcdOptions::default()).unwrap();
+    let store: SharedStore = Arc::new(Shared(
+        open(&StoreUrl::Memory, "n", "a", EtcdOptions::default()).unwrap(),
+    ));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let beats = Arc::default();
@@ -114,24 +173,28 @@ async fn follow(answer: Answer) -> Follower {
     store.commit(txn).await.unwrap();
     let (roster, mirror): (Roster, Mirror) = Roster::new(store.clone());
     let (election, _campaign) = Campaign::new(
-        store,
+        store.clone(),
         roster.clone(),
         master(ME, String::new()),
         Duration::from_secs(5),
     );
     let ttl = Duration::from_secs(25);
-    let (relay, task) = Relay::new(
-        ME,
-        roster.clone(),
+    let (relay, task, detour) = Relay::new(Parts {
+        me: ME,
+        id: "follower".into(),
+        store: store.clone(),
+        roster: roster.clone(),
         election,
-        Status::default(),
+        status: Status::default(),
         ttl,
-        mpsc::channel(1).0,
-    );
+        interval: ttl / 5,
+        detached: mpsc::channel(1).0,
+    });
     let routes = tonic::service::Routes::new(PeerServiceServer::new(leader)).into_axum_router();
     let mut tasks = JoinSet::new();
     tasks.spawn(mirror.run(CancellationToken::new()));
     tasks.spawn(task.run(CancellationToken::new()));
+    tasks.spawn(detour.run(CancellationToken::new()));
     tasks.spawn(async move {
         let token = CancellationToken::new();
         crate::listener::serve(listener, routes, token, Duration::ZERO)
@@ -140,6 +203,7 @@ async fn follow(answer: Answer) -> Follower {
     });
     assert!(roster.caught_up(1, Duration::from_secs(5)).await);
     Follower {
+        store,
         roster,
         relay,
         beats,
@@ -147,41 +211,166 @@ async fn follow(answer: Answer) -> Follower {
     }
 }
 
+impl Follower {
+    /// The pod was heard with this beat.
+    fn heard(&self, beat: u64) -> Sign {
+        let (key, at) = (report(1).key(), Instant::now());
+        let view = self.roster.view();
+        let member = view.member(key).unwrap();
+        member.heard.touch(at, beat, Some(ME));
+        Sign {
+            key,
+            revision: member.mod_revision,
+            beat,
+            attachment: 0,
+            at,
+        }
+    }
+
+    async fn linked(&self, wanted: Link) {
+        let mut link = self.relay.changes();
+        let linked = link.wait_for(|link| *link == wanted);
+        timeout(4 * ACK_LIMIT, linked).await.unwrap().unwrap();
+    }
+
+    /// The batch in the store.
+    async fn stored(&self) -> Option<RelayRecord> {
+        let key = format!("{RELAY}follower");
+        let snapshot = self.store.read(&[key]).await.unwrap();
+        let entry = snapshot.entries.first()?;
+        Some(serde_json::from_slice(&entry.value).unwrap())
+    }
+}
+
 #[tokio::test]
 async fn a_keepalive_that_comes_while_the_leader_is_found_is_counted() {
     let open = CancellationToken::new();
     let follower = follow(Answer::Counts(open.clone())).await;
-    // Long enough to have told the leader all that was heard, and within what it may take to answer.
-    sleep(ACK_LIMIT / 4).await;
-    let (key, now) = (report(1).key(), Instant::now());
-    let view = follower.roster.view();
-    let member = view.member(key).unwrap();
-    member.heard.touch(now, 7, Some(ME));
-    let counted = follower.relay.count(Sign {
-        key,
-        revision: member.mod_revision,
-        beat: 7,
-        attachment: 0,
-        at: now,
-    });
-    let release = async {
-        sleep(ACK_LIMIT / 4).await;
-        open.cancel();
-    };
-    let (counted, ()) = tokio::join!(counted, release);
-    counted.unwrap();
-    let mut link = follower.relay.changes();
-    link.wait_for(|link| *link == Link::Up).await.unwrap();
+    follower.linked(Link::Opening).await;
+    let sign = follower.heard(7);
+    open.cancel();
+    assert_eq!(follower.relay.count(sign).await.unwrap(), Counted::Yes);
+    follower.linked(Link::Up).await;
     sleep(2 * HEARTBEAT).await;
     assert_eq!(*follower.beats.lock().unwrap(), [7]);
 }
 
 #[tokio::test]
-async fn a_master_that_does_not_learn_who_leads_by_now_refuses_keepalives() {
-    let follower = follow(Answer::Overtaken).await;
-    let mut link = follower.relay.changes();
-    let down = link.wait_for(|link| *link == Link::Down);
-    timeout(4 * ACK_LIMIT, down).await.unwrap().unwrap();
-    sleep(ACK_LIMIT).await;
-    assert!(follower.relay.check().is_err());
+async fn without_a_leader_that_can_be_told_keepalives_stand_in_the_store() {
+    for answer in [
+        Answer::Overtaken,
+        Answer::Stranger,
+        Answer::NotLeading,
+        Answer::Hangs,
+    ] {
+        let follower = follow(answer.clone()).await;
+        let link = match answer {
+            Answer::Stranger => Link::Stranger,
+            _ => Link::Down,
+        };
+        follower.linked(link).await;
+        let mut numbers = Vec::new();
+        for beat in [7, 8] {
+            let sign = follower.heard(beat);
+            assert_eq!(follower.relay.count(sign).await.unwrap(), Counted::Yes);
+            let record = follower.stored().await.unwrap();
+            assert_eq!(record.instance, ME.to_string());
+            assert_eq!(record.signs.len(), 1);
+            assert_eq!(record.signs[0].beat, beat, "{answer:?}");
+            numbers.push(record.batch);
+        }
+        assert_eq!(numbers, [1, 2], "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn at_most_five_batches_a_second_go_through_the_store() {
+    let follower = follow(Answer::NotLeading).await;
+    follower.linked(Link::Down).await;
+    let begin = Instant::now();
+    let mut beat = 0;
+    while begin.elapsed() < 5 * PACE {
+        beat += 1;
+        let counts = (0..20).map(|_| follower.relay.count(follower.heard(beat)));
+        for counted in futures::future::join_all(counts).await {
+            assert_eq!(counted.unwrap(), Counted::Yes);
+        }
+    }
+    let writes = f64::from(u32::try_from(follower.stored().await.unwrap().batch).unwrap());
+    assert!(
+        writes <= begin.elapsed().div_duration_f64(PACE) + 1.0,
+        "{writes}"
+    );
+}
+
+#[tokio::test]
+async fn once_the_leader_keeps_up_again_nothing_stays_in_the_store() {
+    let open = CancellationToken::new();
+    let follower = follow(Answer::Counts(open.clone())).await;
+    follower.linked(Link::Opening).await;
+    // The leader takes its time, so that the detour is quicker.
+    let sign = follower.heard(7);
+    assert_eq!(follower.relay.count(sign).await.unwrap(), Counted::Yes);
+    assert_eq!(follower.stored().await.unwrap().signs.len(), 1);
+    open.cancel();
+    let gone = async {
+        while follower.stored().await.is_some() {
+            sleep(PACE).await;
+        }
+    };
+    timeout(4 * detour::SETTLED, gone).await.unwrap();
+    assert!(follower.beats.lock().unwrap().contains(&7));
+}
+
+#[tokio::test]
+async fn a_keepalive_held_against_another_record_is_not_counted_either_way() {
+    let direct = follow(Answer::Again).await;
+    direct.linked(Link::Up).await;
+    let sign = direct.heard(7);
+    assert_eq!(direct.relay.count(sign).await.unwrap(), Counted::Again(1));
+
+    let stored = follow(Answer::NotLeading).await;
+    stored.linked(Link::Down).await;
+    let sign = stored.heard(7);
+    let key = pod_key(sign.key);
+    let gone = Txn {
+        ops: vec![Op::Delete(key)],
+        ..Txn::default()
+    };
+    stored.store.commit(gone).await.unwrap();
+    assert_eq!(
+        stored.relay.count(sign).await.unwrap(),
+        Counted::Again(stored.roster.peek().revision())
+    );
+}
+
+#[test]
+fn the_leader_counts_what_is_held_against_the_record_it_knows_or_will_know() {
+    let pod = crate::model::Pod::join(report(1), 0, 0);
+    let events = crate::store::Events {
+        revision: 5,
+        events: vec![crate::store::Event::Put(crate::store::Entry {
+            key: pod_key(pod.key()),
+            value: pod.encode().into(),
+            create_revision: 5,
+            mod_revision: 5,
+        })],
+    };
+    let now = Instant::now();
+    let (view, _) = View::default().apply(&events, now);
+    let sign = |key, revision| Sign {
+        key,
+        revision,
+        beat: 3,
+        attachment: 0,
+        at: now,
+    };
+    let heard = || view.member(pod.key()).unwrap().heard.beat();
+    assert!(!hear(&view, sign(pod.key(), 4), ME), "an older record");
+    assert_eq!(heard(), 1);
+    assert!(hear(&view, sign(pod.key(), 5), ME));
+    assert_eq!(heard(), 3);
+    let other = report(2).key();
+    assert!(!hear(&view, sign(other, 5), ME), "a record that is gone");
+    assert!(hear(&view, sign(other, 6), ME), "a record that will come");
 }

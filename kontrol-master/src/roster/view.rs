@@ -1,8 +1,11 @@
 //! The ensemble at one revision, and how the store's events turn one view into the next. PURE: time is an argument.
 
 mod draft;
+pub mod relayed;
 #[cfg(test)]
 mod tests;
+
+pub use relayed::{RelayRecord, Relayed, RelayedSign};
 
 use crate::{
     liveness::{Heard, Instance},
@@ -36,6 +39,8 @@ pub const LEADER: &str = "leader/";
 pub const MASTERS: &str = "masters/";
 /// Prefix of the actions.
 pub const ACTIONS: &str = "actions/";
+/// Prefix of the batches of masters that can't reach the leader.
+pub const RELAY: &str = "relay/";
 /// How many past removals a view remembers, for `explain` and to tell a late keepalive from a return.
 const MAX_REMOVALS: usize = 4096;
 
@@ -213,6 +218,9 @@ pub struct View {
     removals: imbl::HashMap<PodKey, Arc<Removal>>,
     removal_order: imbl::Vector<PodKey>,
     actions: imbl::OrdMap<ActionId, Arc<KnownAction>>,
+    relayed: Relayed,
+    /// When this view was made; absent before the first one.
+    made: Option<Instant>,
     digest: OnceLock<Digest>,
 }
 
@@ -297,6 +305,10 @@ impl View {
     pub fn actions(&self) -> &imbl::OrdMap<ActionId, Arc<KnownAction>> {
         &self.actions
     }
+    /// What masters that can't reach the leader told through the store.
+    pub fn relayed(&self) -> &Relayed {
+        &self.relayed
+    }
     /// The digest of the pods. Computed once for each view, when first asked for.
     pub fn digest(&self) -> Digest {
         *self.digest.get_or_init(|| Digest::of(self.pods()))
@@ -305,6 +317,14 @@ impl View {
     /// The view after these events, and what changed. `now` is when they arrived.
     pub fn apply(&self, events: &Events, now: Instant) -> (Self, Vec<Change>) {
         let mut next = draft::Draft::new(self, events.revision, now);
+        next.take(events);
+        next.finish(self)
+    }
+
+    /// The same for the changes of a snapshot: of a key that was written more than once, only the last write is told.
+    fn catch_up(&self, events: &Events, now: Instant) -> (Self, Vec<Change>) {
+        let mut next = draft::Draft::new(self, events.revision, now);
+        next.skipped_since(self.made);
         next.take(events);
         next.finish(self)
     }
@@ -328,15 +348,22 @@ impl View {
                 });
             }
         }
-        let known = |entry: &&Entry| match entry.key.strip_prefix(PODS).map(str::parse) {
-            Some(Ok(key)) => self
-                .member(key)
-                .is_none_or(|member| member.mod_revision != entry.mod_revision),
-            _ => true,
+        let known = |entry: &&Entry| {
+            if let Some(id) = entry.key.strip_prefix(RELAY) {
+                // A batch tells ages from when it was written: taken in a second time, it would make its pods younger.
+                let latest = self.relayed.masters().get(id);
+                return latest.is_none_or(|latest| latest.mod_revision != entry.mod_revision);
+            }
+            match entry.key.strip_prefix(PODS).map(str::parse) {
+                Some(Ok(key)) => self
+                    .member(key)
+                    .is_none_or(|member| member.mod_revision != entry.mod_revision),
+                _ => true,
+            }
         };
         let puts = snapshot.entries.iter().filter(known);
         events.events.extend(puts.cloned().map(Event::Put));
-        self.apply(&events, now)
+        self.catch_up(&events, now)
     }
 
     /// Every key of the store that this view was made of.
@@ -346,6 +373,12 @@ impl View {
         keys.extend(self.candidates.values().map(|one| one.key.clone()));
         keys.extend(self.masters.keys().map(|id| format!("{MASTERS}{id}")));
         keys.extend(self.actions.keys().map(action_key));
+        keys.extend(
+            self.relayed
+                .masters()
+                .keys()
+                .map(|id| format!("{RELAY}{id}")),
+        );
         keys.extend([SEQ, STATE].map(String::from));
         keys
     }

@@ -5,12 +5,12 @@ use crate::{
     error::Error,
     liveness::Instance,
     model::{PodKey, invalid::key},
-    relay::Sign,
+    relay::{self, Sign},
 };
 use futures::{Stream, StreamExt, stream};
 use kontrol_proto::{
     internal::v1::{
-        InspectRequest, InspectResponse, RelayRequest, RelayResponse, SightRequest, SightResponse,
+        InspectRequest, InspectResponse, RelayRequest, RelayResponse,
         peer_service_server::PeerService,
     },
     v1::CallbackStatus,
@@ -46,6 +46,13 @@ impl Relayed {
             Ok(None) => return None,
             Err(status) => return Some(Err(status)),
         };
+        if request.leader != *self.context.instance {
+            let message = format!(
+                "the master {} (instance {})",
+                self.context.id, self.context.instance
+            );
+            return Some(Err(Status::not_found(message)));
+        }
         let leads = self.context.election.leads();
         if leads.is_none_or(|fence| fence.epoch() != request.epoch) {
             let message = format!("not the leader of epoch {}", request.epoch);
@@ -62,7 +69,8 @@ impl Relayed {
         };
         let now = Instant::now();
         let view = self.context.roster.view();
-        for refresh in &request.refreshes {
+        let mut again = Vec::new();
+        for (position, refresh) in (0..).zip(&request.refreshes) {
             let key = u128::from(refresh.key_high) << 64 | u128::from(refresh.key_low);
             let age = Duration::from_millis(refresh.age_ms.into());
             let sign = Sign {
@@ -74,14 +82,8 @@ impl Relayed {
             };
             if refresh.detached {
                 self.context.relay.detached_here(sign);
-            } else if let Some(member) = view.member(sign.key) {
-                // Held against an older record, it may be of an incarnation that counted its own beats.
-                let current = sign.revision >= member.mod_revision;
-                let beat = if current { sign.beat } else { 0 };
-                member.heard.touch(sign.at, beat, Some(master));
-                if current {
-                    member.heard.attach(sign.attachment);
-                }
+            } else if !relay::hear(&view, sign, master) {
+                again.push(position);
             }
         }
         let changed = self.callback.has_changed().unwrap_or(false) || !self.told;
@@ -89,6 +91,8 @@ impl Relayed {
         Some(Ok(RelayResponse {
             batch: request.batch,
             callback: changed.then(|| self.callback.borrow_and_update().clone()),
+            revision: if again.is_empty() { 0 } else { view.revision() },
+            again,
         }))
     }
 }
@@ -116,11 +120,6 @@ impl PeerService for Service {
             Some((answer, rest))
         });
         Ok(Response::new(Box::pin(answers.take_until(end))))
-    }
-
-    async fn sight(&self, _: Request<SightRequest>) -> Result<Response<SightResponse>, Status> {
-        let sees_store = self.context.roster.connected() && self.context.election.in_touch();
-        Ok(Response::new(SightResponse { sees_store }))
     }
 
     async fn inspect(

@@ -13,7 +13,7 @@ use crate::{
     liveness::Instance,
     metrics::{self, Metrics},
     readiness::Readiness,
-    relay::Relay,
+    relay::{self, Relay},
     roster::{PeerMaster, Roster},
     rpc,
     status::Status,
@@ -71,14 +71,17 @@ impl Core {
             settings.fover,
         );
         let (detachments, detached) = term::detachments();
-        let (relay, relay_task) = Relay::new(
+        let (relay, relay_task, detour) = Relay::new(relay::Parts {
             me,
-            roster.clone(),
-            election.clone(),
-            status.clone(),
-            settings.ttl,
-            detachments,
-        );
+            id: Arc::clone(&id),
+            store: Arc::clone(&store),
+            roster: roster.clone(),
+            election: election.clone(),
+            status: status.clone(),
+            ttl: settings.ttl,
+            interval: settings.interval(),
+            detached: detachments,
+        });
         let (committer, committer_task) =
             Committer::new(Arc::clone(&store), roster.clone(), Arc::clone(&id));
         let keepalives = Keepalives::new(
@@ -122,7 +125,8 @@ impl Core {
         let until_drained = drained.clone();
         tasks.spawn("the mirror of the store", mirror.run(last.clone()));
         tasks.spawn("the committer", committer_task.run(drained.clone()));
-        tasks.spawn("the relay", relay_task.run(drained));
+        tasks.spawn("the relay", relay_task.run(drained.clone()));
+        tasks.spawn("the relay through the store", detour.run(drained));
         tasks.spawn(
             "the metrics",
             metrics::observe(Arc::clone(metrics), roster.clone(), last.clone()),
@@ -183,7 +187,11 @@ impl Core {
 
     /// Whether this master can do its work.
     pub(super) fn readiness(&self) -> Readiness {
-        Readiness::new(self.roster.clone(), self.relay.clone())
+        Readiness::new(
+            self.roster.clone(),
+            self.relay.clone(),
+            self.election.clone(),
+        )
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     liveness::{Gone, TICK, Tracked},
     roster::{
         Reason,
-        view::{RemovalRecord, View, millis, pod_key},
+        view::{RELAY, RemovalRecord, View, millis, pod_key},
     },
     status::now_ms,
     store::{Compare, Fence, MAX_TXN_OPS, Op, Outcome, Snapshot, StoreError, Txn},
@@ -14,8 +14,8 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
-/// Most pods in one transaction, which also has the fence to compare and the removals to write.
-const BATCH: usize = MAX_TXN_OPS - 2;
+/// Most pods in one transaction, which also has the fence and `relay/` to compare, and the removals to write.
+const BATCH: usize = MAX_TXN_OPS - 3;
 /// When a removal is tried again that the store did not take.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -23,7 +23,8 @@ impl Term {
     /// Removes every pod whose deadline has passed.
     pub(super) async fn expire(&mut self, now: Instant) -> Result<(), Deposed> {
         loop {
-            let view = self.context.roster.view();
+            // Not a newer view: what it knows through the store must be in the deadlines.
+            let view = Arc::clone(&self.seen);
             let expired = self.deadlines.expired(now, BATCH, |(key, seq)| {
                 let member = view.member(key).filter(|member| member.pod.seq() == seq);
                 member.map(|member| member.heard.at()).ok_or(Gone)
@@ -47,7 +48,7 @@ impl Term {
     /// Removes every pod whose channel ended and that did not come back. One that can't be removed now is left to its TTL.
     async fn lose(&mut self, now: Instant) -> Result<(), Deposed> {
         loop {
-            let view = self.context.roster.view();
+            let view = Arc::clone(&self.seen);
             let lost = self.deadlines.lost(now, BATCH, |(key, seq)| {
                 let member = view.member(key).filter(|member| member.pod.seq() == seq);
                 member.map(|member| Arc::clone(&member.heard))
@@ -78,7 +79,14 @@ impl Term {
                 Ok(Removed::All)
             }
             Ok(Outcome::Conflict(snapshot)) if deposed(&self.fence, &snapshot) => Err(Deposed),
-            Ok(Outcome::Conflict(_)) => Ok(Removed::Overtaken),
+            Ok(Outcome::Conflict(snapshot)) => {
+                // Whatever it was is in the next view: a pod that was heard, or another record.
+                let roster = self.context.roster.clone();
+                self.attending(roster.caught_up(snapshot.revision, RETRY))
+                    .await;
+                self.observe(Instant::now());
+                Ok(Removed::Overtaken)
+            }
             Err(error) => {
                 tracing::warn!(%error, pods = pods.len(), "could not remove silent pods yet");
                 Ok(Removed::NotYet)
@@ -87,7 +95,7 @@ impl Term {
     }
 
     /// Waits for the store without taking that for a time in which the process stood still.
-    async fn attending<T>(&mut self, work: impl Future<Output = T>) -> T {
+    pub(super) async fn attending<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         loop {
             match timeout_at(Instant::now() + TICK, &mut work).await {
@@ -111,6 +119,11 @@ impl Term {
         now: Instant,
     ) -> impl Future<Output = Result<Outcome, StoreError>> + use<> {
         let mut txn = Txn {
+            // A keepalive that took the way through the store may be of one of these pods.
+            compares: vec![Compare::NotNewer {
+                prefix: RELAY.to_owned(),
+                revision: view.revision(),
+            }],
             otherwise: vec![self.fence.key().to_owned()],
             ..Txn::default()
         };

@@ -9,7 +9,7 @@ use crate::{
     keepalive::{Accepted, Committer, Keepalives},
     liveness::Instance,
     model::{Report, pod::tests::report},
-    relay::{Relay, Sign},
+    relay::{self, Relay, Sign},
     roster::{
         PeerMaster, Reason,
         view::{MASTERS, SEQ},
@@ -51,14 +51,17 @@ impl Harness {
         };
         let (election, campaign) = Campaign::new(store.clone(), roster.clone(), myself, TTL);
         let (sender, detached) = detachments();
-        let (relay, relay_task) = Relay::new(
+        let (relay, relay_task, _detour) = Relay::new(relay::Parts {
             me,
-            roster.clone(),
-            election.clone(),
-            status.clone(),
-            TTL,
-            sender,
-        );
+            id: "m".into(),
+            store: store.clone(),
+            roster: roster.clone(),
+            election: election.clone(),
+            status: status.clone(),
+            ttl: TTL,
+            interval: TTL / 5,
+            detached: sender,
+        });
         let (committer, committer_task) = Committer::new(store.clone(), roster.clone(), "m".into());
         let keepalives = Keepalives::new(
             me,

@@ -1,8 +1,9 @@
 //! A view in the making: the one before, with the store's events put in one by one.
 
 use super::{
-    ACTIONS, Candidate, Change, KnownAction, LEADER, MASTERS, MAX_REMOVALS, Member, PODS, REMOVALS,
-    Reason, Removal, RemovalRecord, SEQ, STATE, View,
+    ACTIONS, Candidate, Change, KnownAction, LEADER, MASTERS, MAX_REMOVALS, Member, PODS, RELAY,
+    REMOVALS, Reason, RelayRecord, Removal, RemovalRecord, SEQ, STATE, View,
+    relayed::{Latest, RelayedEnd},
 };
 use crate::{
     liveness::Heard,
@@ -15,6 +16,7 @@ use crate::{
 use std::{
     str,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 use tokio::time::Instant;
 
@@ -24,6 +26,8 @@ pub(super) struct Draft {
     reasons: Vec<RemovalRecord>,
     changes: Vec<Change>,
     now: Instant,
+    /// Since when changes may have been skipped; absent when all are told.
+    gap: Option<Instant>,
 }
 
 impl Draft {
@@ -43,6 +47,8 @@ impl Draft {
             removals: before.removals.clone(),
             removal_order: before.removal_order.clone(),
             actions: before.actions.clone(),
+            relayed: before.relayed.clone(),
+            made: Some(now),
             digest: OnceLock::new(),
         };
         Self {
@@ -50,7 +56,13 @@ impl Draft {
             reasons: Vec::new(),
             changes: Vec::new(),
             now,
+            gap: None,
         }
+    }
+
+    /// Changes since then may be missing.
+    pub(super) fn skipped_since(&mut self, gap: Option<Instant>) {
+        self.gap = gap;
     }
 
     pub(super) fn take(&mut self, events: &Events) {
@@ -103,6 +115,8 @@ impl Draft {
             Arc::make_mut(&mut self.view.masters).insert(id.to_owned(), master);
         } else if let Some(id) = entry.key.strip_prefix(ACTIONS) {
             self.put_action(id, entry);
+        } else if let Some(id) = entry.key.strip_prefix(RELAY) {
+            self.put_relayed(id, entry);
         } else if entry.key == SEQ {
             match str::from_utf8(&entry.value).map(str::parse) {
                 Ok(Ok(next)) => self.view.next_seq = self.view.next_seq.max(next),
@@ -184,6 +198,36 @@ impl Draft {
         self.view.actions.insert(known.head.id.clone(), known);
     }
 
+    /// Notes what a master heard that can't reach the leader.
+    fn put_relayed(&mut self, master: &str, entry: &Entry) {
+        let Some(record) = read_json::<RelayRecord>(entry) else {
+            return;
+        };
+        let latest = Latest::of(entry, &record, self.now);
+        self.view.relayed.hear(master, latest, self.gap);
+        for sign in &record.signs {
+            let Ok(key) = sign.key.parse::<PodKey>() else {
+                continue;
+            };
+            let age = Duration::from_millis(sign.age_ms);
+            let at = self.now.checked_sub(age).unwrap_or(self.now);
+            if sign.detached {
+                self.view.relayed.end(RelayedEnd {
+                    key,
+                    revision: sign.revision,
+                    attachment: sign.attachment,
+                    at,
+                });
+            } else if let Some(member) = self.view.members.get(&key)
+                && sign.revision >= member.mod_revision
+            {
+                // Held against an older record, the master that heard it decides about it anew.
+                member.heard.touch(at, sign.beat, latest.instance);
+                member.heard.attach(sign.attachment);
+            }
+        }
+    }
+
     fn unreadable(&mut self, key: PodKey, revision: Revision) {
         self.remove_pod(key);
         self.view.unreadable.insert(key, revision);
@@ -201,6 +245,8 @@ impl Draft {
             Arc::make_mut(&mut self.view.masters).remove(id);
         } else if let Some(id) = key.strip_prefix(ACTIONS) {
             self.view.actions.remove(id);
+        } else if let Some(id) = key.strip_prefix(RELAY) {
+            self.view.relayed.forget(id);
         } else if key == SEQ {
             self.view.seq_revision = 0;
         } else if key == STATE {
