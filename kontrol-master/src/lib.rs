@@ -6,7 +6,7 @@
 //!                                  │                              │ watch
 //!                                  │ refreshes                    ▼
 //!                                  ▼                            roster ──▶ Watch, ListPods, status
-//!                        follower: relay ──▶ leader: term ◀───────┘
+//!                        follower: relay ──▶ leader: term ◀───────┘     (relay/ in the store, where the way is broken)
 //!                                              │  deadlines, digest, damper
 //!                                              ▼
 //!                                           callback ── state + handled digest, fenced ──▶ state

@@ -7,6 +7,7 @@
 //! state            the callback's state, the digest it handled, and at which epoch
 //! masters/<id>     a live master (JSON: id, address), bound to its lease
 //! removals         the last removals and their reasons, written by the transaction that removes
+//! relay/<master>   what a master heard that can't reach the leader, see `roster::view::relayed`
 //! actions/<id>     an action, see `model::action`; bound to a lease where the store has those
 //! ```
 //!

@@ -8,6 +8,7 @@
 
 mod action;
 mod chaos;
+mod detour;
 mod leader;
 mod load;
 mod restart;
