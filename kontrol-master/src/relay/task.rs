@@ -61,7 +61,10 @@ impl RelayTask {
                     match ended {
                         Ended::Moved => Duration::ZERO,
                         Ended::Overtaken if since.elapsed() <= OVERTAKEN_LIMIT => LOOK / 4,
-                        ended => {
+                        Ended::Overtaken
+                        | Ended::NotLeading
+                        | Ended::Stranger(_)
+                        | Ended::Broken(_) => {
                             self.down(&ended);
                             backoff.failed()
                         }
@@ -132,11 +135,13 @@ impl RelayTask {
                     "the leader's address leads to {who}: give each master an address that the others can dial \
                      (--advertise); keepalives go through the store meanwhile"
                 ),
-                ended => tracing::warn!(
-                    leader,
-                    cause = %ended,
-                    "can't reach the leader; keepalives go through the store until it is back or another leads"
-                ),
+                Ended::Moved | Ended::NotLeading | Ended::Overtaken | Ended::Broken(_) => {
+                    tracing::warn!(
+                        leader,
+                        cause = %ended,
+                        "can't reach the leader; keepalives go through the store until it is back or another leads"
+                    )
+                }
             }
         }
         self.drain();

@@ -264,9 +264,10 @@ async fn without_a_leader_that_can_be_told_keepalives_stand_in_the_store() {
         Answer::Hangs,
     ] {
         let follower = follow(answer.clone()).await;
-        let link = match answer {
-            Answer::Stranger => Link::Stranger,
-            _ => Link::Down,
+        let link = if matches!(answer, Answer::Stranger) {
+            Link::Stranger
+        } else {
+            Link::Down
         };
         follower.linked(link).await;
         let mut numbers = Vec::new();
