@@ -10,6 +10,7 @@
 
 mod file;
 mod state;
+mod witness;
 
 use self::{
     file::File,
@@ -110,8 +111,11 @@ impl EmbeddedStore {
             return Ok(Outcome::Committed(revision));
         };
         let file = file.clone().lock_owned().await;
-        let work = tokio::task::spawn_blocking(move || write_through(file, &shared, decide));
+        let writer = Arc::clone(&shared);
+        let work = tokio::task::spawn_blocking(move || write_through(file, &writer, decide));
         work.await.unwrap_or_else(|error| {
+            // The file is closed: it is taken out while it is written.
+            shared.in_doubt.store(true, Ordering::Release);
             let reason = format!("the writer of the file broke off: {error}");
             Err(StoreError::Indeterminate(reason))
         })

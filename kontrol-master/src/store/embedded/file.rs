@@ -9,14 +9,23 @@
 //!
 //! A step is one database transaction, on the disk before `write` returns. When a write fails, nobody knows what reached
 //! the disk: the database is closed, and the next write begins by reading the file again.
+//!
+//! A file is taken as a whole or not at all: every page of it is checked when it is opened, and its revision against the
+//! `witness`. A new file gets its name only when it is complete, so an empty or half-made one is never taken for new.
 
-use super::state::{Change, Record, State, Step};
+use super::{
+    state::{Change, Record, State, Step},
+    witness::{Witness, WitnessError},
+};
 use crate::store::{LeaseId, Revision, StoreError};
 use bytes::Bytes;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+};
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt, fs,
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -28,6 +37,12 @@ const HISTORY: TableDefinition<'_, (Revision, u32), (&str, Option<Row<'static>>)
 const NUMBERS: TableDefinition<'_, &str, i64> = TableDefinition::new("numbers");
 const NAMES: TableDefinition<'_, &str, &str> = TableDefinition::new("names");
 
+const NAME: &str = "kontrol.redb";
+/// What every database begins with. One without it would be refused by redb too, but for an empty one.
+const MAGIC: &[u8] = b"redb\x1A\x0A\xA9\x0D\x0A";
+/// What to do with a file that is not whole.
+const ADVICE: &str = "put a backup of the whole directory in its place, or move it away to begin anew (then seqs begin at 0 again, and the callback's state is gone)";
+
 /// The state is in memory anyway, so the database needs little of it.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
@@ -38,7 +53,8 @@ pub(super) struct File {
     path: PathBuf,
     ensemble: String,
     open: OpenDatabase,
-    /// Closed after a failed write.
+    witness: Witness,
+    /// Closed while a write is under way, and after one that failed.
     database: Option<Database>,
 }
 
@@ -77,32 +93,101 @@ impl File {
             StoreError::Refused(format!("{what} {}: {error}", dir.display()))
         };
         fs::create_dir_all(dir).map_err(|error| refused("can't make the directory", &error))?;
+        let path = dir.join(NAME);
+        let witness = Witness::lock(dir).map_err(|error| {
+            let text = match error {
+                WitnessError::InUse => format!("{}: {error}", path.display()),
+                WitnessError::Io(error) => format!("can't use {}: {error}", dir.display()),
+            };
+            StoreError::Refused(text)
+        })?;
         let mut file = Self {
-            path: dir.join("kontrol.redb"),
+            path,
             ensemble: ensemble.to_owned(),
             open,
+            witness,
             database: None,
         };
+        if !file
+            .path
+            .try_exists()
+            .map_err(|error| file.refused(&error))?
+        {
+            file.make()?;
+            // The file is safe from a power cut only when its name is.
+            fs::File::open(dir)
+                .and_then(|dir| dir.sync_all())
+                .map_err(|error| refused("can't sync the directory", &error))?;
+        }
         let state = file.load()?;
-        // The file is safe from a power cut only when its name is.
-        fs::File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|error| refused("can't sync the directory", &error))?;
+        file.witness.note(state.revision());
         Ok((file, state))
     }
 
-    /// Opens the database and reads all of it.
-    fn load(&mut self) -> Result<State, StoreError> {
-        let database = (self.open)(&self.path).map_err(|error| {
-            if matches!(error, DatabaseError::DatabaseAlreadyOpen) {
-                return self.refused(
-                    &"is in use by another process; give each master a directory of its own, or use etcd",
-                );
+    /// Makes a new file under another name first, so that what bears its name is complete.
+    fn make(&mut self) -> Result<(), StoreError> {
+        if let Some(revision) = self.witness.acknowledged() {
+            tracing::warn!(
+                path = %self.path.display(), revision,
+                "the store's file is gone, beginning a new one: seqs begin at 0 again, and the callback's state is gone"
+            );
+        } else {
+            tracing::info!(path = %self.path.display(), "making a new store");
+        }
+        // Of a start that was cut short; nobody else is at it, because of the witness's lock.
+        let path = self.path.with_extension("new");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(self.refused(&error));
             }
-            self.refused(&error)
+            _ => {}
+        }
+        let database = (self.open)(&path).map_err(|error| self.refused(&error))?;
+        make_tables(&database, &self.ensemble).map_err(|error| self.refused(&error))?;
+        drop(database);
+        fs::rename(&path, &self.path).map_err(|error| self.refused(&error))?;
+        self.witness.note(0);
+        Ok(())
+    }
+
+    /// Opens the database, checks and reads all of it.
+    fn load(&mut self) -> Result<State, StoreError> {
+        let mut magic = Vec::new();
+        fs::File::open(&self.path)
+            .and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut magic))
+            .map_err(|error| self.refused(&error))?;
+        if magic.is_empty() {
+            return Err(self.damaged(&"is empty"));
+        }
+        if magic != MAGIC {
+            return Err(self.damaged(&"is no store, or its beginning is damaged"));
+        }
+        let database = (self.open)(&self.path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => self.refused(&WitnessError::InUse),
+            // Where it only ends too early it is damaged; else the disk can't be read, or written, just now.
+            DatabaseError::Storage(StorageError::Io(ref io))
+                if io.kind() != std::io::ErrorKind::UnexpectedEof =>
+            {
+                self.refused(&error)
+            }
+            _ => self.damaged(&error),
         })?;
-        self.prepare(&database)?;
-        let state = read_state(&database).map_err(|error| self.refused(&error))?;
+        let (owner, state) = read_state(&database).map_err(|error| self.damaged(&error))?;
+        if owner != self.ensemble {
+            return Err(self.refused(&format!(
+                "holds the ensemble {owner}, not {}; use another directory",
+                self.ensemble
+            )));
+        }
+        if let Some(acknowledged) = self.witness.acknowledged()
+            && state.revision() < acknowledged
+        {
+            return Err(self.refused(&format!(
+                "ends at revision {}, but revision {acknowledged} was acknowledged: its last pages are damaged, or it is an older copy; {ADVICE}; to go on from this revision all the same, remove {}",
+                state.revision(),
+                self.witness.path().display()
+            )));
+        }
         self.database = Some(database);
         Ok(state)
     }
@@ -111,16 +196,8 @@ impl File {
         StoreError::Refused(format!("{}: {error}", self.path.display()))
     }
 
-    /// Makes the tables of a new file; checks whose file an old one is.
-    fn prepare(&self, database: &Database) -> Result<(), StoreError> {
-        let owner = owner(database, &self.ensemble).map_err(|error| self.refused(&error))?;
-        if owner == self.ensemble {
-            return Ok(());
-        }
-        Err(self.refused(&format!(
-            "holds the ensemble {owner}, not {}; use another directory",
-            self.ensemble
-        )))
+    fn damaged(&self, error: &dyn fmt::Display) -> StoreError {
+        self.refused(&format!("{error}; {ADVICE}"))
     }
 
     /// Whether the last write failed, so that only `reload` can tell what is on the disk.
@@ -136,19 +213,21 @@ impl File {
 
     /// Makes a step durable. The history before `floor` is dropped from the file.
     pub(super) fn write(&mut self, step: &Step, floor: Revision) -> Result<(), WriteError> {
-        let result = match &self.database {
-            Some(database) => write_step(database, step, floor),
-            None => Err(WriteError::Before("the file is not open".into())),
+        // redb refuses everything after a failed write, and a panic would leave it who knows how: it is put back only when
+        // all went well. Opening anew is the way back.
+        let Some(database) = self.database.take() else {
+            return Err(WriteError::Before("the file is not open".into()));
         };
-        result.map_err(|error| {
-            // redb refuses everything after a failed write; opening anew is its way back.
-            self.database = None;
+        write_step(&database, step, floor).map_err(|error| {
             let place = |text| format!("can't write {}: {text}", self.path.display());
             match error {
                 WriteError::Before(text) => WriteError::Before(place(text)),
                 WriteError::Unclear(text) => WriteError::Unclear(place(text)),
             }
-        })
+        })?;
+        self.database = Some(database);
+        self.witness.note(step.revision);
+        Ok(())
     }
 }
 
@@ -161,37 +240,38 @@ impl fmt::Debug for File {
 }
 
 fn open_database(path: &Path) -> Result<Database, DatabaseError> {
-    Database::builder().set_cache_size(CACHE_BYTES).create(path)
+    Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        .set_check_integrity_on_open(true)
+        .create(path)
 }
 
-/// The ensemble that the file belongs to: a new file, from now on, to this one.
-fn owner(database: &Database, ensemble: &str) -> Result<String, redb::Error> {
+/// The tables of a new file, which belongs to this ensemble from now on.
+fn make_tables(database: &Database, ensemble: &str) -> Result<(), redb::Error> {
     let txn = database.begin_write()?;
-    let mut names = txn.open_table(NAMES)?;
-    let owner = names.get("ensemble")?.map(|name| name.value().to_owned());
-    if let Some(owner) = owner {
-        return Ok(owner);
-    }
-    names.insert("ensemble", ensemble)?;
-    drop(names);
+    txn.open_table(NAMES)?.insert("ensemble", ensemble)?;
     txn.open_table(KEYS)?;
     txn.open_table(HISTORY)?;
     txn.open_table(NUMBERS)?.insert("revision", 0)?;
     txn.commit()?;
-    Ok(ensemble.to_owned())
+    Ok(())
 }
 
-fn read_state(database: &Database) -> Result<State, redb::Error> {
+/// Whose file it is, and what it holds.
+fn read_state(database: &Database) -> Result<(String, State), redb::Error> {
     let txn = database.begin_read()?;
+    let owner = txn.open_table(NAMES)?.get("ensemble")?;
+    let owner = owner.map(|name| name.value().to_owned());
+    let revision = txn.open_table(NUMBERS)?.get("revision")?;
+    let (Some(owner), Some(revision)) = (owner, revision.map(|number| number.value())) else {
+        let text = "it does not say whose it is, or at which revision".to_owned();
+        return Err(redb::Error::Corrupted(text));
+    };
     let mut keys = BTreeMap::new();
     for row in txn.open_table(KEYS)?.iter()? {
         let (key, record) = row?;
         keys.insert(key.value().to_owned(), from_row(record.value()));
     }
-    let revision = txn
-        .open_table(NUMBERS)?
-        .get("revision")?
-        .map_or(0, |number| number.value());
     // A row of history tells what was before; what came after is what the next step found, or what is there now.
     let mut after = keys.clone();
     let mut history: VecDeque<Step> = VecDeque::new();
@@ -215,7 +295,7 @@ fn read_state(database: &Database) -> Result<State, redb::Error> {
             }),
         }
     }
-    Ok(State::restore(keys, revision, history))
+    Ok((owner, State::restore(keys, revision, history)))
 }
 
 fn write_step(database: &Database, step: &Step, floor: Revision) -> Result<(), WriteError> {

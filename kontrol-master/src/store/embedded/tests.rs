@@ -125,11 +125,119 @@ async fn a_file_serves_one_process_and_one_ensemble() {
 fn what_is_no_store_is_refused_with_its_path() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kontrol.redb");
-    std::fs::write(&path, "something else entirely").unwrap();
-    let text = refusal(EmbeddedStore::file(dir.path(), ENSEMBLE));
-    assert!(text.contains("kontrol.redb"), "{text}");
+    for content in ["", "something else entirely"] {
+        std::fs::write(&path, content).unwrap();
+        let text = refusal(EmbeddedStore::file(dir.path(), ENSEMBLE));
+        assert!(text.contains("kontrol.redb"), "{text}");
+        assert!(text.contains("backup"), "says what to do: {text}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+    }
     let text = refusal(EmbeddedStore::file(&path, ENSEMBLE));
     assert!(text.contains("can't make the directory"), "{text}");
+}
+
+/// A store in this directory, with what it holds.
+async fn filled(dir: &Path) -> Snapshot {
+    let store = file_store(dir);
+    for n in 0..30 {
+        let value = format!("{n}").repeat(400);
+        commit(
+            &store,
+            [
+                put(&format!("pods/{n}"), &value),
+                put("seq", &n.to_string()),
+            ],
+        )
+        .await;
+    }
+    commit(&store, [put("state", "acknowledged last")]).await;
+    store.snapshot().await.unwrap()
+}
+
+/// A copy of the directory whose file was changed.
+fn damaged(dir: &Path, damage: impl FnOnce(&mut Vec<u8>)) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for name in ["kontrol.redb", "kontrol.revision"] {
+        std::fs::copy(dir.join(name), copy.path().join(name)).unwrap();
+    }
+    let path = copy.path().join("kontrol.redb");
+    let mut bytes = std::fs::read(&path).unwrap();
+    damage(&mut bytes);
+    std::fs::write(path, bytes).unwrap();
+    copy
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_refused_or_whole_and_never_a_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = filled(dir.path()).await;
+    let whole = std::fs::read(dir.path().join("kontrol.redb")).unwrap();
+    let length = whole.len();
+    let mut refused = 0;
+    let mut try_with = async |what: String, damage: &dyn Fn(&mut Vec<u8>)| {
+        let copy = damaged(dir.path(), damage);
+        match EmbeddedStore::file(copy.path(), ENSEMBLE) {
+            Ok(store) => assert_eq!(store.snapshot().await.unwrap(), before, "{what}"),
+            Err(StoreError::Refused(text)) => {
+                assert!(text.contains("backup"), "{what}: says what to do: {text}");
+                refused += 1;
+            }
+            Err(error) => panic!("{what}: {error}"),
+        }
+    };
+    for at in [0, 1, 100, 4096, length / 2, length - 4096, length - 1] {
+        try_with(format!("cut at {at}"), &|bytes| bytes.truncate(at)).await;
+    }
+    // What says which commit is the last one, a commit's own record, and each page that is in use.
+    let pages: Vec<usize> = (0..length)
+        .step_by(4096)
+        .filter(|page| whole[*page..page + 4096] != [0; 4096])
+        .collect();
+    let places = pages.iter().map(|page| page + 70);
+    for at in (0..12).chain((64..320).step_by(9)).chain(places) {
+        try_with(format!("a bit at {at}"), &|bytes| bytes[at] ^= 1).await;
+    }
+    for page in pages {
+        try_with(format!("page at {page}"), &|bytes| {
+            bytes[page..page + 4096].fill(0)
+        })
+        .await;
+    }
+    assert!(refused > 20, "{refused}");
+}
+
+#[tokio::test]
+async fn an_older_copy_of_the_file_is_refused_until_a_person_wants_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = filled(dir.path()).await;
+    let file = dir.path().join("kontrol.redb");
+    let older = std::fs::read(&file).unwrap();
+    let store = file_store(dir.path());
+    commit(&store, [put("seq", "31")]).await;
+    drop(store);
+    std::fs::write(&file, older).unwrap();
+    let text = refusal(EmbeddedStore::file(dir.path(), ENSEMBLE));
+    assert!(
+        text.contains("remove") && text.contains("kontrol.revision"),
+        "{text}"
+    );
+    std::fs::remove_file(dir.path().join("kontrol.revision")).unwrap();
+    let store = file_store(dir.path());
+    assert_eq!(store.snapshot().await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_start_that_was_cut_short_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("kontrol.new"), "half a").unwrap();
+    let store = file_store(dir.path());
+    commit(&store, [put("a", "1")]).await;
+    drop(store);
+    assert!(!dir.path().join("kontrol.new").exists());
+    assert_eq!(
+        texts(&file_store(dir.path()).snapshot().await.unwrap()),
+        [("a", "1")]
+    );
 }
 
 /// A disk that is full while the file `full` lies beside the database.
@@ -154,7 +262,9 @@ impl Disk {
             .create(true)
             .truncate(false)
             .open(path)?;
-        Database::builder().create_with_backend(Self {
+        let mut builder = Database::builder();
+        builder.set_check_integrity_on_open(true);
+        builder.create_with_backend(Self {
             file: FileBackend::new(file)?,
             full: path.with_file_name("full"),
         })
