@@ -257,6 +257,11 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Whether leases can end by themselves: false for a store that lives inside this one process.
     fn leases_expire(&self) -> bool;
+
+    /// The same store for whoever waits no longer than this for a call; none where no call is ever waited for.
+    fn serving(&self, _deadline: Duration) -> Option<SharedStore> {
+        None
+    }
 }
 
 /// Whether a name that is read stands for all keys that begin with it.
@@ -266,6 +271,12 @@ fn is_prefix(name: &str) -> bool {
 
 /// A store that all tasks of a master share.
 pub type SharedStore = Arc<dyn Store>;
+
+/// The same store for whoever waits no longer than this for a call: a time-out is derived from the deadline that it
+/// serves.
+pub fn serving(store: &SharedStore, deadline: Duration) -> SharedStore {
+    store.serving(deadline).unwrap_or_else(|| Arc::clone(store))
+}
 
 /// The right to write as the leader: a transaction that carries it is committed only while the leader key is the one
 /// that this leader created.

@@ -6,18 +6,22 @@
 //! from the start: etcd answers nothing, not even headers, on a stream without a request, and a stream that is kept open
 //! can't tell a slow member from a silent one.
 
+mod addresses;
+mod connection;
 mod failure;
+mod leases;
 mod members;
 mod tls;
 mod watch;
 
 use self::{
     failure::Failure,
+    leases::Leases,
     members::{Connection, Members, Sent},
 };
 use super::{
-    Compare, Entry, EtcdOptions, LeaseId, MAX_TXN_OPS, Op, Outcome, Revision, Snapshot, Store,
-    StoreError, Txn, Watch, is_prefix,
+    Compare, Entry, EtcdOptions, LeaseId, MAX_TXN_OPS, Op, Outcome, Revision, SharedStore,
+    Snapshot, Store, StoreError, Txn, Watch, is_prefix,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,12 +30,12 @@ use etcd_client::{
     ResponseHeader, TxnOp, TxnOpResponse,
 };
 use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use tokio::time::Instant;
 
-/// Longest wait for one answer: below every deadline of the layers above, and above a slow disk's sync.
+/// Longest wait for one answer, unless whom the call serves waits for less: above a slow disk's sync.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Keys in one page of a snapshot. With the largest pods that is some 100 MB, with usual ones a fraction of one.
 const PAGE_KEYS: i64 = 256;
@@ -40,26 +44,29 @@ const PAGE_BYTES: usize = 1024 * 1024 * 1024;
 /// How often a snapshot begins anew because etcd was compacted under it.
 const SNAPSHOT_TRIES: usize = 3;
 
-/// A store in etcd. It connects when it is first used, and again whenever that is needed.
-#[derive(Debug)]
+/// A store in etcd. It connects when it is first used, and again whenever that is needed. Clones share their
+/// connections.
+#[derive(Debug, Clone)]
 pub struct EtcdStore {
-    prefix: String,
-    members: Members,
-    /// The time to live that etcd gave each lease of ours: its answer to a beat is only that the lease lives.
-    leases: Mutex<HashMap<LeaseId, Duration>>,
+    prefix: Arc<str>,
+    members: Arc<Members>,
+    leases: Arc<Mutex<Leases>>,
+    /// How long each call may take.
+    deadline: Duration,
 }
 
 impl EtcdStore {
     /// The store under a prefix, at these members (`host:port`). Connects to none of them yet.
     pub fn new(
         endpoints: &[String],
-        prefix: impl Into<String>,
+        prefix: impl Into<Arc<str>>,
         options: EtcdOptions,
     ) -> Result<Self, StoreError> {
         Ok(Self {
             prefix: prefix.into(),
-            members: Members::new(endpoints, options)?,
-            leases: Mutex::default(),
+            members: Arc::new(Members::new(endpoints, options)?),
+            leases: Arc::default(),
+            deadline: CALL_TIMEOUT,
         })
     }
 
@@ -89,7 +96,7 @@ impl EtcdStore {
     {
         let send = |client: Client| send(kv(&client));
         self.members
-            .call(Sent::Repeatedly, Connection::Shared, CALL_TIMEOUT, send)
+            .call(Sent::Repeatedly, Connection::Shared, self.deadline, send)
             .await
             .map_err(|failure| failure.of_read(revision))
     }
@@ -184,32 +191,22 @@ impl EtcdStore {
             .or_else(self.gets(&txn.otherwise))
     }
 
-    fn remember(&self, lease: LeaseId, ttl: Option<Duration>) {
-        // The map is whole whatever panicked: each use of it is one call.
-        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
-        match ttl {
-            Some(ttl) => leases.insert(lease, ttl),
-            None => leases.remove(&lease),
-        };
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        // They are whole whatever panicked: each use is one call.
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The time to live of a lease; asks etcd when another store granted it.
     async fn lifetime(&self, lease: LeaseId) -> Result<Duration, StoreError> {
-        let known = {
-            let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
-            leases.get(&lease).copied()
-        };
-        if let Some(ttl) = known {
+        if let Some(ttl) = self.leases().ttl(lease) {
             return Ok(ttl);
         }
         let ask = |mut client: LeaseClient| async move { client.time_to_live(lease.0, None).await };
-        let answer = self.lease_call(lease, CALL_TIMEOUT, ask).await?;
+        let answer = self.lease_call(lease, self.deadline, ask).await?;
         if answer.ttl() <= 0 {
             return Err(StoreError::LeaseGone(lease));
         }
-        let ttl = seconds(answer.granted_ttl());
-        self.remember(lease, Some(ttl));
-        Ok(ttl)
+        Ok(seconds(answer.granted_ttl()))
     }
 
     async fn lease_call<T, F>(
@@ -283,7 +280,7 @@ impl Store for EtcdStore {
         };
         let answer = self
             .members
-            .call(Sent::Once, Connection::Shared, CALL_TIMEOUT, send)
+            .call(Sent::Once, Connection::Shared, self.deadline, send)
             .await
             .map_err(|failure| failure.of_write(lease))?;
         let revision = header_revision(answer.header())
@@ -296,10 +293,10 @@ impl Store for EtcdStore {
     }
 
     async fn watch(&self, behind: Revision) -> Result<Box<dyn Watch>, StoreError> {
-        let open = |client: Client| watch::open(client, self.prefix.clone(), behind);
+        let open = |client: Client| watch::open(client, self.prefix.to_string(), behind);
         let (watch, current) = self
             .members
-            .call(Sent::Repeatedly, Connection::Own, CALL_TIMEOUT, open)
+            .call(Sent::Repeatedly, Connection::Own, self.deadline, open)
             .await
             .map_err(|failure| failure.of_read(behind))?;
         if current < behind {
@@ -317,32 +314,36 @@ impl Store for EtcdStore {
         let whole = i64::try_from(whole.max(1)).unwrap_or(i64::MAX);
         // A lease whose answer is lost holds no keys, and ends by itself.
         let grant = |mut client: LeaseClient| async move { client.grant(whole, None).await };
-        let answer = self.lease_call(LeaseId(0), CALL_TIMEOUT, grant).await?;
+        let asked = Instant::now();
+        let answer = self.lease_call(LeaseId(0), self.deadline, grant).await?;
         let (lease, ttl) = (LeaseId(answer.id()), seconds(answer.ttl()));
-        self.remember(lease, Some(ttl));
+        self.leases().lives(lease, ttl, asked);
         Ok((lease, ttl))
     }
 
     /// Takes at most a third of the lease's time: two more beats fit in before it ends.
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
         let ttl = self.lifetime(lease).await?;
+        let asked = Instant::now();
         let beat = |mut client: LeaseClient| async move { client.keep_alive(lease.0).await };
         let result = self
             .lease_call(lease, CALL_TIMEOUT.min(ttl / 3), beat)
             .await;
-        if matches!(result, Err(StoreError::LeaseGone(_))) {
-            self.remember(lease, None);
+        match result {
+            Ok(_) => self.leases().lives(lease, ttl, asked),
+            Err(StoreError::LeaseGone(_)) => self.leases().ended(lease),
+            Err(_) => {}
         }
         result.map(|_| ttl)
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.remember(lease, None);
+        self.leases().ended(lease);
         let revoke = |client: Client| async move { client.lease_client().revoke(lease.0).await };
         // To revoke twice is to revoke once, but it does write: an unclear end must be told.
         let result = self
             .members
-            .call(Sent::Repeatedly, Connection::Shared, CALL_TIMEOUT, revoke)
+            .call(Sent::Repeatedly, Connection::Shared, self.deadline, revoke)
             .await;
         match result {
             Ok(_) | Err(Failure::Lease) => Ok(()),
@@ -352,6 +353,13 @@ impl Store for EtcdStore {
 
     fn leases_expire(&self) -> bool {
         true
+    }
+
+    fn serving(&self, deadline: Duration) -> Option<SharedStore> {
+        Some(Arc::new(Self {
+            deadline: deadline.min(CALL_TIMEOUT),
+            ..self.clone()
+        }))
     }
 }
 

@@ -63,4 +63,8 @@ impl Store for Measured {
     fn leases_expire(&self) -> bool {
         self.store.leases_expire()
     }
+    fn serving(&self, deadline: Duration) -> Option<SharedStore> {
+        let store = self.store.serving(deadline)?;
+        Some(Arc::new(Self::new(store, Arc::clone(&self.metrics))))
+    }
 }

@@ -162,15 +162,17 @@ impl File {
         if magic != MAGIC {
             return Err(self.damaged(&"is no store, or its beginning is damaged"));
         }
-        let database = (self.open)(&self.path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => self.refused(&WitnessError::InUse),
-            // Where it only ends too early it is damaged; else the disk can't be read, or written, just now.
-            DatabaseError::Storage(StorageError::Io(ref io))
-                if io.kind() != std::io::ErrorKind::UnexpectedEof =>
-            {
-                self.refused(&error)
+        let database = (self.open)(&self.path).map_err(|error| {
+            if matches!(error, DatabaseError::DatabaseAlreadyOpen) {
+                return self.refused(&WitnessError::InUse);
             }
-            _ => self.damaged(&error),
+            // A disk that can't be read or written just now is not a damaged file; one that ends too early is.
+            if let DatabaseError::Storage(StorageError::Io(io)) = &error
+                && io.kind() != std::io::ErrorKind::UnexpectedEof
+            {
+                return self.refused(&error);
+            }
+            self.damaged(&error)
         })?;
         let (owner, state) = read_state(&database).map_err(|error| self.damaged(&error))?;
         if owner != self.ensemble {

@@ -16,6 +16,8 @@ pub(super) enum Failure {
     Token(String),
     /// Nothing was applied; another member may do better.
     Elsewhere(String),
+    /// There is no connection, so nothing was applied; a new connection, or another member, may do better.
+    Unreachable(String),
     /// No answer, or one that leaves it open. Another member may do better.
     Unclear(String),
     /// The revision is gone, or not yet there.
@@ -44,7 +46,7 @@ impl Failure {
         unclear: fn(String) -> StoreError,
     ) -> StoreError {
         match (self, lease) {
-            (Self::Elsewhere(text), _) => StoreError::Unavailable(text),
+            (Self::Elsewhere(text) | Self::Unreachable(text), _) => StoreError::Unavailable(text),
             (Self::Unclear(text), _) => unclear(text),
             (Self::Compacted, _) => StoreError::Compacted(revision),
             (Self::Lease, Some(lease)) => StoreError::LeaseGone(lease),
@@ -59,6 +61,7 @@ impl Failure {
         match self {
             Self::Token(text) => Self::Token(at(text)),
             Self::Elsewhere(text) => Self::Elsewhere(at(text)),
+            Self::Unreachable(text) => Self::Unreachable(at(text)),
             Self::Unclear(text) => Self::Unclear(at(text)),
             Self::Refused(text) => Self::Refused(at(text)),
             Self::Compacted | Self::Lease => self,
@@ -91,7 +94,7 @@ impl From<Error> for Failure {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         if never_connected(&status) {
-            return Self::Elsewhere(deepest(&status));
+            return Self::Unreachable(deepest(&status));
         }
         let message = status.message();
         // etcd's own words, which are part of its API: its other clients go by them as well.
@@ -160,17 +163,27 @@ fn never_connected(status: &Status) -> bool {
 
 /// The message, with the innermost cause: `transport error` alone helps nobody.
 fn deepest(status: &Status) -> String {
-    let mut cause = None;
-    let mut source = status.source();
-    while let Some(error) = source {
-        cause = Some(error);
-        source = error.source();
-    }
     let message = status.message();
-    match cause.map(ToString::to_string) {
-        Some(cause) if cause != message => format!("{message}: {cause}"),
-        Some(_) | None => message.to_owned(),
+    match status.source() {
+        Some(source) => {
+            let cause = innermost(source);
+            if cause == message {
+                cause
+            } else {
+                format!("{message}: {cause}")
+            }
+        }
+        None => message.to_owned(),
     }
+}
+
+/// The innermost cause of an error.
+pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]

@@ -2,34 +2,38 @@
 //!
 //! One member is in use, the others wait in their order. A member that gives no answer in time, or can't be connected
 //! to, hands over to the next, for this call when that is safe, and for the calls after it. So a member that is paused or
-//! cut off costs one deadline, not one deadline a call. Each member has its own connection; a balancer over all of them
-//! would go on giving a share of the calls to the one that is silent.
+//! cut off costs one deadline, not one deadline a call. Each address of each name is a member (see `addresses`), with its
+//! own connection; a balancer over all of them would go on giving a share of the calls to the one that is silent.
 //!
-//! A call that writes is sent once. It goes on to another member only when it certainly was not applied.
+//! A call has one deadline, that of whom it serves, and shares it out: each member that may still be asked gets as much
+//! as the others. Connecting goes on beyond that, for the calls that follow. A call that writes is sent once; it goes on
+//! to another member only when it certainly was not applied.
 
-use super::{failure::Failure, tls};
+use super::{addresses::Name, connection, failure::Failure};
 use crate::store::{EtcdOptions, StoreError};
 use arc_swap::ArcSwap;
-use etcd_client::{Client, ConnectOptions, Error};
+use etcd_client::{Client, Error};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared, join_all},
+};
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 use tokio::{
-    sync::OnceCell,
+    sync::Mutex,
     time::{Instant, timeout_at},
 };
-use tonic::Code;
 
-/// How long connecting may take. Shorter than a call, so that a call outlives a member that is off.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pings on a connection with open streams. etcd hangs up on who pings more often than every 5 s, or without a stream.
-const PING_INTERVAL: Duration = Duration::from_secs(6);
-/// How long a ping may stay unanswered.
-const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// Least time that a member gets, unless the call has less: a connection with TLS takes several round trips.
+const LEAST_SHARE: Duration = Duration::from_millis(150);
+/// While members fail, their names are looked up again this often.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often a call may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,31 +56,49 @@ pub(super) enum Connection {
 /// The members, in the order in which they are tried.
 #[derive(Debug)]
 pub(super) struct Members {
-    members: Vec<Member>,
+    names: Vec<Name>,
+    known: ArcSwap<Known>,
+    /// A member failed since the names were looked up.
+    failed: AtomicBool,
+    /// When the names were looked up last. Held by whoever does it.
+    looked_up: Mutex<Option<Instant>>,
+    options: Arc<EtcdOptions>,
+}
+
+/// The members at the addresses that are known.
+#[derive(Debug, Default)]
+struct Known {
+    members: Vec<Arc<Member>>,
     /// The one in use.
     current: AtomicUsize,
-    options: EtcdOptions,
 }
 
 #[derive(Debug)]
 struct Member {
-    address: String,
+    /// `host:port` as a person gave it: what etcd's certificate is for.
+    name: String,
+    address: SocketAddr,
+    /// What it is called in errors and logs.
+    label: String,
     connection: ArcSwap<Slot>,
 }
 
-/// A connection that its first user makes. It is authenticated, when there is a user.
+type Connecting = Shared<BoxFuture<'static, Result<Client, Failure>>>;
+
+/// A connection, or the way to it: all who need it wait for the same attempt, and an attempt outlives who began it. It is
+/// authenticated, when there is a user.
 #[derive(Default)]
-struct Slot(OnceCell<Client>);
+struct Slot(std::sync::OnceLock<Connecting>);
 
 impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Slot({})", self.0.initialized())
+        write!(f, "Slot({})", self.0.get().is_some())
     }
 }
 
 impl Members {
-    pub(super) fn new(addresses: &[String], options: EtcdOptions) -> Result<Self, StoreError> {
-        if addresses.is_empty() {
+    pub(super) fn new(endpoints: &[String], options: EtcdOptions) -> Result<Self, StoreError> {
+        if endpoints.is_empty() {
             return Err(StoreError::Refused("no etcd member is named".into()));
         }
         if options.user.is_some() != options.password.is_some() {
@@ -84,14 +106,15 @@ impl Members {
                 "KONTROL_ETCD_USER and KONTROL_ETCD_PASSWORD go together; one is missing".into(),
             ));
         }
-        let member = |address: &String| Member {
-            address: address.clone(),
-            connection: ArcSwap::default(),
-        };
+        let names = endpoints.iter().map(|text| Name::new(text));
         Ok(Self {
-            members: addresses.iter().map(member).collect(),
-            current: AtomicUsize::new(0),
-            options,
+            names: names
+                .collect::<Result<_, _>>()
+                .map_err(StoreError::Refused)?,
+            known: ArcSwap::default(),
+            failed: AtomicBool::new(false),
+            looked_up: Mutex::default(),
+            options: Arc::new(options),
         })
     }
 
@@ -107,31 +130,41 @@ impl Members {
         F: Future<Output = Result<T, Error>> + Send,
     {
         let end = Instant::now() + deadline;
-        let first = self.current.load(Ordering::Relaxed);
+        let known = self.known(end).await?;
+        let count = known.members.len();
+        let first = known.current.load(Ordering::Relaxed);
         // Even a single member gets a second try: the first may have met a connection that was just lost.
-        let tries = self.members.len().max(2);
+        let tries = count.max(2);
         let mut authenticated_anew = false;
         let mut tried = 0;
         loop {
-            let index = (first + tried) % self.members.len();
-            let member = &self.members[index];
-            tried += 1;
-            let last = tried == tries || self.members.len() == 1;
-            // Keeps time for another member, when another may be asked.
-            let until = if last || sent == Sent::Once {
+            let index = (first + tried) % count;
+            let member = &known.members[index];
+            let until = if count == 1 {
                 end
             } else {
-                let now = Instant::now();
-                now + end.saturating_duration_since(now) / 2
+                share(Instant::now(), end, tries - tried)
             };
+            let limits = match sent {
+                Sent::Repeatedly => Limits { until, end: until },
+                // What was sent can't be sent elsewhere, so it may as well be waited for.
+                Sent::Once => Limits { until, end },
+            };
+            tried += 1;
             let slot = member.connection.load_full();
-            let failure = match self.attempt(member, &slot, connection, until, &send).await {
+            let failure = match self.attempt(member, &slot, connection, limits, &send).await {
                 Ok(answer) => {
                     // Whoever moved on meanwhile may have had a better reason.
-                    self.hand_over(first, index);
+                    if known.hand_over(first, index) {
+                        tracing::info!(
+                            from = known.members[first].label,
+                            to = member.label,
+                            "using another etcd member"
+                        );
+                    }
                     return Ok(answer);
                 }
-                Err(failure) => failure.at(&member.address),
+                Err(failure) => failure.at(&member.label),
             };
             let go_on = match &failure {
                 Failure::Token(_) if !authenticated_anew => {
@@ -142,6 +175,11 @@ impl Members {
                     true
                 }
                 Failure::Elsewhere(_) => true,
+                Failure::Unreachable(_) => {
+                    // A connection that was lost comes back by itself, but with the certificates that it began with.
+                    member.forget(&slot);
+                    true
+                }
                 Failure::Unclear(_) => {
                     // It may hang for longer than anyone waits: the next call gets a connection that works.
                     member.forget(&slot);
@@ -151,108 +189,206 @@ impl Members {
                     return Err(failure);
                 }
             };
+            self.failed.store(true, Ordering::Relaxed);
             if !go_on || tried >= tries || Instant::now() >= end {
-                self.hand_over(first, (index + 1) % self.members.len());
+                known.hand_over(first, (index + 1) % count);
                 return Err(failure);
             }
         }
     }
 
-    /// Makes `to` the member in use, if that is still `from`.
-    fn hand_over(&self, from: usize, to: usize) {
-        if from == to {
-            return;
+    /// The members to try, with their names looked up again where members failed since the last time.
+    async fn known(&self, end: Instant) -> Result<Arc<Known>, Failure> {
+        let known = self.known.load_full();
+        let may_have_moved =
+            self.failed.load(Ordering::Relaxed) && self.names.iter().any(|name| !name.is_address());
+        if !known.members.is_empty() && !may_have_moved {
+            return Ok(known);
         }
-        let swapped = self
-            .current
-            .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
-        if swapped.is_ok() {
-            tracing::info!(
-                from = self.members[from].address,
-                to = self.members[to].address,
-                "using another etcd member"
-            );
+        let mut looked_up = if known.members.is_empty() {
+            match timeout_at(end, self.looked_up.lock()).await {
+                Ok(looked_up) => looked_up,
+                Err(_) => {
+                    return Err(Failure::Elsewhere(
+                        "the names of its members are still looked up".into(),
+                    ));
+                }
+            }
+        } else {
+            match self.looked_up.try_lock() {
+                Ok(looked_up) => looked_up,
+                Err(_) => return Ok(known),
+            }
+        };
+        let now = Instant::now();
+        let known = self.known.load_full();
+        if !known.members.is_empty() && looked_up.is_some_and(|at| now < at + LOOKUP_INTERVAL) {
+            return Ok(known);
         }
+        self.failed.store(false, Ordering::Relaxed);
+        *looked_up = Some(now);
+        // Where members are known, most of the call's time is for them.
+        let left = end.saturating_duration_since(now);
+        let limit = if known.members.is_empty() {
+            left
+        } else {
+            left / 4
+        };
+        let found = join_all(self.names.iter().map(|name| name.look_up(limit))).await;
+        let mut members: Vec<Arc<Member>> = Vec::new();
+        let mut trouble = None;
+        for (name, (addresses, failed)) in self.names.iter().zip(found) {
+            for address in addresses {
+                if members.iter().any(|member| member.address == address) {
+                    continue;
+                }
+                let same =
+                    |member: &&Arc<Member>| member.address == address && member.name == name.text();
+                let old = known.members.iter().find(same).cloned();
+                members.push(old.unwrap_or_else(|| Arc::new(Member::new(name.text(), address))));
+            }
+            trouble = trouble.or(failed);
+        }
+        if members.is_empty() {
+            let text = trouble.unwrap_or_else(|| "its members have no address".into());
+            return Err(Failure::Elsewhere(text));
+        }
+        if let Some(trouble) = trouble {
+            self.failed.store(true, Ordering::Relaxed);
+            tracing::debug!(trouble, "using the etcd members that are known");
+        }
+        if members
+            .iter()
+            .map(|m| &m.label)
+            .eq(known.members.iter().map(|m| &m.label))
+        {
+            return Ok(known);
+        }
+        let in_use = known.members.get(known.current.load(Ordering::Relaxed));
+        let current =
+            in_use.and_then(|old| members.iter().position(|member| Arc::ptr_eq(member, old)));
+        let known = Arc::new(Known {
+            members,
+            current: AtomicUsize::new(current.unwrap_or(0)),
+        });
+        self.known.store(Arc::clone(&known));
+        Ok(known)
     }
 
     async fn attempt<T, F>(
         &self,
         member: &Member,
-        slot: &Slot,
+        slot: &Arc<Slot>,
         connection: Connection,
-        until: Instant,
+        limits: Limits,
         send: &(impl Fn(Client) -> F + Sync),
     ) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Error>> + Send,
     {
         // Until there is a client nothing is sent, so what goes wrong here is never unclear.
-        let connect = async {
-            match connection {
-                Connection::Shared => slot
-                    .0
-                    .get_or_try_init(|| self.connect(&member.address))
-                    .await
-                    .cloned(),
-                Connection::Own => self.connect(&member.address).await,
-            }
+        let connect = || {
+            connection::open(
+                member.name.clone(),
+                member.address,
+                Arc::clone(&self.options),
+            )
         };
-        let client = match timeout_at(until, connect).await {
+        let connecting = match connection {
+            Connection::Shared => slot.0.get_or_init(|| connect().boxed().shared()).clone(),
+            Connection::Own => connect().boxed().shared(),
+        };
+        let client = match timeout_at(limits.until, connecting).await {
             Ok(Ok(client)) => client,
-            Ok(Err(Failure::Unclear(text))) => return Err(Failure::Elsewhere(text)),
-            Ok(Err(failure)) => return Err(failure),
+            Ok(Err(Failure::Unclear(text))) => return Err(Failure::Unreachable(text)),
+            Ok(Err(failure)) => {
+                // Even what is refused may be mended by the next try: the files are read again.
+                member.forget(slot);
+                return Err(failure);
+            }
             Err(_) => return Err(Failure::Elsewhere("does not let us in in time".into())),
         };
-        match timeout_at(until, send(client)).await {
+        match timeout_at(limits.end, send(client)).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(Failure::Unclear("no answer in time".into())),
         }
     }
+}
 
-    /// A client of one member, authenticated. Without a user nothing is sent yet.
-    async fn connect(&self, address: &str) -> Result<Client, Failure> {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
-            .with_keep_alive_while_idle(false)
-            // A member without a leader says so at once, rather than after a time-out.
-            .with_require_leader(true);
-        let mut scheme = "http";
-        if let Some(files) = &self.options.tls {
-            options = options.with_tls(tls::read(files).await.map_err(Failure::Refused)?);
-            scheme = "https";
-        }
-        let mut client = Client::connect([format!("{scheme}://{address}")], Some(options)).await?;
-        if let (Some(user), Some(password)) = (&self.options.user, &self.options.password) {
-            match client
-                .update_user(Some((user.clone(), password.clone())))
-                .await
-            {
-                // As etcd's own clients do: whoever turns authentication on later is served with this password.
-                Err(Error::GRpcStatus(status))
-                    if status.code() == Code::FailedPrecondition
-                        && status.message().contains("not enabled") =>
-                {
-                    tracing::warn!(
-                        address,
-                        "etcd has no authentication, the password is not used"
-                    );
-                }
-                result => result?,
-            }
-        }
-        Ok(client)
+/// Until when an attempt waits.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// For a connection.
+    until: Instant,
+    /// For the answer.
+    end: Instant,
+}
+
+/// Until when the next of so many tries may take.
+fn share(now: Instant, end: Instant, tries: usize) -> Instant {
+    let left = end.saturating_duration_since(now);
+    let tries = u32::try_from(tries.max(1)).unwrap_or(u32::MAX);
+    (now + (left / tries).max(LEAST_SHARE)).min(end)
+}
+
+impl Known {
+    /// Makes `to` the member in use, if that is still `from`; whether it did.
+    fn hand_over(&self, from: usize, to: usize) -> bool {
+        from != to
+            && self
+                .current
+                .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
     }
 }
 
 impl Member {
+    fn new(name: &str, address: SocketAddr) -> Self {
+        let label = address.to_string();
+        Self {
+            label: if label == name {
+                label
+            } else {
+                format!("{name} ({label})")
+            },
+            name: name.to_owned(),
+            address,
+            connection: ArcSwap::default(),
+        }
+    }
+
     /// Gives up a connection; the next call makes a new one.
     fn forget(&self, slot: &Arc<Slot>) {
         let current = self.connection.load();
         if Arc::ptr_eq(&current, slot) {
             self.connection
                 .compare_and_swap(&current, Arc::new(Slot::default()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_shared_out_among_those_that_may_still_be_asked() {
+        let now = Instant::now();
+        let ms = Duration::from_millis;
+        let cases = [
+            (900, 3, 300),
+            (600, 2, 300),
+            (300, 1, 300),
+            // Less than a connection takes would be given in vain.
+            (250, 3, 150),
+            (100, 1, 100),
+            (100, 2, 100),
+            (0, 2, 0),
+        ];
+        for (left, tries, expected) in cases {
+            let until = share(now, now + ms(left), tries);
+            assert_eq!(until - now, ms(expected), "{left} ms for {tries}");
         }
     }
 }
