@@ -20,6 +20,7 @@ mod outbox;
 pub mod policy;
 mod run;
 pub(crate) mod session;
+pub mod variables;
 mod verdict;
 
 pub(crate) use executor::{Executor, ExecutorTask};

@@ -6,7 +6,7 @@ use crate::model::{
     invalid::{clip, key},
 };
 use kontrol_proto::v1::{Command, DispatchRequest};
-use kontrol_slave::payload::from_proto;
+use kontrol_slave::{action::variables, payload::from_proto};
 use prost::Message;
 use std::time::Duration;
 
@@ -161,11 +161,8 @@ fn command(command: Command) -> Result<Command, Invalid> {
         bytes += text.len();
     }
     for (name, value) in variables {
-        if name.is_empty() || name.contains('=') {
-            let reason = format!(
-                "has {:?}, which can't be the name of a variable",
-                clip(name)
-            );
+        if let Some(why) = variables::unfit(name, shell) {
+            let reason = format!("has {:?}, {why}", clip(name));
             return Err(Invalid::new("command.env", reason));
         }
         check("command.env", name, 0)?;
@@ -300,6 +297,25 @@ mod tests {
                 "name",
             ),
             (
+                command_with(|c| c.env = HashMap::from([("A".into(), "b\0".into())])),
+                "command.env",
+                "NUL",
+            ),
+            (
+                command_with(|c| c.env = HashMap::from([("KONTROL_ID".into(), "x".into())])),
+                "command.env",
+                "\"KONTROL_ID\", which kontrol itself sets",
+            ),
+            (
+                command_with(|c| {
+                    c.argv.clear();
+                    c.shell = "true".into();
+                    c.env = HashMap::from([("app.name".into(), "x".into())]);
+                }),
+                "command.env",
+                "shell",
+            ),
+            (
                 with(|r| r.timeout = seconds(0)),
                 "timeout",
                 "longer than nothing",
@@ -323,6 +339,23 @@ mod tests {
             let invalid = wrong.unwrap_err();
             assert_eq!(invalid.field, field, "{invalid}");
             assert!(invalid.reason.contains(said), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_reaches_the_command_is_taken() {
+        for name in [
+            "KONTROL_TOKEN",
+            "NAMESPACE",
+            "PATH",
+            "HOME",
+            "app.name",
+            "é",
+            "PWD",
+        ] {
+            let env = HashMap::from([(name.to_owned(), "x".to_owned())]);
+            let request = command_with(|c| c.env.clone_from(&env)).unwrap();
+            assert_eq!(request.command.env, env);
         }
     }
 

@@ -1,6 +1,6 @@
 //! From what a master orders to what the guard is to run: the words, the environment, the input. PURE.
 
-use super::Settings;
+use super::{Settings, variables};
 use crate::{
     payload::from_proto,
     process::{Spec, User},
@@ -76,8 +76,11 @@ pub(super) fn spec(
         set(&mut environment, "LOGNAME", OsStr::new(&user.name));
     }
     for (name, value) in &command.env {
-        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(format!("{name:?} can't be a variable of the command"));
+        if let Some(why) = variables::unfit(name, !command.shell.is_empty()) {
+            return Err(format!("the variables have {name:?}, {why}"));
+        }
+        if value.contains('\0') {
+            return Err(format!("the variable {name} has a NUL character"));
         }
         if name.len() + "=".len() + value.len() >= MAX_WORD_BYTES {
             return Err(format!(
@@ -192,7 +195,10 @@ mod tests {
     #[test]
     fn nothing_of_the_slave_gets_into_the_environment_but_what_is_not_its_own() {
         let command = Command {
-            env: HashMap::from([("A".into(), "2".into()), ("KONTROL_ID".into(), "x".into())]),
+            env: HashMap::from([
+                ("A".into(), "2".into()),
+                ("KONTROL_TOKEN".into(), "x".into()),
+            ]),
             input: Some(to_proto(&json!({"a": 1}))),
             ..shell("true")
         };
@@ -207,11 +213,12 @@ mod tests {
         let spec = made(command, &settings(), &inherited).unwrap();
         assert_eq!(spec.argv, ["/bin/sh", "-c", "true"]);
         assert_eq!(spec.guard_environment, []);
-        for name in ["KONTROL_TOKEN", "KONTROL_ACTIONS", "NAMESPACE"] {
+        for name in ["KONTROL_ACTIONS", "NAMESPACE"] {
             assert_eq!(value(&spec, name), None, "{name}");
         }
         for (name, expected) in [
             ("A", "2"),
+            ("KONTROL_TOKEN", "x"),
             ("HOME", "/root"),
             ("PATH", DEFAULT_PATH),
             ("INPUT", r#"{"a":1}"#),
@@ -258,6 +265,9 @@ mod tests {
             (argv(&["a", "b\0"]), &settings(), "NUL"),
             (env("A=B"), &settings(), "variable"),
             (env(""), &settings(), "variable"),
+            (env("KONTROL_ID"), &settings(), "itself"),
+            (env("INPUT"), &settings(), "itself"),
+            (env("a.b"), &settings(), "shell"),
         ] {
             let reason = made(command, settings, &[]).unwrap_err();
             assert!(reason.contains(said), "{reason}");

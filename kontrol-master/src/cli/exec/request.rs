@@ -10,7 +10,7 @@ use super::{
 use crate::model::{PodKey, selector::Selector};
 use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 use kontrol_proto::v1::{self, DispatchRequest};
-use std::{io, time::Duration};
+use std::{collections::HashSet, io, time::Duration};
 
 /// Where to run what.
 #[derive(Debug, Clone, Args)]
@@ -113,6 +113,10 @@ impl ExecArgs {
             return Err(CliError::Usage(
                 "say what to run: -- COMMAND ARGUMENT..., or --shell TEXT".to_owned(),
             ));
+        }
+        let mut names = HashSet::new();
+        if let Some((twice, _)) = self.env.iter().find(|(name, _)| !names.insert(name)) {
+            return Err(CliError::Usage(format!("--env gives {twice} twice")));
         }
         let json = self.input.as_deref();
         let command = v1::Command {
