@@ -20,6 +20,7 @@ mod outbox;
 pub mod policy;
 mod run;
 pub(crate) mod session;
+mod told;
 pub mod variables;
 mod verdict;
 

@@ -8,7 +8,8 @@ use super::{
     command::{self, Pod},
     journal::{Journal, Past, number},
     outbox::Outbox,
-    run::{Action, Channel, Room, Told, Work},
+    run::{Action, Channel, Room, Work},
+    told::{self, Teller, Told},
     verdict::NotRun,
 };
 use crate::identity::Identity;
@@ -32,8 +33,6 @@ const MAX_WAITING: usize = 4096;
 const MAX_WAITING_KIB: usize = 32 * 1024;
 /// How many actions may be at hand, with those whose end was not taken.
 const MAX_ACTIONS: usize = MAX_WAITING + 1024;
-/// How many words may wait for an action. One that has more is told them when it is asked again.
-const TOLD: usize = 256;
 /// How many KiB of output may be left of actions that have ended.
 const MAX_LEFT_KIB: usize = 16 * 1024;
 /// How long a command may run that says nothing about it.
@@ -86,7 +85,7 @@ struct Tier {
     channel: watch::Receiver<Channel>,
     journal: Journal,
     /// Those that wait, run, or were not forgotten yet, and how to tell them something.
-    actions: HashMap<String, mpsc::Sender<Told>>,
+    actions: HashMap<String, Teller>,
 }
 
 /// The room that an action takes while it waits.
@@ -261,8 +260,7 @@ impl ExecutorTask {
         };
         match action {
             Some(action) => {
-                // An action takes words at once; one that is stuck for so long is told again by who asks it.
-                let _ = action.try_send(told);
+                action.tell(told);
                 None
             }
             None => of.absent(id, told),
@@ -304,7 +302,7 @@ impl ExecutorTask {
             0 => DEFAULT_OUTPUT,
             some => some.min(MAX_OUTPUT),
         };
-        let (told, words) = mpsc::channel(TOLD);
+        let (told, words) = told::channel();
         let action = Action::new(
             Outbox::new(&run.action_id, window, max_output),
             timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.min(MAX_TIMEOUT)),
@@ -354,7 +352,7 @@ impl ExecutorTask {
 
 impl Tier {
     /// From now on the action is one that ran before.
-    fn forget(&mut self, id: &str) -> Option<mpsc::Sender<Told>> {
+    fn forget(&mut self, id: &str) -> Option<Teller> {
         let action = self.actions.remove(id)?;
         if let Some(number) = number(id) {
             self.journal.add(number, Past::Ended);

@@ -13,6 +13,7 @@ use super::{
     command::GRACE,
     outbox::{Outbox, PIECE_BYTES},
     policy::Policy,
+    told::{Hearer, Told},
     verdict::{NotRun, Stop, cancelled, judge},
 };
 use crate::process::{End, Guarded, Lease, Order as GuardOrder, Pipes, Spec};
@@ -38,21 +39,6 @@ const STALLED: Duration = Duration::from_secs(30);
 /// Where an action's reports go: the channel of its tier, while there is one.
 pub(crate) type Channel = Option<mpsc::Sender<AttachRequest>>;
 
-/// What an action is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Told {
-    /// Tell everything behind these offsets, on this channel.
-    Resume { stdout: u64, stderr: u64 },
-    /// Tell everything that was not taken, on this channel.
-    Again,
-    /// Everything up to these offsets was taken.
-    Credit { stdout: u64, stderr: u64 },
-    /// End it.
-    Cancel,
-    /// The end was taken, or will not be.
-    Forget,
-}
-
 /// What all actions share.
 #[derive(Debug, Clone)]
 pub(super) struct Room {
@@ -66,7 +52,7 @@ pub(super) struct Room {
 pub(super) struct Action {
     pub(super) outbox: Outbox,
     pub(super) timeout: Duration,
-    pub(super) told: mpsc::Receiver<Told>,
+    pub(super) told: Hearer,
     pub(super) channel: watch::Receiver<Channel>,
     pub(super) room: Room,
     /// Cancelled when the slave stops.
@@ -95,7 +81,7 @@ impl Action {
     pub(super) fn new(
         outbox: Outbox,
         timeout: Duration,
-        told: mpsc::Receiver<Told>,
+        told: Hearer,
         channel: watch::Receiver<Channel>,
         room: Room,
         stopping: CancellationToken,
@@ -186,7 +172,7 @@ impl Action {
                 Ok(()) => self.outbox.broke(),
                 Err(_) => pending().await,
             },
-            told = self.told.recv(), if !self.forgotten => match told {
+            told = self.told.next(), if !self.forgotten => match told {
                 Some(told) => self.take(told),
                 // The executor has forgotten it, or is gone, and so is everybody who could ask.
                 None => self.forgotten = true,
