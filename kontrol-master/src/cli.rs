@@ -54,8 +54,8 @@ pub enum Command {
     /// it; a second one leaves at once.
     ///
     /// The exit code is the highest of all pods: that of the command, 128 + N when signal N ended it, 124 timed out, 126
-    /// refused by the pod, 130 cancelled, 255 unreachable or lost. It is 1 when no master takes it or no pod matches, 2
-    /// when it was asked wrongly, 130 after Ctrl-C, and 141 when the reader of its output went away, which cancels it.
+    /// refused by the pod, 130 cancelled, 255 unreachable or lost, and also when the stream broke, so that the end is not
+    /// known here. It is 1 when no master takes it or no pod matches, 2 when it was asked wrongly, 130 after Ctrl-C, and 141 when the reader of its output went away, which cancels it.
     ///
     /// Limits: 512 KiB of command and variables, 1 MiB of input, 7 days of --timeout, 1 GiB of --max-output.
     ///

@@ -54,6 +54,8 @@ impl Confirmed {
 pub struct Election {
     lead: watch::Receiver<Option<Fence>>,
     confirmed: watch::Receiver<Confirmed>,
+    /// The candidacy of now. It is set before the lease is confirmed, and read behind that.
+    seat: watch::Receiver<Option<LeaseId>>,
 }
 
 impl Election {
@@ -66,6 +68,12 @@ impl Election {
     /// Whether the store confirmed this master's lease lately: if not, others may have elected a leader unseen.
     pub fn in_touch(&self) -> bool {
         self.confirmed.borrow().holds(Instant::now())
+    }
+
+    /// The candidacy of this master (`leader/<lease>`), while its lease surely has not ended: all that time, nobody saw the
+    /// key gone from the store.
+    pub fn seat(&self) -> Option<LeaseId> {
+        self.in_touch().then(|| *self.seat.borrow()).flatten()
     }
 
     /// Wakes when this master starts or stops to lead.
@@ -88,6 +96,7 @@ pub struct Campaign {
     ttl: Duration,
     lead: watch::Sender<Option<Fence>>,
     confirmed: watch::Sender<Confirmed>,
+    seat: watch::Sender<Option<LeaseId>>,
 }
 
 struct Session {
@@ -107,6 +116,7 @@ impl Campaign {
     ) -> (Election, Self) {
         let (lead, lead_receiver) = watch::channel(None);
         let (confirmed, confirmed_receiver) = watch::channel(Confirmed::Forever);
+        let (seat, seat_receiver) = watch::channel(None);
         let task = Self {
             store,
             roster,
@@ -114,10 +124,12 @@ impl Campaign {
             ttl,
             lead,
             confirmed,
+            seat,
         };
         let handle = Election {
             lead: lead_receiver,
             confirmed: confirmed_receiver,
+            seat: seat_receiver,
         };
         (handle, task)
     }
@@ -133,6 +145,7 @@ impl Campaign {
                     backoff.reset();
                     self.give_back(old.take()).await;
                     self.hold(&session, &token).await;
+                    self.seat.send_replace(None);
                     self.step_down(if token.is_cancelled() {
                         "this master stops and resigns"
                     } else {
@@ -166,6 +179,7 @@ impl Campaign {
         let (lease, ttl) = self.store.grant(self.ttl).await?;
         match self.stand(lease).await {
             Ok((key, epoch)) => {
+                self.seat.send_replace(Some(lease));
                 self.confirm(sent, ttl);
                 Ok(Session {
                     lease,

@@ -21,7 +21,8 @@
 //! 1. The pure core (`model`, `liveness`, `damper`, `roster::view`, `keepalive::plan`, `action::rollout`) never awaits,
 //!    reads a clock, or names tonic, axum or etcd: time arrives as an argument, effects leave as return values. Deadlines
 //!    are monotonic; wall-clock time is for display.
-//! 2. Every leader-only write is one transaction with a [`store::Fence`].
+//! 2. Every leader-only write is one transaction with a [`store::Fence`]: that an action is taken over as well. Whoever carries
+//!    an action writes its record, compared with what it wrote before, whether it leads or not.
 //! 3. Leader-only state lives in one term, built on election and dropped on loss. A new term gives every pod a full
 //!    TTL before it may expire anything.
 //! 4. After an unclear answer of the store, read back and decide; never repeat blindly.

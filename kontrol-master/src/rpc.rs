@@ -31,8 +31,9 @@ use kontrol_proto::{
         keepalive_service_server::{KeepaliveServiceServer, SERVICE_NAME as KEEPALIVE},
     },
 };
+use kontrol_slave::supervise::Children;
 use std::sync::Arc;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -69,7 +70,7 @@ pub struct Context {
     /// Which start of it this is.
     pub instance: String,
     /// The tasks of streams, which are waited for at the end.
-    pub streams: TaskTracker,
+    pub streams: Children,
     /// Settings.
     pub settings: Arc<Settings>,
     /// Cancelled when streams are to end.

@@ -164,7 +164,7 @@ async fn report(
     let agents = join_all(agents.into_iter().map(|agent| agent.run(token.clone())));
     let dispatches = async {
         token.cancelled().await;
-        // A store that does not answer may hold up the records; the slaves have heard by then.
+        // A store that does not answer may hold up the records; the slaves have heard by then. A panic is told elsewhere.
         let _ = timeout(DRAIN, dispatches.joined()).await;
     };
     join!(agents, dispatches);

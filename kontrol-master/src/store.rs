@@ -8,7 +8,7 @@
 //! masters/<id>     a live master (JSON: id, address), bound to its lease
 //! removals         the last removals and their reasons, written by the transaction that removes
 //! relay/<master>   what a master heard that can't reach the leader, see `roster::view::relayed`
-//! actions/<id>     an action, see `model::action`; bound to a lease where the store has those
+//! actions/<id>     an action and who carries it, see `model::action`; bound to a lease where the store has those
 //! ```
 //!
 //! Keys are relative to the ensemble's prefix, `/kontrol/<namespace>/<app>/`. Every write is a transaction, every

@@ -4,16 +4,24 @@
 //! with an error that names it. After the token is cancelled the tasks have one common deadline; what still runs then
 //! is aborted, joined and named. The master runs on this as well as the slave.
 
+use futures::FutureExt;
 use std::{
-    borrow::Cow, collections::HashMap, convert::Infallible, fmt, future::Future, io, process,
+    borrow::Cow,
+    collections::HashMap,
+    convert::Infallible,
+    fmt,
+    future::Future,
+    io,
+    panic::{AssertUnwindSafe, resume_unwind},
+    process,
     time::Duration,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    task::{Id, JoinError, JoinSet},
+    task::{Id, JoinError, JoinHandle, JoinSet},
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// What a task fails with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -136,6 +144,60 @@ impl Tasks {
     }
 }
 
+/// Tasks that come and go, one for each request or stream. A panic of one of them is a failure of them all: nobody else
+/// would notice the hole that it leaves.
+#[derive(Debug, Clone)]
+pub struct Children {
+    /// What one of them is called.
+    name: &'static str,
+    tracker: TaskTracker,
+    panicked: CancellationToken,
+}
+
+impl Children {
+    /// None yet; `name` is what one of them is called.
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            tracker: TaskTracker::new(),
+            panicked: CancellationToken::new(),
+        }
+    }
+
+    /// Starts one.
+    pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let panicked = self.panicked.clone();
+        self.tracker.spawn(async move {
+            // Nothing of it is used behind a panic.
+            match AssertUnwindSafe(task).catch_unwind().await {
+                Ok(output) => output,
+                Err(panic) => {
+                    panicked.cancel();
+                    resume_unwind(panic)
+                }
+            }
+        })
+    }
+
+    /// Waits for the end of each, once the token is cancelled; a panic ends it at any time.
+    pub async fn joined(self, token: CancellationToken) -> Result<(), Failure> {
+        let ended = async {
+            token.cancelled().await;
+            self.tracker.close();
+            self.tracker.wait().await;
+        };
+        let ended = self.panicked.run_until_cancelled(ended).await;
+        // The last one may have ended by it.
+        match ended {
+            Some(()) if !self.panicked.is_cancelled() => Ok(()),
+            Some(()) | None => Err(Failure::Panicked(self.name.into())),
+        }
+    }
+}
+
 /// Listens for SIGTERM and SIGINT from the moment of the call. The first cancels the token; the second ends the process
 /// at once with 128 + its number, for the operator who will not wait. The future never ends: race it against the work.
 pub fn signals(token: CancellationToken) -> io::Result<impl Future<Output = Infallible> + Send> {
@@ -162,7 +224,6 @@ pub fn signals(token: CancellationToken) -> io::Result<impl Future<Output = Infa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::FutureExt;
     use std::future::pending;
 
     const GRACE: Duration = Duration::from_secs(2);
@@ -210,6 +271,30 @@ mod tests {
         });
         let failure = tasks.run(GRACE).await.unwrap_err();
         assert!(matches!(failure, Failure::Panicked(name) if name == "bug"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn children_are_waited_for_and_a_panic_of_one_is_told_at_once() {
+        let token = CancellationToken::new();
+        let children = Children::new("a child");
+        let (of_child, end) = (token.clone(), Duration::from_secs(1));
+        children.spawn(async move {
+            of_child.cancelled().await;
+            tokio::time::sleep(end).await;
+        });
+        let joined = tokio::spawn(children.clone().joined(token.clone()));
+        let start = Instant::now();
+        token.cancel();
+        joined.await.unwrap().unwrap();
+        assert_eq!(start.elapsed(), end);
+
+        let token = CancellationToken::new();
+        let children = Children::new("a child");
+        children.spawn(pending::<()>());
+        let child = children.spawn(async { assert!(std::hint::black_box(false), "on purpose") });
+        let failure = children.joined(token).await.unwrap_err();
+        assert!(matches!(failure, Failure::Panicked(name) if name == "a child"));
+        assert!(child.await.unwrap_err().is_panic());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,59 +1,63 @@
 //! Custody: the leader takes over the actions whose master died.
 //!
 //! What is detached goes on, and what is not is cancelled: its dispatcher went away with the connection to that master.
-//! Nobody new gets the order, for what was to run is not in the store. A master that is alive after all, and was only gone
-//! from the store for a while, finds its record overtaken and lets go.
+//! Nobody new gets the order, for what was to run is not in the store. An action is taken over by one transaction, which
+//! compares that this master still leads, and that neither the presence nor the candidacy of the one that carried it is in
+//! the store: a deposed leader takes nothing, and a master whose lease stands loses nothing. A master that is alive after
+//! all, and was only gone from the store for a while, finds its record overtaken and lets go.
+//!
+//! Every master also looks after records that name itself and that it does not carry: it gave up to write their end, or
+//! took them over without learning that.
 
 use super::dispatch::Dispatches;
-use super::history::History;
+use super::history::{History, Taking};
 use crate::{
     election::Election,
     model::action::{ActionId, State},
-    roster::Roster,
+    roster::{KnownAction, Roster, View, view::LEADER},
+    store::{Fence, StoreError},
 };
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval},
-};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-/// How often the leader looks.
+/// How often it is looked.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a master may be gone from the store before its actions are taken over.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Takes over actions, while this master leads.
+/// Takes over actions: while this master leads, those of all.
 #[derive(Debug)]
 pub struct Custody {
+    instance: String,
     roster: Roster,
     election: Election,
     history: History,
     dispatches: Dispatches,
     /// Actions without a master, and since when.
     orphans: HashMap<ActionId, Instant>,
-    /// Those that were taken over here and go on, whatever their record says as yet.
-    adopted: HashMap<ActionId, JoinHandle<()>>,
 }
 
 impl Custody {
-    /// The custody of this master.
+    /// The custody of this master; `instance` is which start of it this is.
     pub fn new(
+        instance: String,
         roster: Roster,
         election: Election,
         history: History,
         dispatches: Dispatches,
     ) -> Self {
         Self {
+            instance,
             roster,
             election,
             history,
             dispatches,
             orphans: HashMap::new(),
-            adopted: HashMap::new(),
         }
     }
 
@@ -62,54 +66,84 @@ impl Custody {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while token.run_until_cancelled(looks.tick()).await.is_some() {
-            if self.election.leads().is_none() || !self.roster.connected() {
+            if !self.roster.connected() {
                 self.orphans.clear();
                 continue;
             }
-            for action in self.due(Instant::now()) {
-                self.adopt(&action).await;
+            let fence = self.election.leads();
+            for action in self.due(fence.is_some(), Instant::now()) {
+                if let Err(error) = self.take(&action, fence.as_ref()).await {
+                    let id = &action.head.id;
+                    tracing::debug!(action = %id, %error, "could not read an action to take over");
+                }
             }
         }
     }
 
     /// The actions that have been without a master for long enough.
-    fn due(&mut self, now: Instant) -> Vec<ActionId> {
+    fn due(&mut self, leads: bool, now: Instant) -> Vec<Arc<KnownAction>> {
         let view = self.roster.view();
-        let masters: HashSet<&str> = view
+        let there: HashSet<&str> = view
             .masters()
             .map(|master| master.instance.as_str())
             .collect();
-        let orphans: HashSet<&ActionId> = view
-            .actions()
-            .values()
+        let actions = view.actions().values();
+        let orphans: Vec<&Arc<KnownAction>> = actions
             .filter(|known| known.head.state == State::Running)
-            .filter(|known| !masters.contains(known.head.instance.as_str()))
-            .map(|known| &known.head.id)
+            .filter(|known| !self.dispatches.carries(&known.head.id))
+            .filter(|known| {
+                let mine = known.head.instance == self.instance;
+                let gone =
+                    !there.contains(known.head.instance.as_str()) && !is_candidate(&view, known);
+                mine || (leads && gone)
+            })
             .collect();
-        self.orphans.retain(|action, _| orphans.contains(action));
-        self.adopted.retain(|_, task| !task.is_finished());
-        for action in orphans {
-            self.orphans.entry(action.clone()).or_insert(now);
-        }
-        let due = self.orphans.iter();
-        due.filter(|(_, since)| now - **since >= GRACE)
-            .filter(|(action, _)| !self.adopted.contains_key(*action))
-            .map(|(action, _)| action.clone())
+        let ids: HashSet<&ActionId> = orphans.iter().map(|known| &known.head.id).collect();
+        self.orphans.retain(|action, _| ids.contains(action));
+        orphans
+            .into_iter()
+            .filter(|known| {
+                let since = self.orphans.entry(known.head.id.clone()).or_insert(now);
+                now - *since >= GRACE
+            })
+            .cloned()
             .collect()
     }
 
-    async fn adopt(&mut self, action: &ActionId) {
-        match self.history.read(action).await {
-            Ok(Some((record, revision))) if record.head.state == State::Running => {
-                match self.dispatches.adopt(record, revision) {
-                    Ok(task) => drop(self.adopted.insert(action.clone(), task)),
-                    Err(error) => {
-                        tracing::debug!(%action, %error, "could not take over an action yet")
-                    }
+    async fn take(&self, action: &KnownAction, fence: Option<&Fence>) -> Result<(), StoreError> {
+        let (record, taking) = if action.head.instance == self.instance {
+            match self.history.read(&action.head.id).await? {
+                Some((record, revision)) if record.head.state == State::Running => {
+                    let taking = Taking {
+                        revision,
+                        fence: None,
+                        absence: Vec::new(),
+                    };
+                    (record, taking)
                 }
+                Some(_) | None => return Ok(()),
             }
-            Ok(_) => {}
-            Err(error) => tracing::debug!(%action, %error, "could not read an action to take over"),
+        } else {
+            let Some(orphan) = self.history.orphan(action).await? else {
+                return Ok(());
+            };
+            let taking = Taking {
+                revision: orphan.revision,
+                fence: fence.cloned(),
+                absence: orphan.absence,
+            };
+            (orphan.record, taking)
+        };
+        if let Err(error) = self.dispatches.adopt(record, taking) {
+            let id = &action.head.id;
+            tracing::debug!(action = %id, %error, "could not take over an action yet");
         }
+        Ok(())
     }
+}
+
+/// Whether the master that carries an action still stands for election.
+fn is_candidate(view: &View, known: &KnownAction) -> bool {
+    let candidate = view.candidate(&format!("{LEADER}{}", known.head.lease));
+    candidate.is_some_and(|candidate| candidate.master.instance == known.head.instance)
 }

@@ -9,12 +9,18 @@
 //!
 //! The record is written before the first order goes out, now and then, and at the end before the summary is told. While
 //! the store can't be reached actions run all the same, without a record until it is back: they may be what repairs it.
+//!
+//! Another master takes an action over when this one's candidacy is gone from the store. So that an action has one truth, an
+//! end is told only by who surely carries it, see `standing`; who can't be sure says so, and where to look.
 
 mod client;
+mod standing;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use super::{
-    history::History,
+    history::{History, Taking},
     request::Request,
     rollout::{Adopted, Limits, Rollout, Target},
     switchboard::{Notice, Switchboard},
@@ -26,20 +32,23 @@ use crate::{
     model::action::{ActionId, Head, Record, State},
     roster::{PeerMaster, Roster},
     status::now_ms,
-    store::Revision,
 };
 use client::Client;
 use kontrol_proto::v1::{DispatchRequest, DispatchResponse, attach_response::Run};
+use kontrol_slave::supervise::{Children, Failure};
 use prost::Message;
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use task::{Origin, Task};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    task::JoinHandle,
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 /// Most actions that one master carries at a time.
@@ -81,8 +90,31 @@ pub struct Dispatches {
     unwritten: Arc<Semaphore>,
     memory: Arc<Semaphore>,
     window: Arc<Semaphore>,
-    tasks: TaskTracker,
+    carried: Arc<Carried>,
+    tasks: Children,
     token: CancellationToken,
+}
+
+/// The actions that this master carries.
+#[derive(Debug, Default)]
+struct Carried(Mutex<HashSet<ActionId>>);
+
+impl Carried {
+    fn with<T>(&self, act: impl FnOnce(&mut HashSet<ActionId>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// One of them, for as long as this lives.
+struct Carrying {
+    carried: Arc<Carried>,
+    action: ActionId,
+}
+
+impl Drop for Carrying {
+    fn drop(&mut self) {
+        self.carried.with(|carried| carried.remove(&self.action));
+    }
 }
 
 /// What a dispatcher is told, as it comes.
@@ -143,16 +175,21 @@ impl Dispatches {
             unwritten: Arc::new(Semaphore::new(MAX_UNWRITTEN)),
             memory: Arc::new(Semaphore::new(MEMORY_KIB)),
             window: Arc::new(Semaphore::new(WHOLE_WINDOW_KIB)),
-            tasks: TaskTracker::new(),
+            carried: Arc::default(),
+            tasks: Children::new("an action's dispatch"),
             token,
         }
     }
 
-    /// Waits for the end of every dispatch, once the token is cancelled.
-    pub async fn joined(self) {
-        self.token.cancelled().await;
-        self.tasks.close();
-        self.tasks.wait().await;
+    /// Waits for the end of every dispatch, once the token is cancelled. A panic of one is a failure of this master: its
+    /// record would say for ever that it runs.
+    pub async fn joined(self) -> Result<(), Failure> {
+        self.tasks.joined(self.token).await
+    }
+
+    /// Whether this master carries that action.
+    pub(super) fn carries(&self, action: &ActionId) -> bool {
+        self.carried.with(|carried| carried.contains(action))
     }
 
     /// Runs a command on slaves. `dispatcher`: who asks.
@@ -185,6 +222,7 @@ impl Dispatches {
             dispatcher,
             master: self.myself.id.clone(),
             instance: self.myself.instance.clone(),
+            lease: String::new(),
             created_ms,
             finished_ms: None,
             timeout_ms: u64::try_from(request.timeout.as_millis()).unwrap_or(u64::MAX),
@@ -202,23 +240,18 @@ impl Dispatches {
         };
         let (client, told) = Client::new();
         let rollout = Rollout::new(targets, limits);
-        // Tracked: it is waited for at the end.
-        drop(self.start(
+        self.start(
             head,
             rollout,
             Origin::Dispatched(run),
             Some(client),
             permits,
-        ));
+        );
         Ok(told)
     }
 
-    /// Carries on with an action whose master died.
-    pub(super) fn adopt(
-        &self,
-        record: Record,
-        revision: Revision,
-    ) -> Result<JoinHandle<()>, Error> {
+    /// Carries on with an action whose master died, if it can be taken over.
+    pub(super) fn adopt(&self, record: Record, taking: Taking) -> Result<(), Error> {
         let room = self.room()?;
         let Record { mut head, results } = record;
         tracing::info!(action = %head.id, from = head.master, "taking over an action whose master is gone");
@@ -247,7 +280,8 @@ impl Dispatches {
         limits.window = (*WINDOW_KIB.start() * 1024) as u64;
         let (counts, now) = (head.summary, Instant::now());
         let rollout = Rollout::adopt(targets, counts, head.detach, limits, now);
-        Ok(self.start(head, rollout, Origin::Adopted(revision), None, permits))
+        self.start(head, rollout, Origin::Adopted(taking), None, permits);
+        Ok(())
     }
 
     /// Cancels an action that this master carries. False when it carries none with that id.
@@ -313,7 +347,13 @@ impl Dispatches {
         origin: Origin,
         client: Option<Client>,
         permits: Permits,
-    ) -> JoinHandle<()> {
+    ) {
+        let action = head.id.clone();
+        self.carried.with(|carried| carried.insert(action.clone()));
+        let carrying = Carrying {
+            carried: Arc::clone(&self.carried),
+            action,
+        };
         let (sender, notices) = mpsc::channel(notices_for(&rollout));
         let task = Task::new(
             self.clone(),
@@ -324,7 +364,11 @@ impl Dispatches {
             notices,
             permits,
         );
-        self.tasks.spawn(task.run(sender))
+        // Joined with the others at the end.
+        drop(self.tasks.spawn(async move {
+            let _carrying = carrying;
+            task.run(sender).await;
+        }));
     }
 }
 

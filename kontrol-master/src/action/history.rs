@@ -3,14 +3,21 @@
 //! In etcd a record is bound to a lease and goes away by itself; one lease serves all records of a while, for leases are
 //! dear. The stores inside a master know no leases that end: there, and where the history grows too large, the leader
 //! deletes. Whoever carries an action writes its record, always against the revision that it wrote before: another
-//! master that took the action over is noticed.
+//! master that took the action over is noticed. Who takes it over compares more: that it leads, and that what the record
+//! names of its carrier, presence and candidacy, is not there.
 
 use crate::{
     election::Election,
     model::action::{ActionId, Record, State},
-    roster::{KnownAction, Roster, View, view::action_key},
+    roster::{
+        KnownAction, PeerMaster, Roster, View,
+        view::{LEADER, MASTERS, action_key},
+    },
     status::now_ms,
-    store::{Compare, LeaseId, MAX_TXN_OPS, Op, Outcome, Revision, SharedStore, StoreError, Txn},
+    store::{
+        Compare, Entry, Fence, LeaseId, MAX_TXN_OPS, Op, Outcome, Revision, SharedStore,
+        StoreError, Txn,
+    },
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -35,6 +42,7 @@ const QUEUE: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct History {
     store: SharedStore,
+    election: Election,
     leases: Option<mpsc::Sender<Ask>>,
     retention: Duration,
 }
@@ -71,6 +79,35 @@ pub enum NotSaved {
     Store(#[from] StoreError),
 }
 
+impl NotSaved {
+    /// Whether nothing was written, for certain.
+    pub fn is_certain(&self) -> bool {
+        !matches!(self, Self::Store(StoreError::Indeterminate(_)))
+    }
+}
+
+/// How a record of another master is taken over, in one transaction.
+#[derive(Debug)]
+pub struct Taking {
+    /// The revision of the record.
+    pub revision: Revision,
+    /// The right to do so; none is needed for what names this master already.
+    pub fence: Option<Fence>,
+    /// That the master that the record names is not there.
+    pub absence: Vec<Compare>,
+}
+
+/// A record whose master is not there.
+#[derive(Debug)]
+pub struct Orphan {
+    /// The record.
+    pub record: Record,
+    /// Its revision.
+    pub revision: Revision,
+    /// What must hold for it to be an orphan still.
+    pub absence: Vec<Compare>,
+}
+
 impl History {
     /// A history that keeps actions for this long after they were last written, and its task.
     pub fn new(
@@ -83,6 +120,7 @@ impl History {
         let history = Self {
             leases: store.leases_expire().then_some(sender),
             store: Arc::clone(&store),
+            election: election.clone(),
             retention,
         };
         let task = HistoryTask {
@@ -97,18 +135,54 @@ impl History {
     }
 
     /// Writes the record of an action whose last revision is `known` (0: there is none yet). Tells its revision.
-    pub async fn save(&self, record: Record, mut known: Revision) -> Result<Revision, NotSaved> {
+    pub async fn save(&self, record: Record, known: Revision) -> Result<Revision, NotSaved> {
+        self.write(record, known, None, Vec::new()).await
+    }
+
+    /// Writes the record of an action that this master takes over. Tells its revision.
+    pub async fn take(&self, record: Record, taking: Taking) -> Result<Revision, NotSaved> {
+        let Taking {
+            revision,
+            fence,
+            absence,
+        } = taking;
+        self.write(record, revision, fence, absence).await
+    }
+
+    /// The candidacy of this master, as it is to be named by the records that it writes, while that surely stands.
+    pub fn seat(&self) -> Option<LeaseId> {
+        self.election.seat()
+    }
+
+    async fn write(
+        &self,
+        record: Record,
+        mut known: Revision,
+        fence: Option<Fence>,
+        more: Vec<Compare>,
+    ) -> Result<Revision, NotSaved> {
         let key = action_key(&record.head.id);
         let instance = record.head.instance.clone();
         let value: bytes::Bytes = record.encode().into();
         let (mut gone, mut tries) = (None, 0);
+        // Once a write may have happened, no later failure says that none did.
+        let mut unclear = false;
+        let failed = |error: StoreError, unclear: bool| {
+            if unclear {
+                StoreError::Indeterminate(error.to_string())
+            } else {
+                error
+            }
+        };
         loop {
-            let lease = self.lease(gone).await?;
+            let lease = self.lease(gone).await;
+            let lease = lease.map_err(|error| failed(error, unclear))?;
+            let own = match known {
+                0 => Compare::Absent(key.clone()),
+                revision => Compare::ModRevision(key.clone(), revision),
+            };
             let txn = Txn {
-                compares: vec![match known {
-                    0 => Compare::Absent(key.clone()),
-                    revision => Compare::ModRevision(key.clone(), revision),
-                }],
+                compares: more.iter().cloned().chain([own]).collect(),
                 ops: vec![Op::Put {
                     key: key.clone(),
                     value: value.clone(),
@@ -116,39 +190,43 @@ impl History {
                 }],
                 otherwise: vec![key.clone()],
             };
+            let txn = match &fence {
+                Some(fence) => fence.guard(txn),
+                None => txn,
+            };
             let outcome = match self.store.commit(txn).await {
                 Err(StoreError::Indeterminate(_)) => {
-                    let read = self.store.read(std::slice::from_ref(&key)).await?;
-                    Outcome::Conflict(read)
+                    unclear = true;
+                    let read = self.store.read(std::slice::from_ref(&key)).await;
+                    Outcome::Conflict(read.map_err(|error| failed(error, unclear))?)
                 }
                 // It ended early, by somebody's hand: another is granted, once.
                 Err(StoreError::LeaseGone(lease)) if gone.is_none() => {
                     gone = Some(lease);
                     continue;
                 }
-                outcome => outcome?,
+                outcome => outcome.map_err(|error| failed(error, unclear))?,
+            };
+            let not_written = || {
+                let cause = "the record was not written".to_owned();
+                failed(StoreError::Unavailable(cause), unclear).into()
             };
             return match outcome {
                 Outcome::Committed(revision) => Ok(revision),
                 Outcome::Conflict(found) => match found.entries.first() {
                     Some(entry) if entry.value == value => Ok(entry.mod_revision),
-                    Some(entry) if entry.mod_revision == known => {
-                        let cause = "the record was not written".to_owned();
-                        Err(StoreError::Unavailable(cause).into())
-                    }
+                    Some(entry) if entry.mod_revision == known => Err(not_written()),
                     // An earlier write of this master, of which it was not known whether it was done.
                     Some(entry)
                         if tries < TRIES && writer(&entry.value).as_ref() == Some(&instance) =>
                     {
                         tries += 1;
+                        unclear = true;
                         known = entry.mod_revision;
                         continue;
                     }
                     None if known > 0 => Err(NotSaved::Gone),
-                    None => {
-                        let cause = "the record was not written".to_owned();
-                        Err(StoreError::Unavailable(cause).into())
-                    }
+                    None => Err(not_written()),
                     Some(_) => Err(NotSaved::Overtaken),
                 },
             };
@@ -171,19 +249,67 @@ impl History {
         answer.await.map_err(|_| stopping())?.map(Some)
     }
 
+    /// Reads an action again whose master seems to be gone; nothing when it is over, or its master is there.
+    pub async fn orphan(&self, known: &KnownAction) -> Result<Option<Orphan>, StoreError> {
+        let head = &known.head;
+        let record_key = action_key(&head.id);
+        let mut carrier = vec![format!("{MASTERS}{}", head.master)];
+        // A master of an older version says nothing about its candidacy.
+        if !head.lease.is_empty() {
+            carrier.push(format!("{LEADER}{}", head.lease));
+        }
+        let keys: Vec<String> = carrier
+            .iter()
+            .cloned()
+            .chain([record_key.clone()])
+            .collect();
+        let read = self.store.read(&keys).await?;
+        let find = |key: &String| read.entries.iter().find(|entry| entry.key == *key);
+        let Some(entry) = find(&record_key) else {
+            return Ok(None);
+        };
+        let Some(record) = parse(&head.id, entry) else {
+            return Ok(None);
+        };
+        let same = record.head.instance == head.instance && record.head.lease == head.lease;
+        if record.head.state != State::Running || !same {
+            return Ok(None);
+        }
+        let mut absence = Vec::new();
+        for key in carrier {
+            absence.push(match find(&key) {
+                None => Compare::Absent(key),
+                Some(entry) => {
+                    let master: Option<PeerMaster> = serde_json::from_slice(&entry.value).ok();
+                    if master.is_none_or(|master| master.instance == head.instance) {
+                        return Ok(None);
+                    }
+                    // Another one, of the same name.
+                    Compare::ModRevision(key, entry.mod_revision)
+                }
+            });
+        }
+        Ok(Some(Orphan {
+            record,
+            revision: entry.mod_revision,
+            absence,
+        }))
+    }
+
     /// Reads the record of an action.
     pub async fn read(&self, id: &ActionId) -> Result<Option<(Record, Revision)>, StoreError> {
         let snapshot = self.store.read(&[action_key(id)]).await?;
         let Some(entry) = snapshot.entries.first() else {
             return Ok(None);
         };
-        Ok(serde_json::from_slice(&entry.value)
-            .inspect_err(
-                |error| tracing::warn!(%id, %error, "the record of an action can't be read"),
-            )
-            .ok()
-            .map(|record| (record, entry.mod_revision)))
+        Ok(parse(id, entry).map(|record| (record, entry.mod_revision)))
     }
+}
+
+fn parse(id: &ActionId, entry: &Entry) -> Option<Record> {
+    serde_json::from_slice(&entry.value)
+        .inspect_err(|error| tracing::warn!(%id, %error, "the record of an action can't be read"))
+        .ok()
 }
 
 /// The instance of the master that wrote a record.
@@ -304,6 +430,7 @@ mod tests {
                 dispatcher: String::new(),
                 master: "m".into(),
                 instance: "1".into(),
+                lease: String::new(),
                 created_ms: 0,
                 finished_ms: (state == State::Finished).then_some(luck * 1000),
                 timeout_ms: 0,

@@ -12,10 +12,11 @@ use crate::{
 use kontrol_proto::internal::v1::{
     ExchangeRequest, exchange_request, exchange_service_client::ExchangeServiceClient,
 };
+use kontrol_slave::supervise::Failure;
 use std::{collections::HashMap, time::Duration};
 use tokio::{
     sync::mpsc,
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinError, JoinSet},
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -49,8 +50,8 @@ impl PeerLinks {
         }
     }
 
-    /// Runs until the token is cancelled.
-    pub async fn run(self, token: CancellationToken) {
+    /// Runs until the token is cancelled, or a link panics: nobody would open it again.
+    pub async fn run(self, token: CancellationToken) -> Result<(), Failure> {
         let mut changes = self.roster.changes();
         let mut links = JoinSet::new();
         let mut known: HashMap<String, AbortHandle> = HashMap::new();
@@ -81,14 +82,23 @@ impl PeerLinks {
                     known.insert(master.instance.clone(), links.spawn(link.keep()));
                 }
             }
-            // Both arms are cancel safe.
+            // All arms are cancel safe.
             tokio::select! {
                 () = token.cancelled() => break,
                 more = changes.next() => if !more { break },
+                Some(ended) = links.join_next() => supervise(ended)?,
             }
-            while links.try_join_next().is_some() {}
         }
         links.shutdown().await;
+        Ok(())
+    }
+}
+
+/// A link ends by being aborted, and by a panic.
+fn supervise(ended: Result<(), JoinError>) -> Result<(), Failure> {
+    match ended {
+        Err(error) if error.is_panic() => Err(Failure::Panicked("a link to a peer".into())),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -156,5 +166,20 @@ impl Link {
         };
         self.switchboard.peer_down(self.instance).await;
         ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_link_that_panics_is_a_failure_and_one_that_is_aborted_is_not() {
+        let mut links = JoinSet::new();
+        links.spawn(std::future::pending()).abort();
+        assert!(supervise(links.join_next().await.unwrap()).is_ok());
+        links.spawn(async { assert!(std::hint::black_box(false), "on purpose") });
+        let failure = supervise(links.join_next().await.unwrap()).unwrap_err();
+        assert!(failure.to_string().starts_with("a link to a peer panicked"));
     }
 }

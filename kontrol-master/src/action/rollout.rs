@@ -8,7 +8,8 @@
 //! ```
 //!
 //! While it is not certain whether a slave got the order (`doubt`), it is asked before it is ordered again, and a target
-//! that can't be asked any more ends as LOST. Without doubt it ends as UNREACHABLE: then it surely did not run.
+//! that can't be asked any more ends as LOST. Without doubt it ends as UNREACHABLE: then it surely did not run. A slave that
+//! says nothing is asked again now and then, for it may have lost the order.
 //! Invariants: each target ends exactly once, and no order to run goes to another incarnation once one may have got it.
 
 mod message;
@@ -41,6 +42,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// cancelled.
 const PATIENCE: Duration = Duration::from_secs(60);
 const CANCELLED_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a slave that has an order may say nothing before it is asked again. The time doubles up to the longest, which is
+/// also that for a command that runs and writes nothing.
+const SILENCE: Duration = Duration::from_secs(5);
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 /// Within what time `Limits::batch` may start.
 const PACE: Duration = Duration::from_millis(250);
 /// More than a slave ever has on its way; one that sends more without credit is not believed.
@@ -139,6 +144,13 @@ impl Rollout {
         self.slots[index].ended.as_ref()
     }
 
+    /// Whether it is the incarnation that the action was accepted for, which the first record names.
+    pub fn is_as_accepted(&self, index: usize) -> bool {
+        let slot = &self.slots[index];
+        let slave = slot.slave.as_ref();
+        slave.is_some_and(|slave| *slave.nonce == *slot.target.nonce)
+    }
+
     /// The targets, in their order.
     pub fn targets(&self) -> impl Iterator<Item = &Target> {
         self.slots.iter().map(|slot| &slot.target)
@@ -218,6 +230,7 @@ impl Rollout {
             return;
         };
         let slot = &mut self.slots[index];
+        slot.heard();
         if slot.ended.is_some() {
             // It was given up. What it still runs must not go on; its end, when it comes, need not be kept.
             match said {
@@ -255,6 +268,11 @@ impl Rollout {
                 ended.truncated |= self.slots[index].has_gaps();
                 self.order(Order::Forget, vec![slave.clone()]);
                 self.end(index, ended);
+            }
+            // The master before this one may be alive after all, and order it yet: the slave is told first not to obey.
+            Said::Unknown if self.orphan && !slot.barred => {
+                slot.barred = true;
+                self.order(Order::Cancel, vec![slave.clone()]);
             }
             Said::Unknown if self.cancelled || self.orphan => {
                 let reason = if self.orphan {
@@ -339,6 +357,7 @@ impl Rollout {
     fn give(&mut self, index: usize, doubt: bool, slave: Slave) {
         let slot = &mut self.slots[index];
         slot.phase = Phase::Ordered { doubt };
+        slot.barred = false;
         slot.orders += u32::from(!doubt);
         let order = if doubt { slot.resume() } else { Order::Run };
         self.order(order, vec![slave.clone()]);
@@ -389,10 +408,32 @@ impl Rollout {
         };
         for index in self.active.clone() {
             match self.slots[index].judge(now, roster, &self.limits, patience) {
-                Verdict::Wait => {}
+                Verdict::Wait => self.listen(index, now),
                 Verdict::Retry => self.again(index),
                 Verdict::End(ended) => self.end(index, ended),
             }
+        }
+    }
+
+    /// The same for a master that can't be sure that it still carries the action: it tries again what was not taken, and
+    /// gives nobody up.
+    pub fn tick_unsure(&mut self, now: Instant) {
+        for index in self.active.clone() {
+            if self.slots[index].is_to_be_tried(now) {
+                self.again(index);
+            } else {
+                self.listen(index, now);
+            }
+        }
+    }
+
+    /// Asks a slave again that says nothing.
+    fn listen(&mut self, index: usize, now: Instant) {
+        let slot = &mut self.slots[index];
+        if slot.is_too_quiet(now, self.cancelled)
+            && let Some(slave) = slot.slave.clone()
+        {
+            self.give(index, true, slave);
         }
     }
 

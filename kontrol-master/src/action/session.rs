@@ -27,13 +27,14 @@ use kontrol_proto::v1::{
     AttachRequest, AttachResponse,
     attach_request::{Event, Hello},
 };
+use kontrol_slave::supervise::{Children, Failure};
 use std::time::Duration;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 /// How long a slave may take to say who it is.
@@ -58,7 +59,7 @@ pub struct Sessions {
     relay: Relay,
     switchboard: Switchboard,
     wakefulness: Wakefulness,
-    tasks: TaskTracker,
+    tasks: Children,
     token: CancellationToken,
 }
 
@@ -81,16 +82,14 @@ impl Sessions {
             relay,
             switchboard,
             wakefulness,
-            tasks: TaskTracker::new(),
+            tasks: Children::new("a slave's channel"),
             token,
         }
     }
 
     /// Waits for the end of every channel, once the token is cancelled.
-    pub async fn joined(self) {
-        self.token.cancelled().await;
-        self.tasks.close();
-        self.tasks.wait().await;
+    pub async fn joined(self) -> Result<(), Failure> {
+        self.tasks.joined(self.token).await
     }
 
     /// Opens the channel of a slave, once the leader knows of it.
@@ -126,7 +125,8 @@ impl Sessions {
             ending,
             cut,
         };
-        self.tasks.spawn(session.run(requests, sender));
+        // Joined with the others at the end.
+        drop(self.tasks.spawn(session.run(requests, sender)));
         Ok(ReceiverStream::new(orders))
     }
 

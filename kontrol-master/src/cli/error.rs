@@ -13,6 +13,8 @@ pub(super) enum CliError {
     Unreachable(String),
     /// A master that was to change something broke off, for a reason, before it said what became of it.
     Unclear(String),
+    /// What became of an action is not known here.
+    Lost(String),
     /// The answer could not be written.
     Write(io::Error),
 }
@@ -21,7 +23,9 @@ impl CliError {
     /// What to tell the user; nothing when it is the reader who went away.
     pub(super) fn message(&self) -> Option<String> {
         match self {
-            Self::Usage(message) | Self::Failed(message) => Some(message.clone()),
+            Self::Usage(message) | Self::Failed(message) | Self::Lost(message) => {
+                Some(message.clone())
+            }
             Self::Unreachable(reasons) => Some(format!(
                 "no master answers: {reasons}; start kontrol-master there, or name another with --endpoint or KONTROL_ENDPOINT"
             )),
@@ -38,6 +42,8 @@ impl CliError {
         match self {
             Self::Usage(_) => 2,
             Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+            // As of a target that is lost.
+            Self::Lost(_) => 255,
             Self::Failed(_) | Self::Unreachable(_) | Self::Unclear(_) | Self::Write(_) => 1,
         }
     }

@@ -160,7 +160,7 @@ async fn follow(
         }
     };
     screen.flush()?;
-    Err(CliError::Failed(format!(
+    Err(CliError::Lost(format!(
         "the stream of action {shown} broke ({reason}): it may go on, or be cancelled; to look: kontrol-master actions show {shown}"
     )))
 }

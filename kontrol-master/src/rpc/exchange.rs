@@ -68,7 +68,8 @@ impl ExchangeService for Service {
         let (outlet, cut) = Outlet::new(replies.clone());
         switchboard.caller_up(master, number, outlet).await;
         let token = self.context.token.clone();
-        self.context.streams.spawn(async move {
+        // Joined with the others at the end.
+        drop(self.context.streams.spawn(async move {
             loop {
                 // All arms are cancel safe.
                 let request = tokio::select! {
@@ -87,7 +88,7 @@ impl ExchangeService for Service {
                 }
             }
             switchboard.caller_down(master, number).await;
-        });
+        }));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

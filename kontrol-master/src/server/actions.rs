@@ -15,9 +15,8 @@ use crate::{
     roster::{PeerMaster, Roster},
     store::SharedStore,
 };
-use kontrol_slave::supervise::Tasks;
+use kontrol_slave::supervise::{Children, Tasks};
 use std::sync::Arc;
-use tokio_util::task::TaskTracker;
 
 /// What the parts of actions are built of.
 pub(super) struct Parts<'a> {
@@ -37,7 +36,7 @@ pub(super) struct Actions {
     pub(super) sessions: Sessions,
     pub(super) switchboard: Switchboard,
     pub(super) history: History,
-    pub(super) streams: TaskTracker,
+    pub(super) streams: Children,
 }
 
 impl Actions {
@@ -78,9 +77,14 @@ impl Actions {
             stop.clone(),
         );
         let links = PeerLinks::new(me, roster.clone(), switchboard.clone());
-        let custody = Custody::new(roster, election, history.clone(), dispatches.clone());
-        let streams = TaskTracker::new();
-        let of_streams = streams.clone();
+        let custody = Custody::new(
+            parts.myself.instance.clone(),
+            roster,
+            election,
+            history.clone(),
+            dispatches.clone(),
+        );
+        let streams = Children::new("a peer's stream");
         tasks.spawn("the attention", attention.run(last.clone()));
         tasks.spawn("the switchboard", switching.run(drained.clone()));
         tasks.spawn("the history", keeping.run(drained.clone()));
@@ -88,11 +92,7 @@ impl Actions {
         tasks.spawn("the custody of actions", custody.run(stop));
         tasks.spawn("the dispatches", dispatches.clone().joined());
         tasks.spawn("the channels of slaves", sessions.clone().joined());
-        tasks.spawn("the streams of the peers", async move {
-            close.cancelled().await;
-            of_streams.close();
-            of_streams.wait().await;
-        });
+        tasks.spawn("the streams of the peers", streams.clone().joined(close));
         Self {
             dispatches,
             sessions,

@@ -63,8 +63,9 @@ impl Client {
     }
 
     /// What it was not told yet and never will: its pieces of output.
-    pub(super) fn left_over(self) -> impl Iterator<Item = Piece> {
-        self.waiting.into_iter().filter_map(|(_, piece)| piece)
+    pub(super) fn left_over(&mut self) -> Vec<Piece> {
+        let waiting = self.waiting.drain(..);
+        waiting.filter_map(|(_, piece)| piece).collect()
     }
 
     /// Waits until it takes the next message, or goes away. Cancel safe.

@@ -6,17 +6,19 @@ mod recording;
 use super::{
     Dispatches, Notices, Permits,
     client::{Client, Piece, Progress},
+    standing::Standing,
 };
 use crate::{
     action::{
-        history::NotSaved,
+        history::{NotSaved, Taking},
         rollout::{Effect, Event, Incarnations, Order, Rollout, Slave},
         switchboard::{Dispatch, Notice},
         wire,
     },
+    error::Error,
     model::{
         PodKey,
-        action::{ActionId, Head, State},
+        action::{ActionId, Head, Outcome, State},
     },
     roster::View,
     store::Revision,
@@ -46,13 +48,17 @@ const BATCH: usize = 64;
 /// How long an action may take to end once this master stops, and its dispatcher to be told.
 const STOP: Duration = Duration::from_secs(2);
 
+/// How long an end may be held back that this master is not sure of, and how much longer than the command may run slaves
+/// may say nothing, until the dispatcher is told to look elsewhere.
+const UNSURE_LIMIT: Duration = Duration::from_secs(15);
+
 /// Where an action comes from.
 #[derive(Debug)]
 pub(super) enum Origin {
     /// A dispatcher, with what is to run.
     Dispatched(Run),
-    /// A master that died; the revision of its record.
-    Adopted(Revision),
+    /// A master that died.
+    Adopted(Taking),
 }
 
 /// How it came to an end here.
@@ -71,9 +77,18 @@ pub(super) struct Task {
     id: ActionId,
     head: Head,
     run: Option<Run>,
+    /// How the record of another master is to be taken over.
+    taking: Option<Taking>,
     rollout: Rollout,
     /// The revision of the record; 0: it is not written yet.
     revision: Revision,
+    standing: Standing,
+    /// The write of the record under way.
+    saving: Option<Saving>,
+    /// When a slave last said something, or this master was sure to carry the action.
+    heard: Instant,
+    /// Whether it was sure then.
+    sure: bool,
     client: Option<Client>,
     notices: mpsc::Receiver<Notice>,
     cancelled: CancellationToken,
@@ -107,9 +122,9 @@ impl Task {
         notices: mpsc::Receiver<Notice>,
         permits: Permits,
     ) -> Self {
-        let (run, revision) = match origin {
-            Origin::Dispatched(run) => (Some(run), 0),
-            Origin::Adopted(revision) => (None, revision),
+        let (run, taking) = match origin {
+            Origin::Dispatched(run) => (Some(run), None),
+            Origin::Adopted(taking) => (None, Some(taking)),
         };
         let now = Instant::now();
         Self {
@@ -117,8 +132,13 @@ impl Task {
             id: head.id.clone(),
             head,
             run,
+            revision: taking.as_ref().map_or(0, |taking| taking.revision),
+            taking,
             rollout,
-            revision,
+            standing: Standing::new(),
+            saving: None,
+            heard: now,
+            sure: true,
             client,
             notices,
             cancelled: CancellationToken::new(),
@@ -145,6 +165,11 @@ impl Task {
         // Before it is recorded, so that whoever reads of it can cancel it.
         switchboard.open(self.id.clone(), dispatch, adopted).await;
         let end = match self.save(State::Running).await {
+            // It is left to the next look of a master that leads then.
+            Err(error) if adopted => {
+                tracing::debug!(action = %self.id, %error, "could not take over an action yet");
+                return switchboard.close(self.id.clone()).await;
+            }
             Err(NotSaved::Overtaken) => End::Overtaken,
             Ok(()) | Err(NotSaved::Gone | NotSaved::Store(_)) => {
                 self.accept();
@@ -192,13 +217,12 @@ impl Task {
         let stop = self.dispatches.token.clone();
         let cancelled = self.cancelled.clone();
         let mut cancelling = false;
-        let mut saving: Option<Saving> = None;
         loop {
             self.settle().await;
             if self.rollout.is_over() {
                 return End::Over;
             }
-            // All arms are cancel safe. A write that is given up at the end is noticed by the next one.
+            // All arms are cancel safe. The write is a task of its own: it holds up nobody, whatever is awaited here.
             tokio::select! {
                 notice = self.notices.recv() => match notice {
                     Some(notice) => {
@@ -213,8 +237,7 @@ impl Task {
                     // The switchboard has ended, or knows another dispatch by this id.
                     None => return End::Stopping,
                 },
-                saved = written(saving.as_mut()) => {
-                    saving = None;
+                saved = written(self.saving.as_mut()) => {
                     if let Err(NotSaved::Overtaken) = self.wrote(saved).await {
                         return End::Overtaken;
                     }
@@ -228,9 +251,10 @@ impl Task {
                     if self.missed_some.swap(false, Ordering::Relaxed) {
                         self.rollout.missed_some(now);
                     }
-                    self.rollout.tick(now, &*view);
-                    if saving.is_none() && self.is_to_be_saved(now) {
-                        saving = self.saving(State::Running).ok();
+                    self.look(now, &view);
+                    if self.saving.is_none() && self.is_to_be_saved(now) {
+                        // Where the store can't be reached, it is tried again.
+                        let _ = self.begin(State::Running);
                     }
                 }
                 () = cancelled.cancelled(), if !cancelling => {
@@ -255,13 +279,19 @@ impl Task {
                 tokio::select! {
                     Some(notice) = self.notices.recv() => self.take(notice),
                     progress = Client::progress(self.client.as_mut()) => self.on_client(progress),
+                    saved = written(self.saving.as_mut()) => {
+                        if let Err(NotSaved::Overtaken) = self.wrote(saved).await {
+                            return End::Overtaken;
+                        }
+                    }
                 }
             }
+            End::Over
         };
         match timeout(STOP / 2, over).await {
-            Ok(()) => {
+            Ok(end) => {
                 self.settle().await;
-                End::Over
+                end
             }
             Err(_) => End::Stopping,
         }
@@ -274,6 +304,7 @@ impl Task {
             Notice::Detached(slave) => self.rollout.detached(&slave, now),
             Notice::Missed { slave, busy } => self.rollout.missed(&slave, busy, now),
             Notice::Said(slave, event) => {
+                self.heard = now;
                 if let Some(said) = wire::said(*event) {
                     self.rollout.said(&slave, said);
                 }
@@ -285,11 +316,10 @@ impl Task {
         match progress {
             Progress::Took(piece) => self.taken(piece),
             Progress::Gone => {
-                let left_over = self.client.take().map(Client::left_over);
-                left_over
-                    .into_iter()
-                    .flatten()
-                    .for_each(|piece| self.taken(Some(piece)));
+                if let Some(mut client) = self.client.take() {
+                    let unread = client.left_over();
+                    unread.into_iter().for_each(|piece| self.taken(Some(piece)));
+                }
                 if !self.head.detach {
                     tracing::info!(action = %self.id, "the dispatcher went away; cancelling");
                     self.rollout.cancel(Instant::now());
@@ -314,6 +344,72 @@ impl Task {
                 Effect::Order(Order::Forget, to) => self.forget.extend(to),
                 Effect::Order(order, to) => self.order(order, to).await,
             }
+        }
+        let seat = self.dispatches.history.seat();
+        for index in self.standing.release(seat) {
+            self.tell_end(index);
+        }
+    }
+
+    /// Looks after the targets that are waited for.
+    fn look(&mut self, now: Instant, view: &View) {
+        let sure = self.standing.is_sure(self.dispatches.history.seat());
+        let was_sure = std::mem::replace(&mut self.sure, sure);
+        if !sure {
+            self.rollout.tick_unsure(now);
+            if now >= self.unsure_until() {
+                self.lose_sight(now);
+            }
+            return;
+        }
+        if !was_sure {
+            // What it did not see meanwhile is held against nobody.
+            self.rollout.missed_some(now);
+        }
+        self.heard = now;
+        self.rollout.tick(now, view);
+    }
+
+    /// Until when the dispatcher is left to wait while this master is not sure that it still carries the action: another one
+    /// that took it over is who the slaves talk to.
+    fn unsure_until(&self) -> Instant {
+        let silence = self.heard + Duration::from_millis(self.head.timeout_ms) + UNSURE_LIMIT;
+        let held = self.standing.holds_since();
+        held.map_or(silence, |since| silence.min(since + UNSURE_LIMIT))
+    }
+
+    /// Tells the dispatcher to look elsewhere. What runs is ended, as another master does that took the action over.
+    fn lose_sight(&mut self, now: Instant) {
+        let Some(mut client) = self.client.take() else {
+            return;
+        };
+        let unread = client.left_over();
+        unread.into_iter().for_each(|piece| self.taken(Some(piece)));
+        tracing::warn!(
+            action = %self.id,
+            "out of touch with the store: can't tell whether another master took the action over; its dispatcher is told to look there"
+        );
+        client.end(
+            Error::Unavailable(format!(
+                "this master is out of touch with the store, and can't tell whether another one took over the action {0}: \
+                 what became of it is in the history; to look: kontrol-master actions show {0}",
+                self.id
+            ))
+            .into(),
+        );
+        if !self.head.detach {
+            self.rollout.cancel(now);
+        }
+    }
+
+    fn tell_end(&mut self, index: usize) {
+        let Some(ended) = self.rollout.ended(index) else {
+            return;
+        };
+        self.dispatches.metrics.action_ended(ended);
+        let result = wire::result(self.rollout.target(index), ended);
+        if let Some(client) = &mut self.client {
+            client.tell(Told::Finished(result), None);
         }
     }
 
@@ -349,12 +445,11 @@ impl Task {
                 (Told::Output(output), Some(piece))
             }
             Event::Finished(index) => {
-                let Some(ended) = self.rollout.ended(index) else {
-                    return;
-                };
-                self.dispatches.metrics.action_ended(ended);
-                let result = wire::result(self.rollout.target(index), ended);
-                (Told::Finished(result), None)
+                // Of these, whoever takes the action over hears the same from the slave, if it knows whom to ask.
+                let lasts = self.rollout.ended(index).is_some_and(|ended| {
+                    matches!(ended.outcome, Outcome::Exited | Outcome::TimedOut)
+                }) && self.rollout.is_as_accepted(index);
+                return self.standing.hold(index, lasts, Instant::now());
             }
         };
         match &mut self.client {

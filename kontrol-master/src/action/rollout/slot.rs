@@ -1,7 +1,8 @@
 //! One target of an action.
 
 use super::{
-    Adopted, BUSY_RETRY, Incarnations, LINGER, Limits, Order, RETRY, Slave, Stream, Target,
+    Adopted, BUSY_RETRY, Incarnations, LINGER, LONGEST_SILENCE, Limits, Order, RETRY, SILENCE,
+    Slave, Stream, Target,
     output::{Output, is_due},
 };
 use crate::model::{
@@ -61,6 +62,11 @@ pub(super) struct Slot {
     /// Orders to run of which nobody told that they missed.
     pub(super) orders: u32,
     pub(super) started: bool,
+    /// The slave was told never to obey an order to run that comes yet.
+    pub(super) barred: bool,
+    /// Since when it says nothing, and for how long it may.
+    quiet: Option<Instant>,
+    silence: Duration,
     pub(super) ended: Option<Ended>,
     stdout: Output,
     stderr: Output,
@@ -84,6 +90,9 @@ impl Slot {
             gone: None,
             orders: 0,
             started: false,
+            barred: false,
+            quiet: None,
+            silence: SILENCE,
             ended: None,
             stdout: Output::default(),
             stderr: Output::default(),
@@ -132,6 +141,38 @@ impl Slot {
         self.orders = 1;
         self.phase = Phase::Ordered { doubt: false };
         slave
+    }
+
+    /// Its slave said something.
+    pub(super) fn heard(&mut self) {
+        self.quiet = None;
+        self.silence = SILENCE;
+    }
+
+    /// Whether its slave, which has an order, has said nothing for so long that it may have lost it. Then the next time
+    /// begins.
+    pub(super) fn is_too_quiet(&mut self, now: Instant, cancelled: bool) -> bool {
+        let limit = match self.phase {
+            Phase::Ordered { .. } => self.silence,
+            Phase::Running if cancelled => self.silence,
+            Phase::Running => LONGEST_SILENCE,
+            Phase::Waiting | Phase::Seeking { .. } | Phase::Ended => {
+                self.quiet = None;
+                return false;
+            }
+        };
+        let since = *self.quiet.get_or_insert(now);
+        if now - since < limit {
+            return false;
+        }
+        self.quiet = Some(now);
+        self.silence = (self.silence * 2).min(LONGEST_SILENCE);
+        true
+    }
+
+    /// Whether an order that was not taken is to be tried again.
+    pub(super) fn is_to_be_tried(&self, now: Instant) -> bool {
+        matches!(self.phase, Phase::Seeking { retry_at, .. } if retry_at <= now)
     }
 
     pub(super) fn pod(&self) -> Option<PodKey> {

@@ -223,6 +223,10 @@ fn an_adopted_action_is_followed_or_cancelled_and_never_begun() {
         assert_eq!(done[0], resume);
         assert_eq!(done.contains(&cancel), !detached);
         rollout.said(&slave(0, "a"), Said::Unknown);
+        // The master before may be alive, and order it yet.
+        assert_eq!(effects(&mut rollout), std::slice::from_ref(&cancel));
+        assert!(!rollout.is_over());
+        rollout.said(&slave(0, "a"), Said::Unknown);
         assert!(rollout.is_over());
         assert_eq!(
             (rollout.counts().refused, rollout.counts().cancelled),
@@ -350,6 +354,91 @@ fn more_than_a_slave_has_credit_for_is_not_taken_and_offsets_without_end_break_n
     rollout.taken(0, Stream::Stdout, 32 * 1024);
     rollout.said(&slave(0, "a"), exited(0));
     assert!(rollout.ended(0).unwrap().truncated);
+}
+
+#[test]
+fn an_order_that_a_slave_lost_is_asked_for_again_and_runs_once() {
+    let (mut now, roster) = (Instant::now(), roster(0..1));
+    let mut rollout = rollout(0..1, limits());
+    rollout.advance(now, &roster);
+    let run = Effect::Order(Order::Run, vec![slave(0, "a")]);
+    assert_eq!(effects(&mut rollout), std::slice::from_ref(&run));
+    let mut until_asked = |rollout: &mut Rollout, asked: Order| {
+        let start = now;
+        let asked = Effect::Order(asked, vec![slave(0, "a")]);
+        loop {
+            now += Duration::from_millis(250);
+            rollout.tick(now, &roster);
+            match effects(rollout).as_slice() {
+                [] => assert!(now - start < 2 * LONGEST_SILENCE, "never asked"),
+                [done, ..] => {
+                    assert_eq!(*done, asked);
+                    break now - start;
+                }
+            }
+        }
+    };
+    let resume = |stdout| Order::Resume { stdout, stderr: 0 };
+    // Asked, and not ordered: it may have it, and wait for its turn. The less it says, the less it is asked.
+    let first = until_asked(&mut rollout, resume(0));
+    let second = until_asked(&mut rollout, resume(0));
+    assert!(second > first, "{first:?} {second:?}");
+    rollout.said(&slave(0, "a"), Said::Unknown);
+    assert_eq!(effects(&mut rollout), [run]);
+    assert_eq!(until_asked(&mut rollout, resume(0)), first);
+    // One that runs and writes nothing is asked now and then, one that does not end when it should, soon.
+    rollout.said(&slave(0, "a"), Said::Started);
+    effects(&mut rollout);
+    assert!(until_asked(&mut rollout, resume(0)) >= LONGEST_SILENCE);
+    rollout.said(&slave(0, "a"), Said::Started);
+    rollout.cancel(now);
+    effects(&mut rollout);
+    let mut at = now;
+    let cancel = Effect::Order(Order::Cancel, vec![slave(0, "a")]);
+    let done = loop {
+        at += Duration::from_millis(250);
+        rollout.tick(at, &self::roster(0..1));
+        let done = effects(&mut rollout);
+        if !done.is_empty() {
+            break done;
+        }
+    };
+    assert!(
+        done.contains(&cancel) && at - now <= 2 * SILENCE,
+        "{done:?}"
+    );
+}
+
+#[test]
+fn a_master_that_is_not_sure_tries_again_and_gives_nobody_up() {
+    let (now, nobody) = (Instant::now(), Roster::new());
+    let mut rollout = rollout(0..2, limits());
+    rollout.advance(now, &roster(0..2));
+    rollout.missed(&slave(0, "a"), true, now);
+    rollout.detached(&slave(1, "a"), now);
+    effects(&mut rollout);
+    let later = now + 2 * PATIENCE;
+    rollout.tick_unsure(later);
+    assert_eq!(outcomes(&rollout), [None, None]);
+    let resume = Order::Resume {
+        stdout: 0,
+        stderr: 0,
+    };
+    let tried = [
+        Effect::Order(Order::Run, vec![slave(0, "a")]),
+        Effect::Order(resume, vec![slave(1, "a")]),
+    ];
+    assert_eq!(effects(&mut rollout), tried);
+    // Sure again, it asks everybody, who then have their time.
+    rollout.missed_some(later);
+    for host in 0..2 {
+        rollout.missed(&slave(host, "a"), false, later);
+    }
+    rollout.tick(later, &roster(0..2));
+    assert_eq!(outcomes(&rollout), [None, None]);
+    rollout.tick(later, &nobody);
+    rollout.tick(later + LINGER, &nobody);
+    assert!(rollout.is_over());
 }
 
 #[test]

@@ -69,6 +69,9 @@ pub struct Head {
     pub master: String,
     /// Which start of that master it is.
     pub instance: String,
+    /// That master's candidacy when it wrote this (`leader/<lease>`): nobody takes the action over while the key is there.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub lease: String,
     /// When it was accepted, in milliseconds since 1970.
     pub created_ms: u64,
     /// When the last target ended; absent while it runs.
@@ -250,6 +253,7 @@ mod tests {
                 dispatcher: "127.0.0.1".into(),
                 master: "m".into(),
                 instance: "00".into(),
+                lease: "1f".into(),
                 created_ms: 1,
                 finished_ms: Some(2),
                 timeout_ms: 60_000,

@@ -1,18 +1,20 @@
 //! The end of an action on this master: it is written down, and the dispatcher is told.
 
-use super::{End, STOP, Task};
+use super::{End, STOP, Task, recording::written};
 use crate::{
     action::{dispatch::client::Client, history::NotSaved, rollout::Order, wire},
     error::Error,
-    model::action::State,
+    model::action::{Record, State},
 };
 use kontrol_proto::v1::dispatch_response::Event as Told;
 use std::{collections::HashSet, time::Duration};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Status;
 
 /// How often the end of an action is tried to be written: for as long as the history would keep it.
 const SAVE_PAUSE: Duration = Duration::from_secs(1);
+/// How often an end that is held back is looked at.
+const LOOK: Duration = Duration::from_millis(250);
 /// How long a dispatcher may take to read one message of an action that is over.
 const READ_LIMIT: Duration = Duration::from_secs(60);
 
@@ -20,17 +22,10 @@ impl Task {
     pub(super) async fn finish(mut self, end: End) {
         match end {
             End::Over => self.conclude().await,
-            End::Overtaken => {
-                tracing::warn!(action = %self.id, "another master took the action over");
-                self.hand_over().await;
-                let message = format!(
-                    "another master took over the action {}; ask for it there",
-                    self.id
-                );
-                self.fail(message).await;
-            }
+            End::Overtaken => self.let_go().await,
             End::Stopping => {
-                let _ = self.save(State::Running).await;
+                // The write goes on; whoever waits for what it lets be told has no more time.
+                let _ = timeout(STOP / 2, self.save(State::Running)).await;
                 let what = if self.head.detach {
                     "goes on where it runs"
                 } else {
@@ -45,15 +40,30 @@ impl Task {
         }
     }
 
+    /// Another master carries the action now. Ends that were held back are that one's to tell.
+    async fn let_go(&mut self) {
+        let read = self.dispatches.history.read(&self.id).await;
+        let record = read.ok().flatten().map(|(record, _)| record);
+        let by = record.as_ref().map_or_else(String::new, |record| {
+            format!(", {}, carries it now", record.head.master)
+        });
+        tracing::warn!(action = %self.id, "another master took the action over{by}");
+        if let Some(record) = record {
+            self.hand_over(&record).await;
+        }
+        let message = format!(
+            "another master took over the action {0} while this one was out of touch{by}; to look: kontrol-master actions show {0}",
+            self.id
+        );
+        self.fail(message).await;
+    }
+
     /// The other master takes the ends that its record lacks, and asks for no others: those may be forgotten.
-    async fn hand_over(&mut self) {
+    async fn hand_over(&mut self, record: &Record) {
         self.recorded.append(&mut self.forget);
         if self.recorded.is_empty() {
             return;
         }
-        let Ok(Some((record, _))) = self.dispatches.history.read(&self.id).await else {
-            return;
-        };
         let ended: HashSet<&str> = record
             .results
             .iter()
@@ -79,32 +89,55 @@ impl Task {
             action = %self.id, ok = counts.succeeded, failed = counts.failures(), took = ?self.began.elapsed(),
             "action ended"
         );
-        let mut written = self.save(State::Finished).await;
-        if let Some(client) = &mut self.client {
-            let summary = wire::summary(&counts, self.began.elapsed());
-            client.tell(Told::Summary(summary), None);
-        }
+        let mut summary = Some(wire::summary(&counts, self.began.elapsed()));
         let give_up = Instant::now() + self.dispatches.history.refresh() * 2;
         let mut patience = Instant::now() + READ_LIMIT;
         let stop = self.dispatches.token.clone();
         let mut stopping = false;
+        // Whether the end is being written; whether that was tried; whether there is nothing left to be written.
+        let (mut writing, mut tried, mut settled) = (false, false, false);
+        let mut save_at = Instant::now();
         loop {
-            let told = self.client.as_ref().is_none_or(Client::is_idle);
+            let now = Instant::now();
+            let seat = self.dispatches.history.seat();
+            for index in self.standing.release(seat) {
+                self.tell_end(index);
+            }
+            if !settled && self.saving.is_none() && now >= save_at && now < give_up {
+                save_at = now + SAVE_PAUSE;
+                writing = self.begin(State::Finished).is_ok();
+                tried |= !writing;
+            }
+            let held = self.standing.holds_since().is_some();
+            if let Some(client) = &mut self.client
+                && !held
+                && tried
+                && let Some(summary) = summary.take()
+            {
+                client.tell(Told::Summary(summary), None);
+                patience = now + READ_LIMIT;
+            }
+            if held && !self.standing.is_sure(seat) && now >= self.unsure_until() {
+                self.lose_sight(now);
+            }
+            let idle = self.client.as_ref().is_none_or(Client::is_idle);
+            let told = self.client.is_none() || (idle && summary.is_none());
             if told {
                 // Its stream ends here, whatever is still to be written.
                 self.client = None;
             }
-            let settled = matches!(written, Ok(()) | Err(NotSaved::Overtaken));
-            let given_up = Instant::now() >= give_up || (told && !settled && !self.may_wait());
-            if told && (settled || given_up || stop.is_cancelled()) {
-                if given_up {
+            let given_up = now >= give_up || (told && tried && !settled && !self.may_wait());
+            let ends = settled || given_up || stop.is_cancelled();
+            if told && ends && (self.saving.is_none() || given_up) {
+                // Of what is recorded, a later look takes the ends from the slaves.
+                if given_up && !self.standing.is_recorded() {
                     self.recorded.append(&mut self.forget);
                     let slaves = std::mem::take(&mut self.recorded);
                     self.order(Order::Forget, slaves).await;
                 }
                 return;
             }
-            // All arms are cancel safe: the record is written in the body of its arm.
+            // All arms are cancel safe: the write is a task of its own.
             tokio::select! {
                 progress = Client::progress(self.client.as_mut()), if !told => {
                     if !stopping {
@@ -112,8 +145,19 @@ impl Task {
                     }
                     self.on_client(progress);
                 }
-                () = sleep(SAVE_PAUSE), if !settled && !given_up => written = self.save(State::Finished).await,
-                () = sleep_until(patience), if !told => self.cut_off(stopping),
+                saved = written(self.saving.as_mut()) => {
+                    // Behind a write of how it went so far comes that of the end.
+                    tried |= writing;
+                    match self.wrote(saved).await {
+                        Ok(()) => settled = writing,
+                        Err(NotSaved::Overtaken) if summary.is_none() => settled = true,
+                        Err(NotSaved::Overtaken) => return self.let_go().await,
+                        Err(NotSaved::Gone | NotSaved::Store(_)) => {}
+                    }
+                }
+                () = sleep_until(save_at), if !settled && self.saving.is_none() && now < give_up => {}
+                () = sleep_until(now + LOOK), if held => {}
+                () = sleep_until(patience), if !told && (stopping || !idle) => self.cut_off(stopping),
                 () = stop.cancelled(), if !told && !stopping => {
                     stopping = true;
                     patience = patience.min(Instant::now() + STOP / 2);

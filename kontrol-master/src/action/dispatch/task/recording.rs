@@ -1,4 +1,7 @@
 //! The record of an action: when it is written, and what must wait for that.
+//!
+//! One write is under way at a time, in a task of its own: it goes on whatever this one waits for, and a later write never
+//! overtakes it.
 
 use super::Task;
 use crate::{
@@ -8,15 +11,16 @@ use crate::{
     status::now_ms,
     store::{Revision, StoreError},
 };
-use std::{future::pending, pin::Pin, time::Duration};
-use tokio::time::Instant;
+use std::{future::pending, time::Duration};
+use tokio::{task::JoinHandle, time::Instant};
 
-/// How often an action that goes on is written down, if it went on: one of few targets, and one of many.
+/// How often an action that goes on is written down, if it went on: one of few targets, or that holds back an end until
+/// then; and one of many.
 const SAVE_SOON: Duration = Duration::from_secs(1);
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 const FEW: u32 = 100;
 /// A write of the record under way.
-pub(super) type Saving = Pin<Box<dyn Future<Output = Result<Revision, NotSaved>> + Send>>;
+pub(super) type Saving = JoinHandle<Result<Revision, NotSaved>>;
 
 impl Task {
     fn record(&mut self, state: State) -> Record {
@@ -31,37 +35,58 @@ impl Task {
         }
     }
 
-    /// Writes the record.
+    /// Writes the record, behind the write that is under way.
     pub(super) async fn save(&mut self, state: State) -> Result<(), NotSaved> {
-        let saved = match self.saving(state) {
-            Ok(saving) => saving.await,
-            Err(error) => Err(error),
-        };
+        self.finish_write().await?;
+        self.begin(state)?;
+        self.finish_write().await
+    }
+
+    /// Waits for the write that is under way. Cancel safe.
+    pub(super) async fn finish_write(&mut self) -> Result<(), NotSaved> {
+        if self.saving.is_none() {
+            return Ok(());
+        }
+        let saved = written(self.saving.as_mut()).await;
         self.wrote(saved).await
     }
 
-    /// Begins to write the record, if the store can be reached.
-    pub(super) fn saving(&mut self, state: State) -> Result<Saving, NotSaved> {
+    /// Begins to write the record, if the store can be reached and no other write is under way.
+    pub(super) fn begin(&mut self, state: State) -> Result<(), NotSaved> {
         self.saved = (Instant::now(), self.rollout.counts().ended());
-        if !self.dispatches.roster.connected() {
+        if self.saving.is_some() || !self.dispatches.roster.connected() {
             let cause = "the store's watch is down".to_owned();
             return Err(StoreError::Unavailable(cause).into());
         }
+        let history = self.dispatches.history.clone();
+        let seat = history.seat();
+        self.head.lease = seat.map(|seat| seat.to_string()).unwrap_or_default();
+        self.standing.write(seat);
         self.recorded.append(&mut self.forget);
         let (record, known) = (self.record(state), self.revision);
-        let history = self.dispatches.history.clone();
-        Ok(Box::pin(async move { history.save(record, known).await }))
+        let taking = self.taking.take();
+        self.saving = Some(self.dispatches.tasks.spawn(async move {
+            match taking {
+                Some(taking) => history.take(record, taking).await,
+                None => history.save(record, known).await,
+            }
+        }));
+        Ok(())
     }
 
-    /// The record was written, or why it wasn't.
+    /// The write ended: the record was written, or why it wasn't.
     pub(super) async fn wrote(
         &mut self,
         saved: Result<Revision, NotSaved>,
     ) -> Result<(), NotSaved> {
+        self.saving = None;
         match saved {
             Ok(revision) => {
                 self.revision = revision;
                 self.written = true;
+                for index in self.standing.written() {
+                    self.tell_end(index);
+                }
                 let slaves = std::mem::take(&mut self.recorded);
                 if !slaves.is_empty() {
                     self.order(Order::Forget, slaves).await;
@@ -70,8 +95,11 @@ impl Task {
             }
             Err(NotSaved::Gone) if !self.written => Err(NotSaved::Overtaken),
             Err(error) => {
+                let gone = matches!(error, NotSaved::Gone);
+                let never = !self.written && error.is_certain();
+                self.standing.failed(gone || never);
                 tracing::warn!(action = %self.id, %error, "could not write the record of an action");
-                if matches!(error, NotSaved::Gone) {
+                if gone {
                     self.revision = 0;
                 }
                 Err(error)
@@ -89,22 +117,29 @@ impl Task {
     pub(super) fn is_to_be_saved(&self, now: Instant) -> bool {
         let (at, ended) = self.saved;
         let counts = self.rollout.counts();
-        let pause = if counts.targets <= FEW {
+        let urgent = self.standing.holds_since().is_some()
+            || self
+                .standing
+                .may_become_sure(self.dispatches.history.seat());
+        let pause = if urgent || counts.targets <= FEW {
             SAVE_SOON
         } else {
             SAVE_EVERY
         };
         // A record that is not written goes away with its lease.
         let refresh = self.dispatches.history.refresh();
-        let news = self.revision == 0 || ended != counts.ended();
+        let news = urgent || self.revision == 0 || ended != counts.ended();
         now - at >= refresh || (news && now - at >= pause)
     }
 }
 
-/// Waits for the end of a write, if there is one.
+/// Waits for the end of a write, if there is one. Cancel safe.
 pub(super) async fn written(saving: Option<&mut Saving>) -> Result<Revision, NotSaved> {
     match saving {
-        Some(saving) => saving.await,
+        Some(saving) => saving.await.unwrap_or_else(|error| {
+            let cause = format!("the write broke off: {error}");
+            Err(StoreError::Indeterminate(cause).into())
+        }),
         None => pending().await,
     }
 }

@@ -1,0 +1,208 @@
+//! What the carrier of an action may tell of its ends. PURE.
+//!
+//! Another master takes an action over when the candidacy that its record names is gone from the store, and from then on
+//! it decides how each target ended. A carrier that was paused or cut off does not see that. So an end is told
+//!
+//! - once a record that has it was written, which nobody can write over unseen; or
+//! - at once where the carrier is *sure*: the record names its candidacy, and that surely still stands; but only if whoever
+//!   took the action over would hear the same from the slave, which keeps the end until it is in the record; or
+//! - at once where there is no record, for the store could not be reached: nobody can take over what nobody knows.
+//!
+//! Every other end is held back.
+
+use crate::store::LeaseId;
+use tokio::time::Instant;
+
+/// An end that was not told yet.
+#[derive(Debug)]
+struct Held {
+    target: usize,
+    since: Instant,
+    /// The slave keeps it, for whoever asks.
+    lasts: bool,
+    /// It is in the record that is being written.
+    in_writing: bool,
+}
+
+/// Where the carrier of an action stands.
+#[derive(Debug)]
+pub(super) struct Standing {
+    /// Whether the store may have a record.
+    recorded: bool,
+    /// The candidacy that the record names, if that is known.
+    named: Option<LeaseId>,
+    /// The candidacy that the record names that is being written.
+    writing: Option<LeaseId>,
+    held: Vec<Held>,
+}
+
+impl Standing {
+    /// The carrier of an action that is new, or that it takes over with its first write.
+    pub(super) fn new() -> Self {
+        Self {
+            recorded: false,
+            named: None,
+            writing: None,
+            held: Vec::new(),
+        }
+    }
+
+    /// A record is being written which has every end that is held, and names this candidacy.
+    pub(super) fn write(&mut self, seat: Option<LeaseId>) {
+        self.writing = seat;
+        // The first one names it, whether it is known to be written or not.
+        if !std::mem::replace(&mut self.recorded, true) {
+            self.named = seat;
+        }
+        for held in &mut self.held {
+            held.in_writing = true;
+        }
+    }
+
+    /// It was written. Tells the targets whose ends may be told.
+    pub(super) fn written(&mut self) -> Vec<usize> {
+        self.named = self.writing.take();
+        self.take(|held| held.in_writing)
+    }
+
+    /// It was not, or that is not known. `none`: there surely is no record at all.
+    pub(super) fn failed(&mut self, none: bool) {
+        self.writing = None;
+        self.recorded &= !none;
+        for held in &mut self.held {
+            held.in_writing = false;
+        }
+    }
+
+    /// Whether the store may have a record.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.recorded
+    }
+
+    /// Whether nobody can have taken the action over, as long as this candidacy surely stands.
+    pub(super) fn is_sure(&self, seat: Option<LeaseId>) -> bool {
+        !self.recorded || (seat.is_some() && seat == self.named)
+    }
+
+    /// Whether the record should be written again to become sure.
+    pub(super) fn may_become_sure(&self, seat: Option<LeaseId>) -> bool {
+        seat.is_some() && !self.is_sure(seat)
+    }
+
+    /// A target has ended; `lasts`: its slave keeps that.
+    pub(super) fn hold(&mut self, target: usize, lasts: bool, since: Instant) {
+        self.held.push(Held {
+            target,
+            since,
+            lasts,
+            in_writing: false,
+        });
+    }
+
+    /// The targets whose ends may be told without a record of them.
+    pub(super) fn release(&mut self, seat: Option<LeaseId>) -> Vec<usize> {
+        if self.held.is_empty() || !self.is_sure(seat) {
+            return Vec::new();
+        }
+        let recorded = self.recorded;
+        self.take(|held| held.lasts || !recorded)
+    }
+
+    /// Since when an end is held back.
+    pub(super) fn holds_since(&self) -> Option<Instant> {
+        self.held.first().map(|held| held.since)
+    }
+
+    fn take(&mut self, which: impl Fn(&Held) -> bool) -> Vec<usize> {
+        let taken = self.held.extract_if(.., |held| which(held));
+        taken.map(|held| held.target).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOBODY: [usize; 0] = [];
+    const SEAT: Option<LeaseId> = Some(LeaseId(1));
+    const NEXT: Option<LeaseId> = Some(LeaseId(2));
+
+    fn ended(standing: &mut Standing) {
+        let now = Instant::now();
+        standing.hold(0, true, now);
+        standing.hold(1, false, now);
+    }
+
+    #[test]
+    fn without_a_record_everything_is_told_at_once() {
+        let mut standing = Standing::new();
+        ended(&mut standing);
+        assert_eq!(standing.release(None), [0, 1]);
+        standing.write(SEAT);
+        standing.failed(true);
+        ended(&mut standing);
+        assert_eq!(standing.release(None), [0, 1]);
+        assert_eq!(standing.holds_since(), None);
+    }
+
+    #[test]
+    fn what_lasts_is_told_while_the_candidacy_that_the_record_names_stands() {
+        // Whether the first write is known to be done or not: if it is, it names this candidacy.
+        for clear in [true, false] {
+            let mut standing = Standing::new();
+            standing.write(SEAT);
+            if clear {
+                assert_eq!(standing.written(), NOBODY);
+            } else {
+                standing.failed(false);
+            }
+            ended(&mut standing);
+            assert_eq!(standing.release(None), NOBODY, "the lease may have ended");
+            assert_eq!(
+                standing.release(NEXT),
+                NOBODY,
+                "it ended, and another was granted"
+            );
+            assert!(standing.may_become_sure(NEXT) && !standing.may_become_sure(None));
+            assert_eq!(standing.release(SEAT), [0]);
+            standing.write(SEAT);
+            assert_eq!(
+                standing.written(),
+                [1],
+                "what the carrier decided must be recorded"
+            );
+        }
+    }
+
+    #[test]
+    fn a_lost_candidacy_is_made_up_for_only_by_a_record_that_names_the_next() {
+        let mut standing = Standing::new();
+        standing.write(SEAT);
+        assert_eq!(standing.written(), NOBODY);
+        standing.write(NEXT);
+        ended(&mut standing);
+        assert_eq!(standing.release(NEXT), NOBODY);
+        standing.failed(false);
+        assert_eq!(standing.release(NEXT), NOBODY);
+        standing.write(NEXT);
+        ended(&mut standing);
+        assert_eq!(standing.written(), [0, 1], "what came behind is not in it");
+        assert_eq!(standing.release(NEXT), [0]);
+        // The record that was written last names no candidacy.
+        standing.write(None);
+        assert_eq!(standing.written(), [1]);
+        assert!(!standing.is_sure(NEXT) && standing.may_become_sure(NEXT));
+    }
+
+    #[test]
+    fn of_a_write_that_is_not_clear_nothing_is_told() {
+        let mut standing = Standing::new();
+        standing.write(SEAT);
+        assert_eq!(standing.written(), NOBODY);
+        ended(&mut standing);
+        standing.write(SEAT);
+        standing.failed(false);
+        assert_eq!(standing.release(None), NOBODY);
+        assert!(standing.holds_since().is_some());
+    }
+}
