@@ -15,9 +15,8 @@ mod verdict;
 pub use program::{Program, ProgramError};
 pub use run::run;
 
-use crate::model::Digest;
+use crate::model::{Digest, Exact, exact::MAX_STATE_BYTES};
 use kontrol_slave::process::OWN_EXECUTABLE;
-use serde_json::Value;
 use std::{path::PathBuf, time::Duration};
 use tokio::time::Instant;
 
@@ -47,7 +46,8 @@ impl Settings {
             grace: Duration::from_secs(2),
             guard: OWN_EXECUTABLE.into(),
             endpoint: endpoint.into(),
-            max_output: 1024 * 1024,
+            // Room for the largest state, indented.
+            max_output: 4 * MAX_STATE_BYTES,
         }
     }
 }
@@ -60,7 +60,7 @@ pub struct Input {
     /// The PODS document.
     pub pods: Vec<u8>,
     /// The state that the last successful run left.
-    pub state: Option<Value>,
+    pub state: Option<Exact>,
     /// The CHANGES document, see [`changes::document`].
     pub changes: Vec<u8>,
     /// The epoch of the leader that runs it.
@@ -99,7 +99,7 @@ pub struct Run {
     /// From the start until everything had ended.
     pub duration: Duration,
     /// The new state, or none when the program wrote nothing.
-    pub outcome: Result<Option<Value>, Failure>,
+    pub outcome: Result<Option<Exact>, Failure>,
 }
 
 /// Why a run counts for nothing.

@@ -3,6 +3,7 @@
 
 pub mod action;
 pub mod digest;
+pub mod exact;
 pub mod invalid;
 pub mod json;
 pub mod key;
@@ -10,6 +11,7 @@ pub mod pod;
 pub mod selector;
 
 pub use digest::Digest;
+pub use exact::Exact;
 pub use invalid::Invalid;
 pub use key::PodKey;
 pub use pod::{Pod, Report};

@@ -21,7 +21,7 @@
 //! 7. Nothing that [`process`] starts outlives this process, however that ends.
 //!
 //! For masters: [`agent`] (mixed mode and chain), [`config::PodArgs`] with [`program::follow_pod`], [`supervise`],
-//! [`process`], [`logging`] and [`duration`].
+//! [`process`], [`strict`], [`logging`] and [`duration`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
@@ -37,4 +37,5 @@ pub mod masters;
 pub mod payload;
 pub mod process;
 pub mod program;
+pub mod strict;
 pub mod supervise;

@@ -206,7 +206,7 @@ async fn bad_reads_are_refused_as_well() {
     }
     let status = api
         .ensembles()
-        .put_state(PutStateRequest { state: None })
+        .put_state(PutStateRequest::default())
         .await
         .unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);

@@ -115,7 +115,11 @@ impl Api {
     pub async fn put_state(&self, state: &Value) -> Result<PutStateResponse, Status> {
         let mut client = self.ensembles();
         let state = Some(to_proto(state));
-        answer(client.put_state(PutStateRequest { state })).await
+        answer(client.put_state(PutStateRequest {
+            state,
+            ..PutStateRequest::default()
+        }))
+        .await
     }
 
     /// Follows the ensemble from behind a revision; 0 starts with a snapshot.

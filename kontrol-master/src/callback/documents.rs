@@ -4,7 +4,7 @@
 //! anything with a longer one.
 
 use super::Input;
-use crate::model::{Digest, json};
+use crate::model::{Digest, Exact};
 use std::{
     env,
     ffi::{OsStr, OsString},
@@ -56,7 +56,7 @@ pub(super) struct Documents {
     digest: Digest,
     epoch: i64,
     pods: Vec<u8>,
-    state: Option<Vec<u8>>,
+    state: Option<Exact>,
     changes: Vec<u8>,
 }
 
@@ -75,19 +75,22 @@ impl Documents {
             digest: input.digest,
             epoch: input.epoch,
             pods: input.pods,
-            state: input.state.as_ref().map(json::canonical),
+            state: input.state,
             changes: input.changes,
         }
     }
 
     fn parts(&self) -> impl Iterator<Item = (&'static Names, &[u8])> {
         [
-            (&PODS, Some(&self.pods)),
-            (&STATE, self.state.as_ref()),
+            (&PODS, Some(self.pods.as_slice())),
+            (
+                &STATE,
+                self.state.as_ref().map(|state| state.as_str().as_bytes()),
+            ),
             (&CHANGES, Some(&self.changes)),
         ]
         .into_iter()
-        .filter_map(|(names, document)| Some((names, document?.as_slice())))
+        .filter_map(|(names, document)| Some((names, document?)))
     }
 
     /// The files with their contents, standard input apart.
@@ -100,7 +103,7 @@ impl Documents {
         let Self { digest, epoch, .. } = self;
         let head =
             format!("\"epoch\":{epoch},\"hash\":\"{digest}\",\"md5\":\"{digest}\",\"pods\":");
-        let state = self.state.as_deref().unwrap_or(b"null");
+        let state = self.state.as_ref().map_or("null", Exact::as_str);
         [
             b"{\"changes\":",
             self.changes.as_slice(),
@@ -108,7 +111,7 @@ impl Documents {
             head.as_bytes(),
             self.pods.as_slice(),
             b",\"state\":",
-            state,
+            state.as_bytes(),
             b"}\n",
         ]
         .concat()
@@ -179,7 +182,7 @@ fn is_secret(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::json::tests::any_json;
+    use crate::model::json::{self, tests::any_json};
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
@@ -187,7 +190,7 @@ mod tests {
         Documents::new(Input {
             digest: Digest::of_nothing(),
             pods: pods.into(),
-            state,
+            state: state.map(|state| Exact::of(&state).unwrap()),
             changes: br#"{"since":null}"#.to_vec(),
             epoch: 7,
         })
@@ -235,6 +238,21 @@ mod tests {
         let environment = environment(&documents("[]", Some(json!(null))), &[]);
         assert_eq!(value(&environment, "STATE"), Some("null"));
         assert_eq!(value(&environment, "STATE_FILE"), Some("/run/state.json"));
+    }
+
+    #[test]
+    fn every_digit_of_the_state_is_handed_out() {
+        let text = r#"{"ns":1795818574164123457,"a":[1.0,1e5,123456789012345678901234567890]}"#;
+        let mut documents = documents("[]", None);
+        documents.state = Some(Exact::read(text.as_bytes()).unwrap());
+        assert_eq!(value(&environment(&documents, &[]), "STATE"), Some(text));
+        let input = String::from_utf8(documents.input()).unwrap();
+        assert!(
+            input.ends_with(&format!(",\"state\":{text}}}\n")),
+            "{input}"
+        );
+        let file = documents.files().find(|(name, _)| *name == "state.json");
+        assert_eq!(file.unwrap().1, text.as_bytes());
     }
 
     #[test]

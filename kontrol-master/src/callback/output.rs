@@ -1,7 +1,6 @@
 //! What the program writes: standard output becomes the new state, standard error becomes log lines. PURE.
 
-use crate::model::json;
-use serde_json::Value;
+use crate::model::Exact;
 
 /// Longest line of standard error in the log; the rest of it is cut off.
 pub(super) const MAX_LINE_BYTES: usize = 8 * 1024;
@@ -9,17 +8,22 @@ pub(super) const MAX_LINE_BYTES: usize = 8 * 1024;
 const QUOTED_CHARS: usize = 40;
 
 /// Reads the new state: one JSON value, or none when there is nothing but white space. The error is a reason to show.
-pub(super) fn state(stdout: &[u8]) -> Result<Option<Value>, String> {
+pub(super) fn state(stdout: &[u8]) -> Result<Option<Exact>, String> {
     let text = stdout.trim_ascii();
     if text.is_empty() {
         return Ok(None);
     }
-    let value: Value = serde_json::from_slice(text)
-        .map_err(|error| format!("{error}; it wrote {}", quoted(stdout)))?;
-    if json::depth(&value) > json::MAX_DEPTH {
-        return Err(format!("it nests deeper than {} levels", json::MAX_DEPTH));
+    let state = Exact::read(text).map_err(|fault| {
+        if fault.malformed {
+            format!("{fault}; it wrote {}", quoted(stdout))
+        } else {
+            fault.to_string()
+        }
+    })?;
+    match state.excess() {
+        None => Ok(Some(state)),
+        Some(excess) => Err(format!("what it wrote {excess}")),
     }
-    Ok(Some(value))
 }
 
 fn quoted(bytes: &[u8]) -> String {
@@ -70,9 +74,8 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::json::tests::any_json;
+    use crate::model::json::{self, tests::any_json};
     use proptest::prelude::*;
-    use serde_json::json;
 
     #[test]
     fn nothing_but_white_space_is_no_state() {
@@ -82,8 +85,18 @@ mod tests {
 
     #[test]
     fn one_json_value_is_the_state() {
-        assert_eq!(state(b" {\"a\": 1}\n"), Ok(Some(json!({"a": 1}))));
-        assert_eq!(state(b"null\n"), Ok(Some(json!(null))));
+        for (written, kept) in [
+            (" {\"b\": 1,\n \"a\": [ ]}\n", r#"{"b":1,"a":[]}"#),
+            ("null\n", "null"),
+            (
+                "{\"id\":18446744073709551616}",
+                "{\"id\":18446744073709551616}",
+            ),
+            ("0.12345678901234567890", "0.12345678901234567890"),
+        ] {
+            let read = state(written.as_bytes()).unwrap().unwrap();
+            assert_eq!(read.as_str(), kept);
+        }
     }
 
     #[test]
@@ -100,7 +113,21 @@ mod tests {
             assert!(reason.len() < 300 && !reason.contains('\n'), "{reason}");
         }
         let deep = [vec![b'['; 40], vec![b']'; 40]].concat();
-        assert_eq!(state(&deep).unwrap_err(), "it nests deeper than 30 levels");
+        let reason = state(&deep).unwrap_err();
+        assert!(
+            reason.contains("nests too deeply: JSON may nest 30 levels"),
+            "{reason}"
+        );
+        assert_eq!(
+            state(br#"{"a":{"b":1,"b":2}}"#).unwrap_err(),
+            "a.b: is given twice"
+        );
+        let large = format!("\"{}\"", "x".repeat(1024 * 1024));
+        let reason = state(large.as_bytes()).unwrap_err();
+        assert_eq!(
+            reason,
+            "what it wrote has 1048578 bytes of JSON, and 1048576 are the limit"
+        );
         let long = state(&b"x\n".repeat(1000)).unwrap_err();
         assert!(long.ends_with("\"...") && long.len() < 300, "{long}");
     }
@@ -129,7 +156,7 @@ mod tests {
         #[test]
         fn every_json_value_reads_back(value in any_json()) {
             let read = state(value.to_string().as_bytes()).unwrap().unwrap();
-            prop_assert!(json::same(&read, &value));
+            prop_assert!(json::same(&read.to_value(), &value));
         }
 
         #[test]

@@ -10,11 +10,11 @@ use super::{
     output::Lines,
     verdict::judge,
 };
+use crate::model::Exact;
 use kontrol_slave::process::{
     DIRECTORY_PREFIX, End, Guarded, INPUT_FILE, Lease, Order, Pipes, Spec,
 };
 use rustix::io::Errno;
-use serde_json::Value;
 use std::{
     collections::BTreeSet,
     env,
@@ -179,7 +179,7 @@ impl Running {
         settings: &Settings,
         mut lease: watch::Receiver<Validity>,
         token: CancellationToken,
-    ) -> (i32, Result<Option<Value>, Failure>) {
+    ) -> (i32, Result<Option<Exact>, Failure>) {
         let Self {
             mut guarded,
             pipes: Pipes {

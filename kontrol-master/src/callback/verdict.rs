@@ -1,8 +1,8 @@
 //! What came of a run, from what the guard reports, what it was told, and what the program wrote. PURE.
 
 use super::{Failure, output};
+use crate::model::Exact;
 use kontrol_slave::process::{Cause, Report, Status};
-use serde_json::Value;
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 
 /// What came of a run: the guard's report and exit status, what it was asked to stop for, and the output.
@@ -11,7 +11,7 @@ pub(super) fn judge(
     guard: ExitStatus,
     asked: Option<Failure>,
     stdout: &[u8],
-) -> (i32, Result<Option<Value>, Failure>) {
+) -> (i32, Result<Option<Exact>, Failure>) {
     let (cause, status) = match report {
         Some(Report::Ended(cause, status)) => (cause, status),
         Some(Report::NotStarted(reason)) => return (-1, Err(Failure::NotStarted(reason))),
@@ -35,20 +35,19 @@ pub(super) fn judge(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn judged(
         cause: Cause,
         status: Status,
         asked: Option<Failure>,
-    ) -> (i32, Result<Option<Value>, Failure>) {
+    ) -> (i32, Result<Option<Exact>, Failure>) {
         let report = Some(Report::Ended(cause, status));
         judge(report, ExitStatus::from_raw(0), asked, b"{\"a\":1}")
     }
 
     #[test]
     fn only_a_program_that_ended_by_itself_with_0_succeeds() {
-        let state = Ok(Some(json!({"a": 1})));
+        let state = Ok(Some(Exact::read(b"{\"a\":1}").unwrap()));
         let (exited, killed) = (Status::Exited(0), Status::Killed(15));
         assert_eq!(judged(Cause::Itself, exited, None), (0, state.clone()));
         assert_eq!(

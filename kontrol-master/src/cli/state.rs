@@ -11,7 +11,7 @@ use super::{
 };
 use clap::{Args, Subcommand};
 use kontrol_proto::v1::{GetStateRequest, PutStateRequest};
-use serde_json::Value;
+use kontrol_slave::strict::indented;
 use std::io;
 
 /// What to do with the state.
@@ -52,22 +52,19 @@ async fn show(masters: &Masters, output: &mut Output<'_>) -> Result<(), CliError
     let answer = masters
         .read(async |client| client.ensemble().get_state(GetStateRequest {}).await)
         .await?;
-    let Some(state) = &answer.state else {
-        output.note("there is no state yet: the callback has printed none, and none was put");
-        return output.line("null");
+    let line = match (answer.json, &answer.state) {
+        (json, _) if !json.is_empty() => json,
+        // Of an older master.
+        (_, Some(state)) => json(state, VALUE)?,
+        (_, None) => {
+            output.note("there is no state yet: the callback has printed none, and none was put");
+            return output.line("null");
+        }
     };
-    let line = json(state, VALUE)?;
     match output.format() {
         Format::Json => output.line(line),
-        Format::Table => {
-            let value: Value = serde_json::from_str(&line).map_err(unreadable)?;
-            output.line(serde_json::to_string_pretty(&value).map_err(unreadable)?)
-        }
+        Format::Table => output.line(indented(&line)),
     }
-}
-
-fn unreadable(error: serde_json::Error) -> CliError {
-    CliError::Failed(format!("cannot show the state: {error}"))
 }
 
 /// Puts a state: JSON, or `-` for what `input` holds.
@@ -78,7 +75,8 @@ async fn put(
     output: &mut Output<'_>,
 ) -> Result<(), CliError> {
     let request = PutStateRequest {
-        state: Some(value::given("the state", value, input)?),
+        json: value::exact("the state", value, input)?,
+        ..PutStateRequest::default()
     };
     let answer = masters
         .write(async |client| client.ensemble().put_state(request.clone()).await)

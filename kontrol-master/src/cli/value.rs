@@ -1,32 +1,43 @@
 //! JSON that the user gives, as an argument or on standard input.
 
-use super::{error::CliError, output::descriptor};
-use prost_reflect::DynamicMessage;
-use serde_json::{Number, Value};
+use super::error::CliError;
+use crate::model::json::MAX_DEPTH;
+use kontrol_slave::{
+    payload::to_proto,
+    strict::{self, Fault},
+};
 use std::io::{self, Read};
 
-/// Most bytes that are read from standard input.
+/// Most bytes that are read from standard input: the largest state or input, however it is written.
 const MAX_INPUT_BYTES: u64 = 16 * 1024 * 1024;
 /// The protobuf message that holds any JSON.
 pub(super) const VALUE: &str = "google.protobuf.Value";
 
-/// What was given as `what`: JSON, or `-` for what `input` holds.
+/// What was given as `what`, JSON or `-` for what `input` holds, as a value whose numbers are doubles.
 pub(super) fn given(
     what: &str,
     text: &str,
     input: &mut dyn io::Read,
 ) -> Result<prost_types::Value, CliError> {
-    match text {
-        "-" => parse(what, &read(what, input)?),
-        text => parse(what, text),
-    }
+    let text = text_of(what, text, input)?;
+    let value = strict::value(&text, MAX_DEPTH).map_err(|fault| wrong(what, &fault))?;
+    Ok(to_proto(&value))
 }
 
-fn read(what: &str, input: &mut dyn io::Read) -> Result<String, CliError> {
-    let mut text = String::new();
+/// What was given as `what`, JSON or `-` for what `input` holds, as it was written.
+pub(super) fn exact(what: &str, text: &str, input: &mut dyn io::Read) -> Result<String, CliError> {
+    let text = text_of(what, text, input)?;
+    strict::exact(&text, MAX_DEPTH).map_err(|fault| wrong(what, &fault))
+}
+
+fn text_of(what: &str, text: &str, input: &mut dyn io::Read) -> Result<Vec<u8>, CliError> {
+    if text != "-" {
+        return Ok(text.into());
+    }
+    let mut text = Vec::new();
     let length = input
         .take(MAX_INPUT_BYTES + 1)
-        .read_to_string(&mut text)
+        .read_to_end(&mut text)
         .map_err(|error| CliError::Usage(format!("cannot read {what}: {error}")))?;
     if length as u64 > MAX_INPUT_BYTES {
         return Err(CliError::Usage(format!(
@@ -36,63 +47,55 @@ fn read(what: &str, input: &mut dyn io::Read) -> Result<String, CliError> {
     Ok(text)
 }
 
-fn parse(what: &str, text: &str) -> Result<prost_types::Value, CliError> {
-    let wrong = |reason: &dyn std::fmt::Display| {
-        CliError::Usage(format!("{what} must be one JSON value: {reason}"))
-    };
-    let value: Value = serde_json::from_str(text).map_err(|error| wrong(&error))?;
-    if let Some(number) = inexact(&value) {
-        return Err(CliError::Usage(format!(
-            "the number {number} does not fit a double, which is what {what} holds: write it as a string"
-        )));
-    }
-    DynamicMessage::deserialize(descriptor(VALUE)?, value)
-        .map_err(|error| wrong(&error))?
-        .transcode_to()
-        .map_err(|error| wrong(&error))
-}
-
-/// An integer that a double can't hold.
-fn inexact(value: &Value) -> Option<&Number> {
-    match value {
-        Value::Null | Value::Bool(_) | Value::String(_) => None,
-        Value::Array(items) => items.iter().find_map(inexact),
-        Value::Object(fields) => fields.values().find_map(inexact),
-        Value::Number(number) => {
-            let integer = number
-                .as_i64()
-                .map(i128::from)
-                .or(number.as_u64().map(i128::from));
-            integer
-                .filter(|&integer| integer as f64 as i128 != integer)
-                .map(|_| number)
-        }
-    }
+fn wrong(what: &str, fault: &Fault) -> CliError {
+    CliError::Usage(if fault.malformed {
+        format!("{what} must be one JSON value: {fault}")
+    } else {
+        format!("{what} can't be taken: {fault}")
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<prost_types::Value, CliError> {
+        given("it", text, &mut io::empty())
+    }
+
     #[test]
-    fn integers_that_a_double_cannot_hold_are_refused() {
-        for text in ["9007199254740993", "[{\"a\":18446744073709551615}]"] {
-            let error = parse("it", text).unwrap_err();
+    fn integers_that_would_change_are_refused_by_their_path() {
+        for (text, path) in [
+            ("9007199254740993", "it can't be taken: the number"),
+            (
+                "[{\"a\":18446744073709551615}]",
+                "it can't be taken: [0].a: the number",
+            ),
+        ] {
+            let error = parse(text).unwrap_err();
             assert_eq!(error.exit_code(), 2);
             let message = error.message().unwrap();
+            assert!(message.starts_with(path), "{message}");
             assert!(message.contains("does not fit a double"), "{message}");
         }
         for text in ["9007199254740992", "-1", "0.1", "1e300", "\"1\"", "null"] {
-            assert!(parse("it", text).is_ok(), "{text}");
+            assert!(parse(text).is_ok(), "{text}");
         }
+        let text = "{\"id\": 18446744073709551616}";
+        let kept = exact("it", "-", &mut text.as_bytes()).unwrap();
+        assert_eq!(kept, "{\"id\":18446744073709551616}");
     }
 
     #[test]
     fn what_is_no_single_json_value_is_refused() {
         let deep = "[".repeat(100) + &"]".repeat(100);
-        for text in ["", "{", "1 2", "{a:1}", &deep] {
-            let error = parse("it", text).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{text}");
+        for text in ["", "{", "1 2", "{a:1}", &deep, r#"{"a":1,"a":2}"#] {
+            for error in [
+                parse(text).unwrap_err(),
+                exact("it", text, &mut io::empty()).unwrap_err(),
+            ] {
+                assert_eq!(error.exit_code(), 2, "{text}");
+            }
         }
     }
 

@@ -10,13 +10,13 @@ pub use relayed::{RelayRecord, Relayed, RelayedSign};
 use crate::{
     liveness::{Heard, Instance},
     model::{
-        Digest, Pod, PodKey,
+        Digest, Exact, Pod, PodKey,
         action::{ActionId, Head},
+        exact,
     },
     store::{Entry, Event, Events, Op, Revision, Snapshot},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::{
     collections::BTreeMap,
     str,
@@ -97,9 +97,13 @@ pub struct Candidate {
 /// The JSON of `state`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StateRecord {
-    /// What the callback persisted; absent before the first time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub state: Option<Value>,
+    /// What the callback persisted; absent before the first time. Null is a state like any other.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "exact::present"
+    )]
+    pub state: Option<Exact>,
     /// The digest that was handled last; empty before the first time.
     #[serde(default)]
     pub digest: String,

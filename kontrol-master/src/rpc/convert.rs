@@ -1,11 +1,11 @@
 //! Between protobuf and the domain.
 
 use crate::{
-    model::{Invalid, Pod, Report, invalid::clip},
+    model::{Exact, Invalid, Pod, Report, invalid::clip},
     roster::{Member, PeerMaster, Reason, Removal, View},
     status::timestamp,
 };
-use kontrol_proto::v1::{self, LeaveReason, PingRequest};
+use kontrol_proto::v1::{self, LeaveReason, PingRequest, PutStateRequest};
 pub(super) use kontrol_slave::payload::{from_proto, to_proto};
 use serde_json::Value;
 use std::{
@@ -42,6 +42,31 @@ pub(super) fn report(request: PingRequest) -> Result<(Report, String), Invalid> 
         node: request.node,
     };
     Ok((report, request.key))
+}
+
+/// The state that somebody puts, checked.
+pub(super) fn state(request: PutStateRequest) -> Result<Exact, Invalid> {
+    const FIELD: &str = "state";
+    let read = match (request.state, request.json.as_str()) {
+        (None, "") => return Err(Invalid::new(FIELD, "is required")),
+        (None, json) => Exact::read(json.as_bytes()),
+        (Some(value), "") => {
+            let value = from_proto(value).map_err(|reason| Invalid::new(FIELD, reason))?;
+            Exact::of(&value)
+        }
+        (Some(_), _) => {
+            return Err(Invalid::new(FIELD, "is given twice: give it or json"));
+        }
+    };
+    let state = read.map_err(|fault| match (fault.malformed, fault.path.as_str()) {
+        (true, _) => Invalid::new("json", format!("is not JSON: {fault}")),
+        (false, "") => Invalid::new(FIELD, fault.reason),
+        (false, path) => Invalid::new(format!("{FIELD}.{path}"), fault.reason),
+    })?;
+    match state.excess() {
+        None => Ok(state),
+        Some(excess) => Err(Invalid::new(FIELD, excess)),
+    }
 }
 
 /// A pod without what is volatile.
@@ -119,6 +144,57 @@ pub(super) fn duration(duration: Duration) -> Option<prost_types::Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_comes_as_a_value_or_as_text_within_its_limits() {
+        let json = |json: &str| {
+            state(PutStateRequest {
+                json: json.to_owned(),
+                ..PutStateRequest::default()
+            })
+        };
+        let value = |value: &Value| {
+            state(PutStateRequest {
+                state: Some(to_proto(value)),
+                ..PutStateRequest::default()
+            })
+        };
+        let text = r#"{"id":1234567890123456789}"#;
+        assert_eq!(json(text).unwrap().as_str(), text);
+        let put = value(&serde_json::json!({"b": 1, "a": null})).unwrap();
+        assert_eq!(put.as_str(), r#"{"a":null,"b":1}"#);
+        assert_eq!(value(&Value::Null).unwrap().as_str(), "null");
+        let (large, deep) = ("x".repeat(1024 * 1024), "[".repeat(31) + &"]".repeat(31));
+        let both = PutStateRequest {
+            state: Some(to_proto(&Value::Null)),
+            json: "null".into(),
+        };
+        for (refused, field, said) in [
+            (state(PutStateRequest::default()), "state", "is required"),
+            (state(both), "state", "is given twice"),
+            (json("{"), "json", "EOF"),
+            (
+                json(r#"{"a":{"b":1,"b":1}}"#),
+                "state.a.b",
+                "is given twice",
+            ),
+            (json(&deep), "state.[0]", "nests too deeply"),
+            (
+                json(&format!("{large:?}")),
+                "state",
+                "1048576 are the limit",
+            ),
+            (
+                value(&large.as_str().into()),
+                "state",
+                "1048576 are the limit",
+            ),
+        ] {
+            let invalid = refused.unwrap_err();
+            assert!(invalid.field.starts_with(field), "{invalid}");
+            assert!(invalid.reason.contains(said), "{invalid}");
+        }
+    }
 
     #[test]
     fn an_unset_payload_is_the_empty_string_and_a_wrong_ip_is_named() {

@@ -3,7 +3,7 @@
 use super::{Context, convert, watch};
 use crate::{
     error::Error,
-    model::{Invalid, PodKey, Selector, invalid::key},
+    model::{Exact, Invalid, PodKey, Selector, invalid::key},
     roster::{Member, PeerMaster, StateRecord, View, view::STATE},
     status::now_ms,
     store::{Compare, Op, Outcome, Revision, StoreError, Txn},
@@ -22,8 +22,6 @@ use std::{pin::Pin, time::Duration};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, transport::Endpoint};
 
-/// Largest state, in bytes of JSON: it must fit into one write of etcd (1.5 MiB by default).
-const MAX_STATE_BYTES: usize = 1024 * 1024;
 /// How often a PutState that others keep overtaking is tried.
 const MAX_ATTEMPTS: usize = 16;
 /// How long another master may take to tell what it heard.
@@ -49,7 +47,7 @@ impl Service {
         }
     }
 
-    async fn put_state(&self, state: serde_json::Value) -> Result<Revision, Error> {
+    async fn put_state(&self, state: Exact) -> Result<Revision, Error> {
         let view = self.view()?;
         let (record, revision) = view.state();
         let mut current = (StateRecord::clone(record), revision);
@@ -63,10 +61,9 @@ impl Service {
                     0 => Compare::Absent(STATE.to_owned()),
                     revision => Compare::ModRevision(STATE.to_owned(), revision),
                 }],
-                // A record of strings, numbers and JSON has no way to fail to become JSON.
                 ops: vec![Op::put(
                     STATE,
-                    serde_json::to_vec(&record).unwrap_or_default(),
+                    serde_json::to_vec(&record).map_err(unusable)?,
                 )],
                 otherwise: vec![STATE.to_owned()],
             };
@@ -81,12 +78,13 @@ impl Service {
                 Outcome::Committed(revision) => return Ok(revision),
                 Outcome::Conflict(snapshot) => {
                     let entry = snapshot.entries.first();
-                    current = entry
-                        .map(|entry| {
-                            let record = serde_json::from_slice(&entry.value).unwrap_or_default();
-                            (record, entry.mod_revision)
-                        })
-                        .unwrap_or_default();
+                    current = match entry {
+                        Some(entry) => {
+                            let record = serde_json::from_slice(&entry.value);
+                            (record.map_err(unusable)?, entry.mod_revision)
+                        }
+                        None => (StateRecord::default(), 0),
+                    };
                     if current.0.state.as_ref() == Some(&state) {
                         return Ok(current.1);
                     }
@@ -230,10 +228,14 @@ impl EnsembleService for Service {
     ) -> Result<Response<GetStateResponse>, Status> {
         let view = self.view()?;
         let (record, _) = view.state();
+        let state = record.state.as_ref();
         Ok(Response::new(GetStateResponse {
-            state: record.state.as_ref().map(convert::to_proto),
+            state: state.map(|state| convert::to_proto(&state.to_value())),
             digest: record.digest.clone(),
             epoch: record.epoch,
+            json: state
+                .map(|state| state.as_str().to_owned())
+                .unwrap_or_default(),
         }))
     }
 
@@ -241,15 +243,7 @@ impl EnsembleService for Service {
         &self,
         request: Request<PutStateRequest>,
     ) -> Result<Response<PutStateResponse>, Status> {
-        let invalid = |reason: String| Error::from(Invalid::new("state", reason));
-        let state = request.into_inner().state;
-        let state = state.ok_or_else(|| invalid("is required".to_owned()))?;
-        let state = convert::from_proto(state).map_err(|error| invalid(error.to_string()))?;
-        let size = crate::model::json::canonical(&state).len();
-        if size > MAX_STATE_BYTES {
-            let reason = format!("has {size} bytes of JSON, and {MAX_STATE_BYTES} are the limit");
-            return Err(invalid(reason).into());
-        }
+        let state = convert::state(request.into_inner()).map_err(Error::from)?;
         let revision = self.put_state(state).await?;
         // So that a GetState that follows shows it. Missing the limit does no harm.
         self.context
@@ -273,6 +267,13 @@ impl EnsembleService for Service {
         let stream = watch::stream(&self.context.roster, revision, self.context.token.clone());
         Ok(Response::new(Box::pin(stream)))
     }
+}
+
+/// The record of the state can't be read, or written.
+#[expect(clippy::needless_pass_by_value, reason = "map_err hands it over")]
+fn unusable(error: serde_json::Error) -> Error {
+    tracing::error!(%error, "the record `state` in the store is no such record; a person must look");
+    Error::Internal("the state in the store can't be read; see the log of this master".to_owned())
 }
 
 /// Why a pod is in the roster or not, in a sentence.

@@ -4,12 +4,11 @@ use super::{Context, expiry::deposed, handled::Handled, pass_on, validity};
 use crate::{
     backoff::Backoff,
     callback::{self, changes},
-    model::{Digest, digest::pods_document},
+    model::{Digest, Exact, digest::pods_document},
     roster::{StateRecord, View, view::STATE},
     store::{Compare, Fence, Op, Outcome, Revision, StoreError, Txn},
 };
 use kontrol_proto::v1::CallbackRun;
-use serde_json::Value;
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -124,7 +123,7 @@ impl RunTask {
     }
 
     /// The state as the store has it: the roster may not show yet what the last run stored.
-    async fn state(&self) -> Option<Value> {
+    async fn state(&self) -> Option<Exact> {
         match self.context.store.read(&[STATE.to_owned()]).await {
             Ok(snapshot) => {
                 let entry = snapshot.entries.first()?;
@@ -140,7 +139,7 @@ impl RunTask {
     }
 
     /// Stores the new state and the handled digest, in one transaction that only the leader can commit.
-    async fn store(&self, output: Option<Value>) -> Result<(), NotStored> {
+    async fn store(&self, output: Option<Exact>) -> Result<(), NotStored> {
         let view = self.context.roster.view();
         let (state, revision) = view.state();
         let mut current = (StateRecord::clone(state), revision);

@@ -1,6 +1,8 @@
 //! How a run ends before its time, and that nothing of it is left.
 
-use crate::support::{DEADLINE, alive, input, pid, pid_in, run, script, settings, signal, until};
+use crate::support::{
+    DEADLINE, alive, exact, input, pid, pid_in, run, script, settings, signal, until,
+};
 use kontrol_master::callback::{self, Failure, Settings, Validity};
 use serde_json::json;
 use std::{
@@ -113,7 +115,7 @@ async fn a_lease_that_is_confirmed_lets_it_run_on() {
         CancellationToken::new(),
     );
     let run = tokio::select! { run = run => run, () = confirm => unreachable!() };
-    assert_eq!(run.outcome, Ok(Some(json!(true))));
+    assert_eq!(run.outcome, Ok(Some(exact(json!(true)))));
 }
 
 #[tokio::test]
@@ -198,7 +200,7 @@ async fn a_daemon_that_left_the_group_is_dead_when_the_run_ends() {
         echo 7"#,
     );
     let run = run(&settings(&text), input(1, None)).await;
-    assert_eq!(run.outcome, Ok(Some(json!(7))));
+    assert_eq!(run.outcome, Ok(Some(exact(json!(7)))));
     for file in ["daemon", "second"] {
         assert!(!alive(pid(&directory.path().join(file)).unwrap()), "{file}");
     }
@@ -212,7 +214,7 @@ async fn a_child_that_holds_standard_output_does_not_hold_the_run() {
         "sleep 600 & echo $! > $DIR/child; echo '[\"done\"]'",
     );
     let run = run(&settings(&text), input(1, None)).await;
-    assert_eq!(run.outcome, Ok(Some(json!(["done"]))));
+    assert_eq!(run.outcome, Ok(Some(exact(json!(["done"])))));
     assert!(!alive(pid(&directory.path().join("child")).unwrap()));
 }
 

@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
-use support::{DEADLINE, input, outcome, run, settings};
+use support::{DEADLINE, exact, input, outcome, run, settings};
 
 #[tokio::test]
 async fn standard_output_becomes_the_state() {
@@ -43,7 +43,7 @@ async fn the_callback_gets_every_document_thrice_and_the_digest_agrees() {
     "#;
     let state = json!({"b": "x", "a": [1.0, 2]});
     let run = run(&settings(text), input(3, Some(state))).await;
-    let stdin = run.outcome.unwrap().unwrap();
+    let stdin = run.outcome.unwrap().unwrap().to_value();
     assert_eq!(run.exit_code, 0);
     let pods = stdin["pods"].as_array().unwrap();
     assert_eq!(pods.len(), 3);
@@ -77,7 +77,7 @@ assert json.load(open(os.environ["CHANGES_FILE"])) == given["changes"]
 print(len(given["pods"]))'
     "#;
     let run = run(&settings(text), input(3000, None)).await;
-    assert_eq!(run.outcome, Ok(Some(json!(3000))));
+    assert_eq!(run.outcome, Ok(Some(exact(json!(3000)))));
 }
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn an_executable_with_arguments_runs_without_a_shell() {
         ..settings("true")
     };
     let run = run(&settings, input(1, None)).await;
-    assert_eq!(run.outcome, Ok(Some(json!("$HOME *"))));
+    assert_eq!(run.outcome, Ok(Some(exact(json!("$HOME *")))));
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn a_missing_guard_is_a_failure_and_no_panic() {
 #[tokio::test]
 async fn standard_input_need_not_be_read() {
     let run = run(&settings("exec <&-; echo 1"), input(3000, None)).await;
-    assert_eq!(run.outcome, Ok(Some(json!(1))));
+    assert_eq!(run.outcome, Ok(Some(exact(json!(1)))));
 }
 
 #[tokio::test]
@@ -164,7 +164,7 @@ async fn the_callback_inherits_nothing_but_its_streams_and_cannot_gain_privilege
             break run;
         }
     };
-    assert_eq!(run.outcome, Ok(Some(json!([0, 1, 2]))));
+    assert_eq!(run.outcome, Ok(Some(exact(json!([0, 1, 2])))));
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn output_up_to_the_bound_passes_and_one_byte_more_does_not() {
         ..settings(&format!("printf '\"%0{}d\"' 0", bytes - 2))
     };
     let fits = run(&settings(100_000), input(1, None)).await;
-    assert_eq!(fits.outcome, Ok(Some(json!("0".repeat(99_998)))));
+    assert_eq!(fits.outcome, Ok(Some(exact(json!("0".repeat(99_998))))));
     let too_long = run(&settings(100_001), input(1, None)).await;
     assert_eq!(too_long.outcome, Err(Failure::TooLong(100_000)));
 }
@@ -259,5 +259,8 @@ async fn runs_with_a_small_stack() {
     let input = input(400, None);
     assert!(input.pods.len() < 128 * 1024 && input.pods.len() + input.changes.len() > 128 * 1024);
     let settings = settings(r#"[ -z "${PODS+set}" ] && [ -s "$PODS_FILE" ] && echo true"#);
-    assert_eq!(run(&settings, input).await.outcome, Ok(Some(json!(true))));
+    assert_eq!(
+        run(&settings, input).await.outcome,
+        Ok(Some(exact(json!(true))))
+    );
 }

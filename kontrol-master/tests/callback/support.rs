@@ -2,7 +2,7 @@
 
 use kontrol_master::{
     callback::{self, Failure, Input, Program, Run, Settings, Validity, changes},
-    model::{Digest, Pod, Report, digest::pods_document},
+    model::{Digest, Exact, Pod, Report, digest::pods_document},
 };
 use serde_json::{Value, json};
 use std::{
@@ -55,9 +55,14 @@ pub(crate) fn input(count: u32, state: Option<Value>) -> Input {
         digest: Digest::of(pods.iter()),
         changes: changes::document(None::<(Digest, [_; 0])>, &pods),
         pods: pods_document(pods.iter()),
-        state,
+        state: state.map(exact),
         epoch: 42,
     }
+}
+
+/// A state, as the store keeps it.
+pub(crate) fn exact(value: Value) -> Exact {
+    Exact::of(&value).unwrap()
 }
 
 /// A run in a store without leases, which nobody stops.
@@ -67,7 +72,8 @@ pub(crate) async fn run(settings: &Settings, input: Input) -> Run {
 }
 
 pub(crate) async fn outcome(script: &str) -> Result<Option<Value>, Failure> {
-    run(&settings(script), input(2, None)).await.outcome
+    let outcome = run(&settings(script), input(2, None)).await.outcome;
+    outcome.map(|state| state.map(|state| state.to_value()))
 }
 
 /// Waits until it is so.

@@ -175,6 +175,31 @@ async fn state_prints_the_state_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_state_is_shown_digit_for_digit_and_null_is_one() {
+    for (kept, shown) in [
+        (
+            r#"{"id":18446744073709551616,"b":[]}"#,
+            "{\n  \"id\": 18446744073709551616,\n  \"b\": []\n}\n",
+        ),
+        ("null", "null\n"),
+    ] {
+        let master = Master::start(Script {
+            state: GetStateResponse {
+                state: Some(string("the nearest double")),
+                json: kept.to_owned(),
+                ..GetStateResponse::default()
+            },
+            ..Script::default()
+        })
+        .await;
+        let ran = run(&format!("state --endpoint {}", master.url)).await;
+        assert_eq!((ran.out.as_str(), ran.err.as_str()), (shown, ""));
+        let ran = run(&format!("state --output json --endpoint {}", master.url)).await;
+        assert_eq!(ran.out, format!("{kept}\n"));
+    }
+}
+
+#[tokio::test]
 async fn no_state_is_null_and_a_note() {
     let master = Master::start(Script::default()).await;
     let ran = run(&format!("state --endpoint {}", master.url)).await;
@@ -199,9 +224,9 @@ async fn state_is_put_from_an_argument_or_from_standard_input() {
     let ran = run(&format!("state put --endpoint {url} -1")).await;
     assert_eq!(ran.code, 0, "{}", ran.err);
     let asked = master.script.asked();
-    assert!(asked[0].contains("NumberValue(1.0)"), "{asked:?}");
-    assert!(asked[1].contains("StringValue(\"text\")"), "{asked:?}");
-    assert!(asked[2].contains("NumberValue(-1.0)"), "{asked:?}");
+    assert!(asked[0].contains(r#"json: "{\"a\":1}""#), "{asked:?}");
+    assert!(asked[1].contains(r#"json: "\"text\"""#), "{asked:?}");
+    assert!(asked[2].contains(r#"json: "-1""#), "{asked:?}");
 }
 
 #[tokio::test]
