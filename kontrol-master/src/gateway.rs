@@ -11,13 +11,15 @@
 //! a service by name, holds state between requests, or decides anything that gRPC callers would not get as well.
 //!
 //! JSON is proto3 JSON with one deviation: 64-bit integers are written as numbers, not as strings, because operators
-//! compare `seq`, `epoch` and `revision` with jq. Both are read. Fields that hold their default are written too.
+//! compare `seq`, `epoch` and `revision` with jq. Both are read. Fields that hold their default are written too. A value
+//! that a message keeps as text beside it is written and read digit for digit, see `exact`.
 //! Errors are `{"code","message","details"}`; `code` is the number of a `google.rpc.Code`.
 
 mod answer;
 mod call;
 mod endpoint;
 mod error;
+mod exact;
 mod input;
 mod json;
 mod output;
@@ -36,8 +38,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use tonic::service::Routes;
 use tower::ServiceExt;
 
-/// Largest request body, in bytes. A larger one is INVALID_ARGUMENT, as is every other body that can't be taken.
-pub const MAX_BODY_BYTES: usize = 2 * 1024 * 1024;
+/// Largest request body, in bytes: a state or an input of 1 MiB has room however its JSON is written. A larger one is
+/// INVALID_ARGUMENT, as is every other body that can't be taken.
+pub const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 
 /// Why the annotations don't make routes. A mistake in a .proto file: it shows at the first start, on any machine.
 #[derive(Debug, thiserror::Error)]

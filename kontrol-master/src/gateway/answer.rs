@@ -2,7 +2,9 @@
 //!
 //! A stream is NDJSON, or Server-Sent Events for who asks for them. It is pulled: the next message is taken from the
 //! service when the connection has room for it, so that a slow reader slows the service's stream and nothing piles up
-//! here. An error before the first message is an HTTP status; a later one is the last line, `{"error":{…}}`.
+//! here. An error before the first message is an HTTP status; a later one is the last line, `{"error":{…}}`. While there
+//! is nothing to say, an empty line or a comment shows that the stream lives. What services say for that is not passed on: it
+//! is a message whose oneof is not set.
 
 use super::{
     call::Frames,
@@ -22,8 +24,8 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::Status;
 
-/// How long a quiet event stream stays without a sign of life, so that no proxy takes it for dead.
-const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How long a quiet stream stays without a sign of life, so that no proxy takes it for dead.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long a stream's first message is waited for before the response starts without it: an error until then becomes
 /// the HTTP status, and a stream that has nothing to say yet opens all the same.
 const FIRST_MESSAGE: Duration = Duration::from_secs(1);
@@ -120,6 +122,14 @@ impl Format {
         }
     }
 
+    /// What readers pass over.
+    fn sign_of_life(self) -> Bytes {
+        Bytes::from_static(match self {
+            Self::Ndjson => b"\n",
+            Self::Sse => b":\n\n",
+        })
+    }
+
     fn content_type(self) -> &'static str {
         match self {
             Self::Ndjson => "application/x-ndjson",
@@ -154,13 +164,10 @@ impl Events {
         let message = match std::mem::replace(&mut self.next, Next::Wait) {
             Next::Message(message) => Ok(message),
             Next::End => return None,
-            Next::Wait if self.format == Format::Sse => {
-                match timeout(HEARTBEAT, self.frames.next()).await {
-                    Ok(next) => next?,
-                    Err(_) => return Some(Bytes::from_static(b":\n\n")),
-                }
-            }
-            Next::Wait => self.frames.next().await?,
+            Next::Wait => match timeout(HEARTBEAT, self.news()).await {
+                Ok(next) => next?,
+                Err(_) => return Some(self.format.sign_of_life()),
+            },
         };
         Some(match message.and_then(|message| self.written(&message)) {
             Ok(line) => line,
@@ -169,6 +176,18 @@ impl Events {
                 self.failed(&status)
             }
         })
+    }
+
+    /// The next message that says something. Cancel safe.
+    async fn news(&mut self) -> Option<Result<Bytes, Status>> {
+        loop {
+            let next = self.frames.next().await?;
+            let is_news =
+                |message: &Bytes| !output::says_nothing(&self.rpc.output, message, REVISION);
+            if next.as_ref().map_or(true, is_news) {
+                return Some(next);
+            }
+        }
     }
 
     fn written(&self, message: &[u8]) -> Result<Bytes, Status> {

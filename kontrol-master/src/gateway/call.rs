@@ -12,8 +12,6 @@ use http::{
     request::Parts,
 };
 use http_body_util::{BodyExt, Full};
-use prost::Message;
-use prost_reflect::DynamicMessage;
 use tonic::{Code, Status, service::Routes};
 use tower::ServiceExt;
 
@@ -43,7 +41,7 @@ pub(super) async fn start(
     grpc: Routes,
     rpc: &Rpc,
     parts: Parts,
-    message: &DynamicMessage,
+    message: &[u8],
 ) -> Result<Frames, Status> {
     let mut request = Request::new(Full::new(framed(message)?));
     *request.method_mut() = Method::POST;
@@ -65,13 +63,12 @@ pub(super) async fn start(
     }
 }
 
-fn framed(message: &DynamicMessage) -> Result<Bytes, Status> {
-    let too_long = || Status::invalid_argument("the request is too long");
-    let mut framed = vec![0; PREFIX_BYTES];
-    message.encode(&mut framed).map_err(|_| too_long())?;
-    let length = u32::try_from(framed.len() - PREFIX_BYTES).map_err(|_| too_long())?;
-    framed[1..PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
-    Ok(framed.into())
+fn framed(message: &[u8]) -> Result<Bytes, Status> {
+    let length = u32::try_from(message.len())
+        .map_err(|_| Status::invalid_argument("the request is too long"))?;
+    Ok([&[0], length.to_be_bytes().as_slice(), message]
+        .concat()
+        .into())
 }
 
 fn metadata(mut headers: HeaderMap) -> HeaderMap {

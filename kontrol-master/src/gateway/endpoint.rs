@@ -77,11 +77,8 @@ impl Endpoint {
         body: Body,
     ) -> Result<Response, Status> {
         let rpc = &operation.rpc;
-        let mut message = request::message(operation, &parts, body).await?;
+        let message = request::message(operation, &parts, body).await?;
         let format = Format::of(&parts.headers);
-        if rpc.streams && format == Format::Sse {
-            request::resume(&mut message, &parts.headers)?;
-        }
         let frames = call::start(self.grpc.clone(), rpc, parts, &message).await?;
         if rpc.streams {
             answer::stream(operation, frames, format, self.pool.clone()).await

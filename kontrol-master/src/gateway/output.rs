@@ -12,6 +12,7 @@ mod tests;
 mod value;
 mod wire;
 
+use super::exact;
 use base64::{display::Base64Display, prelude::BASE64_STANDARD};
 use prost_reflect::{
     DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions,
@@ -67,6 +68,19 @@ pub(super) fn write_field(field: &FieldDescriptor, wire: &[u8]) -> Result<Vec<u8
     Ok(out)
 }
 
+/// Whether an encoded message could say something in a oneof, and has nothing, but for where the stream is (`place`): a
+/// stream's way to say that it lives.
+pub(super) fn says_nothing(message: &MessageDescriptor, wire: &[u8], place: &str) -> bool {
+    let place = message.get_field_by_name(place);
+    let place = place.map(|field| field.number());
+    let says_something = |index: Vec<Found<'_>>| {
+        let mut numbers = index.iter().map(|found| found.number);
+        numbers.any(|number| Some(number) != place)
+    };
+    message.oneofs().any(|oneof| !oneof.is_synthetic())
+        && index(wire).is_ok_and(|index| !says_something(index))
+}
+
 /// The whole number in a field of an encoded message, if it has that field and it is one.
 pub(super) fn integer(field: &FieldDescriptor, wire: &[u8]) -> Option<String> {
     let integers = [Kind::Int64, Kind::Int32, Kind::Uint64, Kind::Uint32];
@@ -104,19 +118,32 @@ fn write_message(
     let mut rest = index.as_slice();
     let mut first = true;
     out.push(b'{');
+    let exact = exact::of(message);
+    let text = exact.as_ref().and_then(|exact| {
+        let found = index.iter().rfind(|f| f.number == exact.json.number())?;
+        bytes(*found).ok().filter(|text| !text.is_empty())
+    });
     // Both are in the order of the numbers.
     for field in message.fields() {
+        if exact.as_ref().is_some_and(|exact| exact.json == field) {
+            continue;
+        }
         let start = rest.partition_point(|found| found.number < field.number());
         rest = &rest[start..];
         let end = rest.partition_point(|found| found.number == field.number());
         let (found, others) = rest.split_at(end);
         rest = others;
-        if found.is_empty() && field.supports_presence() {
+        let text = text.filter(|_| exact.as_ref().is_some_and(|exact| exact.value == field));
+        if found.is_empty() && field.supports_presence() && text.is_none() {
             continue;
         }
         comma(out, &mut first);
         write_text(out, field.json_name())?;
         out.push(b':');
+        if let Some(text) = text {
+            out.extend_from_slice(str::from_utf8(text)?.as_bytes());
+            continue;
+        }
         write_value(out, &field, found, depth)?;
     }
     out.push(b'}');

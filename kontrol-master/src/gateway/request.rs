@@ -1,7 +1,10 @@
-//! Makes the RPC's request of an HTTP request: body first, then query parameters, then path variables, which win.
+//! Makes the RPC's request of an HTTP request: body first, then query parameters, then path variables, then where an
+//! EventSource goes on. What comes later wins, as it does on the wire.
 
 use super::{
-    MAX_BODY_BYTES, input, json,
+    MAX_BODY_BYTES,
+    answer::Format,
+    input, json,
     rule::{self, BodyRule, Operation},
 };
 use axum::body::Body;
@@ -13,7 +16,8 @@ use http::{
 };
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
-use prost_reflect::{DynamicMessage, FieldDescriptor, ReflectMessage};
+use prost::Message;
+use prost_reflect::{DynamicMessage, FieldDescriptor};
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 use tonic::Status;
 
@@ -30,14 +34,15 @@ const LAST_EVENT_ID: &str = "last-event-id";
 /// The request field that it fills.
 const REVISION: &str = "revision";
 
-/// The message that an HTTP request asks for.
+/// The message that an HTTP request asks for, encoded.
 pub(super) async fn message(
     operation: &Operation,
     parts: &Parts,
     body: Body,
-) -> Result<DynamicMessage, Status> {
+) -> Result<Vec<u8>, Status> {
     check_site(parts)?;
-    let mut message = from_body(operation, parts, body).await?;
+    let mut wire = from_body(operation, parts, body).await?;
+    let mut message = DynamicMessage::new(operation.rpc.input.clone());
     for (fields, values) in query(operation, parts.uri.query().unwrap_or_default())?.values() {
         let texts: Vec<&str> = values.iter().map(AsRef::as_ref).collect();
         input::set(&mut message, fields, &texts).map_err(|reason| {
@@ -54,22 +59,31 @@ pub(super) async fn message(
             })?;
         }
     }
-    Ok(message)
+    if operation.rpc.streams && Format::of(&parts.headers) == Format::Sse {
+        resume(operation, &mut message, &parts.headers)?;
+    }
+    message
+        .encode(&mut wire)
+        .map_err(|error| Status::internal(error.to_string()))?;
+    Ok(wire)
 }
 
-/// Lets a stream go on where an EventSource lost it, unless the query says where.
-pub(super) fn resume(message: &mut DynamicMessage, headers: &HeaderMap) -> Result<(), Status> {
-    let Some(id) = headers.get(LAST_EVENT_ID) else {
+/// Lets a stream go on where an EventSource lost it: it comes back with the URL that it began with, so that the header is
+/// newer than the query. An empty one is none, as for every EventSource before its first event.
+fn resume(
+    operation: &Operation,
+    message: &mut DynamicMessage,
+    headers: &HeaderMap,
+) -> Result<(), Status> {
+    let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) else {
         return Ok(());
     };
-    match message.descriptor().get_field_by_name(REVISION) {
-        Some(field) if !message.has_field(&field) => {
-            let text = id.to_str().unwrap_or_default();
-            input::set(message, &[field], &[text])
-                .map_err(|reason| Status::invalid_argument(format!("Last-Event-ID: {reason}")))
-        }
-        Some(_) | None => Ok(()),
-    }
+    let Some(field) = operation.rpc.input.get_field_by_name(REVISION) else {
+        return Ok(());
+    };
+    let text = id.to_str().unwrap_or_default();
+    input::set(message, &[field], &[text])
+        .map_err(|reason| Status::invalid_argument(format!("Last-Event-ID: {reason}")))
 }
 
 /// Refuses what a page of another site has a browser send: such a page can reach masters that its author can't, those on
@@ -96,14 +110,9 @@ fn check_site(parts: &Parts) -> Result<(), Status> {
     Err(Status::permission_denied(reason))
 }
 
-async fn from_body(
-    operation: &Operation,
-    parts: &Parts,
-    body: Body,
-) -> Result<DynamicMessage, Status> {
-    let input = &operation.rpc.input;
+async fn from_body(operation: &Operation, parts: &Parts, body: Body) -> Result<Vec<u8>, Status> {
     if matches!(operation.body, BodyRule::Nothing) {
-        return Ok(DynamicMessage::new(input.clone()));
+        return Ok(Vec::new());
     }
     check_content(&parts.headers)?;
     let text = tokio::time::timeout(BODY_TIMEOUT, collect(&parts.headers, body))
@@ -111,9 +120,9 @@ async fn from_body(
         .map_err(|_| Status::invalid_argument("the body took too long to arrive"))??;
     let text = text.trim_ascii();
     match &operation.body {
-        _ if text.is_empty() => Ok(DynamicMessage::new(input.clone())),
+        _ if text.is_empty() => Ok(Vec::new()),
         BodyRule::Field(field) => json::read_field(field, text),
-        BodyRule::Everything | BodyRule::Nothing => json::read(input, text),
+        BodyRule::Everything | BodyRule::Nothing => json::read(&operation.rpc.input, text),
     }
 }
 

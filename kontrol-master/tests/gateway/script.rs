@@ -229,9 +229,10 @@ impl EnsembleService for Script {
         &self,
         _: Request<GetStateRequest>,
     ) -> Result<Response<GetStateResponse>, Status> {
-        let state = self.stored().and_then(|stored| stored.state);
+        let stored = self.stored().unwrap_or_default();
         Ok(Response::new(GetStateResponse {
-            state,
+            state: stored.state,
+            json: stored.json,
             ..GetStateResponse::default()
         }))
     }

@@ -90,7 +90,16 @@ async fn a_watch_can_be_server_sent_events_that_resume() {
         b"",
     )
     .await;
-    assert_eq!(server.script.last_watched_from(), 9);
+    assert_eq!(
+        server.script.last_watched_from(),
+        10,
+        "an EventSource keeps its URL: the header is newer"
+    );
+    for none in [("last-event-id", ""), ("accept", "*/*")] {
+        let headers = [events, none];
+        send(server.address, "GET", "/v1/watch?revision=9", &headers, b"").await;
+        assert_eq!(server.script.last_watched_from(), 9);
+    }
     let wrong = ("last-event-id", "x");
     let reply = send(server.address, "GET", "/v1/watch", &[events, wrong], b"").await;
     assert_eq!(reply.status, 400);

@@ -40,11 +40,16 @@ pub(in crate::gateway) fn descriptors(rpcs: Value) -> Vec<u8> {
         field("big", 12, "TYPE_UINT64", json!({})),
     ]});
     let inner = json!({"name": "Inner", "field": [field("inner_id", 1, string, json!({}))]});
+    let state = json!({"name": "State", "field": [
+        field("state", 1, message, json!({"typeName": ".google.protobuf.Value"})),
+        field("json", 2, string, json!({})),
+        field("after", 3, "TYPE_INT32", json!({})),
+    ]});
     let color = json!({"name": "Color", "value": [
         {"name": "COLOR_UNSPECIFIED", "number": 0}, {"name": "COLOR_RED", "number": 1}]});
     let files = json!({"file": [{"name": "test.proto", "package": "test.v1", "syntax": "proto3",
         "dependency": ["google/api/annotations.proto", "google/protobuf/duration.proto", "google/protobuf/struct.proto"],
-        "messageType": [thing, inner], "enumType": [color], "service": [{"name": "Echo", "method": rpcs}]}]});
+        "messageType": [thing, inner, state], "enumType": [color], "service": [{"name": "Echo", "method": rpcs}]}]});
     let pool = DescriptorPool::decode(kontrol_proto::FILE_DESCRIPTOR_SET).unwrap();
     let set = pool
         .get_message_by_name("google.protobuf.FileDescriptorSet")
