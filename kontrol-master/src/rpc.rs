@@ -4,9 +4,12 @@ mod action;
 mod convert;
 mod ensemble;
 mod exchange;
+mod health;
 mod keepalive;
 mod peer;
+mod reflection;
 mod status;
+mod stream;
 mod watch;
 
 use crate::{
@@ -21,7 +24,7 @@ use crate::{
     store::SharedStore,
 };
 use kontrol_proto::{
-    FILE_DESCRIPTOR_SET,
+    FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES,
     internal::v1::{
         exchange_service_server::ExchangeServiceServer, peer_service_server::PeerServiceServer,
     },
@@ -32,15 +35,18 @@ use kontrol_proto::{
     },
 };
 use kontrol_slave::supervise::Children;
+use reflection::Reflection;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-/// Largest message taken in: a keepalive with the largest payload, labels and annotations fits well.
-const MAX_REQUEST_BYTES: usize = 2 * 1024 * 1024;
+/// Largest keepalive: one with the largest payload, labels and annotations fits well.
+const MAX_PING_BYTES: usize = 2 * 1024 * 1024;
 /// Largest batch of a relay.
 const MAX_RELAY_BYTES: usize = 4 * 1024 * 1024;
+/// Largest message of a peer: an order with the largest command for a page of slaves.
+const MAX_EXCHANGE_BYTES: usize = MAX_MESSAGE_BYTES + MAX_RELAY_BYTES;
 
 /// What the services work with.
 #[derive(Debug, Clone)]
@@ -80,23 +86,22 @@ pub struct Context {
 /// Every service, with reflection and health. The reporter tells the health of all of them.
 pub fn routes(
     context: Context,
-) -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
+) -> Result<(Routes, HealthReporter), prost_reflect::DescriptorError> {
+    let reporter = HealthReporter::new();
+    let health = health::service(reporter.clone(), context.token.clone());
+    let described = [FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET];
+    let reflection = Reflection::new(&described, context.token.clone())?;
+    let (reflection, reflection_alpha) = reflection.services();
     let keepalive = KeepaliveServiceServer::new(keepalive::Service::new(context.clone()))
-        .max_decoding_message_size(MAX_REQUEST_BYTES);
+        .max_decoding_message_size(MAX_PING_BYTES);
     let ensemble = EnsembleServiceServer::new(ensemble::Service::new(context.clone()))
-        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
     let action = ActionServiceServer::new(action::Service::new(context.clone()))
-        .max_decoding_message_size(MAX_REQUEST_BYTES)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
     let exchange = ExchangeServiceServer::new(exchange::Service::new(context.clone()))
-        .max_decoding_message_size(MAX_RELAY_BYTES);
+        .max_decoding_message_size(MAX_EXCHANGE_BYTES);
     let peer = PeerServiceServer::new(peer::Service::new(context))
         .max_decoding_message_size(MAX_RELAY_BYTES);
     let routes = Routes::new(keepalive)
@@ -105,8 +110,8 @@ pub fn routes(
         .add_service(peer)
         .add_service(exchange)
         .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?);
+        .add_service(reflection)
+        .add_service(reflection_alpha);
     Ok((routes, reporter))
 }
 

@@ -25,7 +25,7 @@ use tonic::{Status, transport::Endpoint};
 
 /// How many messages may wait for a peer; one that is further behind is connected anew.
 const QUEUE: usize = 4096;
-/// Largest message of a peer: a page of attached slaves, or a piece of output.
+/// Largest message of a peer: a page of attached slaves, or a piece of output. Orders go the other way.
 const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// How long a peer may take to answer a connection, a stream, or an HTTP/2 ping.
 const LIMIT: Duration = Duration::from_secs(2);

@@ -21,7 +21,7 @@ pub(super) use request::ExecArgs;
 
 use super::{
     error::CliError,
-    masters::{Client, Masters, reason},
+    masters::{Client, Masters, is_cut, reason},
     output::Output,
     text::{clean, span},
 };
@@ -41,6 +41,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const FIRST_PROGRESS: Duration = Duration::from_secs(1);
 /// Pause between two looks at the progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// Why a stream ends that the master did not end: it tells a summary, or why there is none.
+const CUT: &str = "something between here and the master ended it, as proxies do after a time without a message: let them wait for more than 5 s, or use --detach";
 /// The exit code when the user asked for an end.
 pub(super) const INTERRUPTED: u8 = 130;
 /// The exit code when the reader of the output went away: a shell's, for SIGPIPE.
@@ -97,8 +99,11 @@ async fn dispatch(masters: &Masters, request: &DispatchRequest) -> Result<Dispat
     let dispatched = masters.write(async |client| {
         let answer = client.actions().dispatch(request.clone()).await?;
         let mut stream = answer.into_inner();
-        let first = stream.message().await?.and_then(|message| message.event);
-        let Some(Event::Accepted(accepted)) = first else {
+        let mut first = stream.message().await?;
+        while first.as_ref().is_some_and(|first| first.event.is_none()) {
+            first = stream.message().await?; // a sign of life
+        }
+        let Some(Event::Accepted(accepted)) = first.and_then(|first| first.event) else {
             return Err(Status::internal(
                 "neither accepts the action nor refuses it",
             ));
@@ -140,7 +145,8 @@ async fn follow(
                         return Ok(if interrupted { INTERRUPTED } else { screen.exit_code() });
                     }
                 }
-                Ok(None) => break "the master ended it".to_owned(),
+                Ok(None) => break CUT.to_owned(),
+                Err(status) if is_cut(&status) => break format!("{}: {CUT}", reason(&status)),
                 Err(status) => break reason(&status),
             },
             Err(reason) = &mut cancelling => {

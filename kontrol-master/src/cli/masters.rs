@@ -166,6 +166,11 @@ fn is_broken(status: &Status) -> bool {
     status.source().is_some()
 }
 
+/// Whether somebody ended the stream and left the connection: a master says why it ends one, a proxy does not.
+pub(super) fn is_cut(status: &Status) -> bool {
+    is_broken(status) && matches!(status.code(), Code::Internal | Code::Cancelled)
+}
+
 /// Whether a stream that ended so may go on when it is opened again.
 pub(super) fn may_resume(status: &Status) -> bool {
     is_broken(status)

@@ -97,12 +97,12 @@ async fn lines(
             // What the leader tells of the callback may belong to an earlier revision than the last pod seen.
             _ => message.revision.max(*revision),
         };
+        let Some(event) = &message.event else {
+            continue; // a sign of life, or of a newer master
+        };
         match output.format() {
             Format::Json => output.json(&message, "kontrol.v1.WatchResponse")?,
             Format::Table => {
-                let Some(event) = &message.event else {
-                    continue; // of a newer master
-                };
                 let (style, what, text) = describe(event);
                 let what = output.paint(style, &format!("{what:<9}"));
                 let time = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S");

@@ -199,9 +199,10 @@ fn map(
 /// Reads a value for the library's reader, which takes numbers apart less well than it could: a whole number comes to it as text.
 fn leaf(reader: &mut Reader<'_>, kind: &Kind) -> Result<Value, Fault> {
     if reader.peek()? == Found::Number {
-        let token = match kind {
-            Kind::Double => reader.exact_number()?,
-            _ => reader.number()?,
+        let token = if *kind == Kind::Double {
+            reader.exact_number()?
+        } else {
+            reader.number()?
         };
         if is_integer(kind) {
             let whole = integer(token).ok_or_else(|| reader.fault("expected integer value"))?;

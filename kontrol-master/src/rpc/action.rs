@@ -1,22 +1,23 @@
 //! ActionService.
 
-use super::Context;
+use super::{Context, stream::alive};
 use crate::{
-    action::{dispatch::Told, session::Orders, wire},
+    action::{session::Orders, wire},
     error::Error,
     listener::Ending,
     model::{Invalid, action::ActionId, action::State, invalid::clip},
     roster::View,
 };
+use futures::Stream;
 use kontrol_proto::{
     internal::v1::{CancelRequest, exchange_service_client::ExchangeServiceClient},
     v1::{
         AttachRequest, CancelActionRequest, CancelActionResponse, DispatchRequest,
-        GetActionRequest, GetActionResponse, ListActionsRequest, ListActionsResponse,
-        action_service_server::ActionService,
+        DispatchResponse, GetActionRequest, GetActionResponse, ListActionsRequest,
+        ListActionsResponse, action_service_server::ActionService,
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Endpoint};
 
@@ -114,15 +115,20 @@ impl ActionService for Service {
         orders.await.map(Response::new)
     }
 
-    type DispatchStream = Told;
+    type DispatchStream = Pin<Box<dyn Stream<Item = Result<DispatchResponse, Status>> + Send>>;
 
-    async fn dispatch(&self, request: Request<DispatchRequest>) -> Result<Response<Told>, Status> {
+    async fn dispatch(
+        &self,
+        request: Request<DispatchRequest>,
+    ) -> Result<Response<Self::DispatchStream>, Status> {
         let caller = caller(&request);
         let told = self
             .context
             .dispatches
             .dispatch(request.into_inner(), caller)?;
-        Ok(Response::new(told))
+        // Its master ends it itself when it stops: it knows what becomes of the action.
+        let told = alive(told, |_| DispatchResponse { event: None });
+        Ok(Response::new(Box::pin(told)))
     }
 
     async fn get_action(

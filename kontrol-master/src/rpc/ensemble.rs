@@ -1,6 +1,10 @@
 //! EnsembleService: reads from this master's roster, and PutState.
 
-use super::{Context, convert, watch};
+use super::{
+    Context, convert,
+    stream::{alive, until_stop},
+    watch,
+};
 use crate::{
     error::Error,
     model::{Exact, Invalid, PodKey, Selector, invalid::key},
@@ -264,8 +268,13 @@ impl EnsembleService for Service {
             return Err(Error::from(Invalid::new("revision", "is negative")).into());
         }
         self.view()?;
-        let stream = watch::stream(&self.context.roster, revision, self.context.token.clone());
-        Ok(Response::new(Box::pin(stream)))
+        let token = self.context.token.clone();
+        let messages = watch::stream(&self.context.roster, revision);
+        let messages = alive(messages, |last| WatchResponse {
+            revision: last.revision,
+            event: None,
+        });
+        Ok(Response::new(Box::pin(until_stop(messages, token))))
     }
 }
 

@@ -1,6 +1,6 @@
 //! KeepaliveService.
 
-use super::{Context, convert};
+use super::{Context, convert, stream::why_it_ended};
 use futures::{Stream, StreamExt};
 use kontrol_proto::v1::{
     PingError, PingRequest, PingResponse, PingStreamRequest, PingStreamResponse,
@@ -68,7 +68,8 @@ impl KeepaliveService for Service {
                     })
                 }
             })
-            .buffered(STREAM_CONCURRENCY);
+            .buffered(STREAM_CONCURRENCY)
+            .chain(why_it_ended(self.context.token.clone()));
         Ok(Response::new(Box::pin(answers)))
     }
 }

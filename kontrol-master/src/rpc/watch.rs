@@ -6,7 +6,7 @@ use crate::{
     error::Error,
     roster::{Candidate, Change, Followed, Notice, Notices, Roster, View},
 };
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, stream};
 use kontrol_proto::v1::{
     WatchResponse,
     watch_response::{
@@ -15,14 +15,12 @@ use kontrol_proto::v1::{
     },
 };
 use std::{collections::VecDeque, sync::Arc};
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-/// Follows a roster from behind a revision, or from a snapshot where that is 0 or forgotten. Ends with the token.
+/// Follows a roster from behind a revision, or from a snapshot where that is 0 or forgotten.
 pub(super) fn stream(
     roster: &Roster,
     behind: i64,
-    token: CancellationToken,
 ) -> impl Stream<Item = Result<WatchResponse, Status>> + Send + use<> {
     // Followed first and looked at second: nothing between the two is lost, and what the snapshot shows already is
     // passed over by its revision.
@@ -46,11 +44,10 @@ pub(super) fn stream(
         shown,
         over: false,
     };
-    let messages = stream::unfold(watcher, async |mut watcher| {
+    stream::unfold(watcher, async |mut watcher| {
         let message = watcher.next().await?;
         Some((message, watcher))
-    });
-    messages.take_until(token.cancelled_owned())
+    })
 }
 
 struct Watcher {

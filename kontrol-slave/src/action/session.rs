@@ -12,11 +12,14 @@
 
 use super::{Executor, run::Channel};
 use crate::masters::link::Attached;
-use kontrol_proto::v1::{
-    AttachRequest, AttachResponse,
-    action_service_client::ActionServiceClient,
-    attach_request::{Event, Hello},
-    attach_response::Order,
+use kontrol_proto::{
+    MAX_MESSAGE_BYTES,
+    v1::{
+        AttachRequest, AttachResponse,
+        action_service_client::ActionServiceClient,
+        attach_request::{Event, Hello},
+        attach_response::Order,
+    },
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -41,8 +44,6 @@ const LONGEST_HASTE: Duration = Duration::from_secs(32);
 const BROKEN_HASTE: Duration = Duration::from_secs(2);
 /// How long a channel must have stood for the next one to be opened with haste.
 const STOOD: Duration = Duration::from_secs(10);
-/// Largest order: a command with the largest input.
-const MAX_ORDER_BYTES: usize = 4 * 1024 * 1024;
 
 /// The connection of a tier that answered a keepalive.
 #[derive(Debug, Clone)]
@@ -180,7 +181,7 @@ impl SessionTask {
             event: Some(Event::Hello(hello)),
         });
         let mut client = ActionServiceClient::new(answered.attached.channel())
-            .max_decoding_message_size(MAX_ORDER_BYTES);
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
         let open = async {
             let orders = client.attach(ReceiverStream::new(stream)).await?;
             let mut orders = orders.into_inner();

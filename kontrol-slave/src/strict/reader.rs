@@ -327,9 +327,11 @@ impl<'t> Reader<'t> {
     /// A token is none, for a reason that a parser of it alone gave.
     fn malformed_token(&self, error: &serde_json::Error) -> Fault {
         let reason = error.to_string();
-        let reason = match error.classify() {
-            Category::Eof if !self.text[self.at..].starts_with('"') => "invalid number",
-            _ => reason.split(" at line ").next().unwrap_or_default(),
+        let is_cut = error.classify() == Category::Eof;
+        let reason = if is_cut && !self.text[self.at..].starts_with('"') {
+            "invalid number"
+        } else {
+            reason.split(" at line ").next().unwrap_or_default()
         };
         let before = &self.text[..self.at];
         let line = before.matches('\n').count() + 1;
