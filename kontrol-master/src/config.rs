@@ -14,12 +14,18 @@ use crate::{
 use args::{CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs};
 use kontrol_slave::{
     action,
+    address::{Reach, reach},
     config::{PodArgs, PodConfig},
     duration,
     identity::{Labels, Mistake, Podinfo, parse_labels},
     masters::{self, Tier},
 };
-use std::{fmt, net::IpAddr, path::Path, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 /// Smallest TTL: the liveness clock ticks five times a second.
 const MIN_TTL: Duration = Duration::from_secs(1);
@@ -166,6 +172,9 @@ impl ServeArgs {
         let store = mistakes.one(self.ensemble.store());
         let etcd = mistakes.one(self.etcd.options());
 
+        if let (Some(bind), Some(Some(advertise)), Some(store)) = (bind, &advertise, &store) {
+            mistakes.one(dialable(bind, advertise, store));
+        }
         mistakes.one(self.modes.check());
         let mixed = self.modes.has("slave");
         let upstream = mistakes.tiers("upstream", self.modes.upstream.as_deref());
@@ -250,17 +259,39 @@ impl ListenArgs {
         let Some(text) = given(self.advertise.as_deref()).map(str::trim) else {
             return Ok(None);
         };
-        let parts = text.rsplit_once(':');
-        let fits = parts.is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-        });
-        if text.contains("://") || !fits {
-            return Err(Mistake::new(
-                "advertise",
-                format!("{text:?} is not host:port"),
-            ));
+        let wrong = |reason: &str| Mistake::new("advertise", format!("{text:?} {reason}"));
+        let form = || wrong("is not host:port, with an IPv6 address in brackets");
+        let (host, port) = text.rsplit_once(':').ok_or_else(form)?;
+        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits
+            || port.parse::<u16>().is_ok_and(|port| port == 0)
+            || port.parse::<u16>().is_err()
+        {
+            return Err(form());
         }
-        Ok(Some(text.to_owned()))
+        let ip: Option<IpAddr> = match host.strip_prefix('[') {
+            Some(inner) => {
+                let ip = inner.strip_suffix(']').and_then(|ip| ip.parse().ok());
+                Some(IpAddr::V6(ip.ok_or_else(form)?))
+            }
+            None => host.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
+        };
+        // A name whose last part is a number is an address that went wrong (RFC 1123, 2.1).
+        let numeric = |name: &str| {
+            let last = name.trim_end_matches('.').rsplit('.').next();
+            last.is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        match ip {
+            Some(ip) if reach(ip) == Reach::Nobody => {
+                Err(wrong("is no address of a host, so that nobody can dial it"))
+            }
+            // Without a zone it leads nowhere, and a zone is known to one host only.
+            Some(IpAddr::V6(ip)) if ip.is_unicast_link_local() => {
+                Err(wrong("is a link-local address, which others can't dial"))
+            }
+            None if !masters::is_name(host) || numeric(host) => Err(form()),
+            Some(_) | None => Ok(Some(text.to_owned())),
+        }
     }
 }
 
@@ -376,10 +407,38 @@ fn podinfo(args: &PodArgs) -> Result<Podinfo, Mistake> {
 /// The address given for this host.
 fn ip(args: &PodArgs) -> Result<Option<IpAddr>, Mistake> {
     let parse = |text: &str| {
-        let wrong = |_| Mistake::new("ip", format!("{text:?} is not an IP address"));
-        text.trim().parse().map_err(wrong)
+        let wrong = |why| Mistake::new("ip", format!("{text:?} is {why}"));
+        let ip: IpAddr = text
+            .trim()
+            .parse()
+            .map_err(|_| wrong("not an IP address"))?;
+        if reach(ip) == Reach::Nobody {
+            return Err(wrong("no host's own address"));
+        }
+        Ok(ip)
     };
     given(args.ip.as_deref()).map(parse).transpose()
+}
+
+/// Refuses a loopback address for the others that share a store on another host, where this master listens beyond loopback.
+fn dialable(bind: IpAddr, advertise: &str, store: &StoreUrl) -> Result<(), Mistake> {
+    let StoreUrl::Etcd(members) = store else {
+        return Ok(());
+    };
+    let is = |text: &str, wanted: fn(Reach) -> bool| {
+        let address = text.parse::<SocketAddr>();
+        address.is_ok_and(|address| wanted(reach(address.ip())))
+    };
+    let host = |reach| reach == Reach::Host;
+    let beyond = |reach| reach > Reach::Host;
+    let shared = members.iter().any(|member| is(member, beyond));
+    if shared && reach(bind) != Reach::Host && is(advertise, host) {
+        let reason = format!(
+            "{advertise:?} is a loopback address, which the other masters on {store} can't dial"
+        );
+        return Err(Mistake::new("advertise", reason));
+    }
+    Ok(())
 }
 
 /// Who this master is as a pod: what was said, and the labels that a master has by itself.

@@ -6,14 +6,15 @@
 //! confirmed so recently, by its own monotonic clock from before the question was sent, that no other master can see
 //! the lease end yet. So it stops believing before another can start.
 
+mod presence;
+
 use crate::{
+    advertise::Advertised,
     backoff::Backoff,
-    roster::{
-        PeerMaster, Roster,
-        view::{LEADER, MASTERS},
-    },
-    store::{Compare, Fence, LeaseId, Op, Outcome, Revision, SharedStore, StoreError, Txn},
+    roster::{PeerMaster, Roster, view::MASTERS},
+    store::{Compare, Fence, LeaseId, Outcome, Revision, SharedStore, StoreError, Txn},
 };
+use presence::{Presence, candidacy, put};
 use std::time::Duration;
 use tokio::{
     sync::watch,
@@ -56,9 +57,15 @@ pub struct Election {
     confirmed: watch::Receiver<Confirmed>,
     /// The candidacy of now. It is set before the lease is confirmed, and read behind that.
     seat: watch::Receiver<Option<LeaseId>>,
+    trouble: watch::Receiver<Option<&'static str>>,
 }
 
 impl Election {
+    /// Why this master must not be relied on, as far as its own settings are to blame.
+    pub fn trouble(&self) -> watch::Receiver<Option<&'static str>> {
+        self.trouble.clone()
+    }
+
     /// The right to write as the leader, while this master leads.
     pub fn leads(&self) -> Option<Fence> {
         let holds = self.confirmed.borrow().holds(Instant::now());
@@ -92,7 +99,7 @@ impl Election {
 pub struct Campaign {
     store: SharedStore,
     roster: Roster,
-    me: PeerMaster,
+    presence: Presence,
     ttl: Duration,
     lead: watch::Sender<Option<Fence>>,
     confirmed: watch::Sender<Confirmed>,
@@ -107,20 +114,34 @@ struct Session {
 }
 
 impl Campaign {
-    /// An election with a lease of this length, and the task that takes part in it.
+    /// An election with a lease of this length, and the task that takes part in it, as a master at a fixed address.
     pub fn new(
         store: SharedStore,
         roster: Roster,
         me: PeerMaster,
         ttl: Duration,
     ) -> (Election, Self) {
+        let address = Some(me.address.clone());
+        let advertised = watch::channel(Advertised { address, ip: None }).1;
+        Self::advertising(store, roster, me, advertised, ttl)
+    }
+
+    /// The same, as a master whose address is told by `advertised`.
+    pub fn advertising(
+        store: SharedStore,
+        roster: Roster,
+        me: PeerMaster,
+        advertised: watch::Receiver<Advertised>,
+        ttl: Duration,
+    ) -> (Election, Self) {
+        let (presence, trouble) = Presence::new(me, advertised);
         let (lead, lead_receiver) = watch::channel(None);
         let (confirmed, confirmed_receiver) = watch::channel(Confirmed::Forever);
         let (seat, seat_receiver) = watch::channel(None);
         let task = Self {
             store,
             roster,
-            me,
+            presence,
             ttl,
             lead,
             confirmed,
@@ -130,15 +151,17 @@ impl Campaign {
             lead: lead_receiver,
             confirmed: confirmed_receiver,
             seat: seat_receiver,
+            trouble,
         };
         (handle, task)
     }
 
     /// Takes part until the token is cancelled, then resigns.
-    pub async fn run(self, token: CancellationToken) {
+    pub async fn run(mut self, token: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut old: Option<LeaseId> = None;
         while !token.is_cancelled() {
+            token.run_until_cancelled(self.presence.located()).await;
             match token.run_until_cancelled(self.open()).await {
                 None => break,
                 Some(Ok(session)) => {
@@ -198,12 +221,14 @@ impl Campaign {
 
     /// Becomes a candidate; tells the key and the epoch.
     async fn stand(&self, lease: LeaseId) -> Result<(String, Revision), StoreError> {
-        let key = format!("{LEADER}{lease}");
+        let key = candidacy(lease);
+        let (record, mut compares) = self.presence.claim(&self.store).await?;
+        compares.push(Compare::Absent(key.clone()));
         let txn = Txn {
-            compares: vec![Compare::Absent(key.clone())],
+            compares,
             ops: vec![
-                self.put(key.clone(), lease),
-                self.put(format!("{MASTERS}{}", self.me.id), lease),
+                put(key.clone(), &record, lease),
+                put(format!("{MASTERS}{}", record.id), &record, lease),
             ],
             otherwise: vec![key.clone()],
         };
@@ -229,7 +254,7 @@ impl Campaign {
     }
 
     /// Keeps the lease alive, and leads whenever it is our turn, until the lease or the candidacy is gone.
-    async fn hold(&self, session: &Session, token: &CancellationToken) {
+    async fn hold(&mut self, session: &Session, token: &CancellationToken) {
         let period = session.ttl / 5;
         let mut changes = self.roster.changes();
         let mut beat = Instant::now() + period;
@@ -261,38 +286,29 @@ impl Campaign {
                     }
                     beat = (sent + period).max(Instant::now() + period / 4);
                 }
+                () = self.presence.moved() => {}
                 more = changes.next() => if !more { return },
                 () = expiry => {}
             }
         }
     }
 
-    /// Puts the presence back that somebody deleted, or that went away with an earlier master of this id.
-    async fn keep_presence(&self, session: &Session) {
+    /// Makes the store say of this master what is so: somebody may have deleted or overwritten it, or its address changed.
+    async fn keep_presence(&mut self, session: &Session) {
         let view = self.roster.view();
-        if view.revision() < session.epoch || view.master(&self.me.id).is_some() {
+        let candidacy = (session.key.as_str(), session.epoch);
+        self.presence
+            .judge(&view, session.epoch, session.ttl, Instant::now());
+        let Some(txn) = self.presence.mend(&view, candidacy, session.lease) else {
             return;
-        }
-        let key = format!("{MASTERS}{}", self.me.id);
-        let txn = Txn {
-            compares: vec![Compare::Absent(key.clone())],
-            ops: vec![self.put(key, session.lease)],
-            otherwise: Vec::new(),
         };
         let outcome = timeout(session.ttl / 3, self.store.commit(txn)).await;
         tracing::info!(
             ?outcome,
-            "this master's presence was gone from the store; put it back"
+            "the store did not say of this master what is so; told it again"
         );
-    }
-
-    /// A key that tells who this master is, for as long as the lease lives.
-    fn put(&self, key: String, lease: LeaseId) -> Op {
-        Op::Put {
-            key,
-            // Strings have no way to fail to become JSON.
-            value: serde_json::to_vec(&self.me).unwrap_or_default().into(),
-            lease: Some(lease),
+        if let Ok(Ok(Outcome::Committed(revision))) = outcome {
+            self.presence.told(revision);
         }
     }
 

@@ -37,6 +37,7 @@
 //! `relay`, `callback` ← `action` ← `rpc`, `gateway` ← `server` ← `cli`.
 
 pub mod action;
+pub mod advertise;
 pub mod attention;
 pub mod backoff;
 pub mod callback;

@@ -1,13 +1,13 @@
 //! The master as a pod: it reports itself to its own tier (mixed mode), to masters above (a chain), or both, by the
 //! very agent that `kontrol-slave` runs.
 
-use crate::{config::Config, election::Election, roster::Roster, store::StoreUrl};
-use anyhow::Context as _;
+use crate::{advertise::Advertised, config::Config, election::Election, roster::Roster};
 use kontrol_slave::{
+    address::{Reach, reach},
     agent::{Agent, AgentConfig},
     config::PodConfig,
-    identity::route_to,
-    masters::{self, Tier},
+    identity::Identity,
+    masters,
     program::follow_pod,
     supervise::Tasks,
 };
@@ -26,7 +26,7 @@ const PACE: Duration = Duration::from_millis(500);
 pub async fn agents(
     config: &Config,
     own: SocketAddr,
-    advertise: &str,
+    advertised: &watch::Receiver<Advertised>,
     roster: &Roster,
     election: &Election,
     tasks: &mut Tasks,
@@ -42,8 +42,8 @@ pub async fn agents(
             None => masters::parse(&own.to_string())
                 .map_err(|_| anyhow::anyhow!("read the own address {own}"))?,
         };
-        let ip = address(pod, advertise, &tiers).await?;
-        let (identity, payload) = follow_pod(pod, ip, tasks).await?;
+        let (identity, payload) = follow_pod(pod, tasks).await?;
+        let identity = placed(identity, advertised, |_| true, tasks);
         agents.push(Agent::new(AgentConfig {
             identity,
             payload,
@@ -52,12 +52,14 @@ pub async fn agents(
         }));
     }
     if let Some(tiers) = &config.upstream {
-        let ip = address(pod, advertise, tiers).await?;
         let pod = PodConfig {
             payload: None,
             ..pod.clone()
         };
-        let (identity, _) = follow_pod(&pod, ip, tasks).await?;
+        let (identity, _) = follow_pod(&pod, tasks).await?;
+        // The masters above are elsewhere, unless the way there says otherwise.
+        let beyond = |ip: &IpAddr| reach(*ip) != Reach::Host;
+        let identity = placed(identity, advertised, beyond, tasks);
         let (sender, payload) = watch::channel(summary(roster, election));
         let following = follow(
             roster.clone(),
@@ -76,25 +78,45 @@ pub async fn agents(
     Ok(agents)
 }
 
-/// The pod's own address: as given, as advertised, or the one that leads to its masters.
-async fn address(pod: &PodConfig, advertise: &str, tiers: &[Tier]) -> anyhow::Result<IpAddr> {
-    let advertised = advertise.parse::<SocketAddr>().map(|address| address.ip());
-    if let Some(ip) = pod.given.ip.or(advertised.ok()) {
-        return Ok(ip);
-    }
-    let tier = tiers.first().context("there is no master to report to")?;
-    route_to(tier).await.with_context(|| {
-        format!("can't tell this pod's own address on the way to {tier}; give it with --ip")
-    })
-}
-
-/// The address of this host on the way to its store, for a master that listens on every address.
-pub async fn outward_address(config: &Config) -> Option<IpAddr> {
-    let StoreUrl::Etcd(endpoints) = &config.store else {
-        return None;
+/// The identity at the address that this master is known by, where none is given and that one will do; as all that goes on.
+fn placed(
+    mut identity: watch::Receiver<Identity>,
+    advertised: &watch::Receiver<Advertised>,
+    will_do: impl Fn(&IpAddr) -> bool + Send + 'static,
+    tasks: &mut Tasks,
+) -> watch::Receiver<Identity> {
+    let mut advertised = advertised.clone();
+    let place = move |identity: &Identity, advertised: &Advertised| Identity {
+        ip: identity.ip.or(advertised.ip.filter(&will_do)),
+        ..identity.clone()
     };
-    let tiers = masters::parse(&endpoints.join("|")).ok()?;
-    route_to(tiers.first()?).await.ok()
+    let first = place(
+        &identity.borrow_and_update(),
+        &advertised.borrow_and_update(),
+    );
+    let (sender, receiver) = watch::channel(first);
+    let token = tasks.token().clone();
+    tasks.spawn("this master's place as a pod", async move {
+        loop {
+            // All arms are cancel safe. A source that is gone never changes.
+            tokio::select! {
+                () = token.cancelled() => return,
+                Ok(()) = identity.changed() => {}
+                Ok(()) = advertised.changed() => {}
+                else => return token.cancelled().await,
+            }
+            let now = place(
+                &identity.borrow_and_update(),
+                &advertised.borrow_and_update(),
+            );
+            sender.send_if_modified(|before| {
+                let changed = *before != now;
+                *before = now;
+                changed
+            });
+        }
+    });
+    receiver
 }
 
 /// What the masters above are told: enough to watch the monitor.

@@ -33,6 +33,9 @@ impl Readiness {
         if !self.roster.started() || !self.roster.connected() {
             return Err("the store can't be reached");
         }
+        if let Some(why) = *self.election.trouble().borrow() {
+            return Err(why);
+        }
         match self.relay.link() {
             Link::Leading | Link::Up | Link::Late => Ok(()),
             // Keepalives count through the store, where it can be written: the lease tells.
@@ -53,6 +56,7 @@ impl Readiness {
             roster: self.roster.changes(),
             link: self.relay.changes(),
             confirmed: self.election.confirmed(),
+            trouble: self.election.trouble(),
         }
     }
 }
@@ -63,6 +67,7 @@ pub struct ReadinessChanges {
     roster: Changes,
     link: watch::Receiver<Link>,
     confirmed: watch::Receiver<Confirmed>,
+    trouble: watch::Receiver<Option<&'static str>>,
 }
 
 impl ReadinessChanges {
@@ -81,6 +86,7 @@ impl ReadinessChanges {
             more = self.link.changed() => more.is_ok(),
             more = self.confirmed.changed() => more.is_ok(),
             () = lapsed => true,
+            more = self.trouble.changed() => more.is_ok(),
         }
     }
 }

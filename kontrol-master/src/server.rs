@@ -12,8 +12,8 @@ mod core;
 mod operations;
 
 use crate::{
-    action::dispatch::Dispatches, config::Config, gateway, listener, metrics::Metrics, pod,
-    roster::PeerMaster, rpc,
+    action::dispatch::Dispatches, advertise, config::Config, gateway, listener, metrics::Metrics,
+    pod, roster::PeerMaster, rpc,
 };
 use anyhow::Context as _;
 use core::Core;
@@ -99,15 +99,28 @@ impl Server {
             config,
         } = self;
         let own = SocketAddr::new(own_address(address.ip()), address.port());
+        let (advertised, following) = advertise::open(&config, address).await;
         let myself = PeerMaster {
             id: name(&config, address),
-            address: advertised(&config, address).await,
+            address: advertised.borrow().address.clone().unwrap_or_default(),
             instance: String::new(),
         };
         let stages = Stages::new(token.clone());
         let metrics = Arc::new(Metrics::default());
         let mut tasks = Tasks::new(token.clone());
-        let core = Core::start(&config, myself, own, &metrics, &stages, &mut tasks)?;
+        let core = Core::start(
+            &config,
+            myself,
+            advertised.clone(),
+            own,
+            &metrics,
+            &stages,
+            &mut tasks,
+        )?;
+        tasks.spawn(
+            "the look at the own address",
+            following.run(stages.last.clone()),
+        );
 
         let (grpc, health) =
             rpc::routes(core.services(&stages)).context("build the reflection service")?;
@@ -124,7 +137,7 @@ impl Server {
         let agents = pod::agents(
             &config,
             own,
-            &core.myself.address,
+            &advertised,
             &core.roster,
             &core.election,
             &mut tasks,
@@ -176,24 +189,6 @@ fn name(config: &Config, address: SocketAddr) -> String {
         Some(id) => id.clone(),
         None => format!("{}-{}", host_name(), address.port()),
     }
-}
-
-/// Where others reach this master.
-async fn advertised(config: &Config, address: SocketAddr) -> String {
-    if let Some(advertise) = &config.advertise {
-        return advertise.clone();
-    }
-    let ip = if !address.ip().is_unspecified() {
-        address.ip()
-    } else if let Some(ip) = config.ip {
-        ip
-    } else if let Some(ip) = pod::outward_address(config).await {
-        ip
-    } else {
-        tracing::warn!("can't tell by which address others reach this master; set --advertise");
-        own_address(address.ip())
-    };
-    SocketAddr::new(ip, address.port()).to_string()
 }
 
 /// The address by which this process reaches its own listener.

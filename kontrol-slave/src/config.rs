@@ -16,10 +16,7 @@ use crate::{
     masters::{self, Tier},
 };
 use clap::{Parser, builder::FalseyValueParser};
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
-};
+use std::{net::IpAddr, path::PathBuf};
 
 /// Reports one pod to its masters, until it is told to stop.
 ///
@@ -89,7 +86,8 @@ pub struct PodArgs {
     #[arg(long, env = "KONTROL_ID", value_name = "NAME", hide_env_values = true)]
     pub id: Option<String>,
 
-    /// The pod's IP address. Default: this host's address on the way to the first master.
+    /// The pod's IP address. Default: the address of this host that leads to the master in use; it follows when that
+    /// changes, and is never loopback or link-local towards a master on another host.
     #[arg(
         long,
         env = "KONTROL_IP",
@@ -117,8 +115,9 @@ pub struct PodArgs {
     )]
     pub annotations: Option<String>,
 
-    /// A JSON file of 64 KiB at most that is the pod's payload; a change is sent at once. Integers beyond 2^53 lose
-    /// their last digits. Default: none, an empty payload.
+    /// A JSON file that is the pod's payload, 64 KiB at most as canonical JSON; a change is sent at once. A file that is of
+    /// no use is told once, and the last good one goes on being reported: one with an integer that no double holds (beyond
+    /// 2^53) as well. Default: none, an empty payload.
     #[arg(
         long,
         env = "KONTROL_PAYLOAD",
@@ -220,9 +219,7 @@ impl PodArgs {
             payload: path(&self.payload),
             host: host_name(),
         };
-        // Any address will do to find the other mistakes.
-        let any = Ipv4Addr::LOCALHOST.into();
-        if let Err(more) = pod.given.identity(&pod.found, &pod.host, any) {
+        if let Err(more) = pod.given.identity(&pod.found, &pod.host) {
             mistakes.extend(
                 more.into_iter()
                     .filter(|mistake| judge_labels || mistake.flag != "labels"),

@@ -1,28 +1,31 @@
 //! Who the pod is: what flags and environment say, over what the downward-API folder says. PURE, but for
-//! [`host_name`] and [`route_to`].
+//! [`host_name`].
 //!
 //! Invariant: an [`Identity`] is within the limits that masters set, so that a master never refuses it for a mistake
 //! that could be told at the start. All mistakes are told at once, each with the flag that puts it right.
 
-use crate::masters::{Tier, link::resolve};
-use serde_json::Value;
-use std::{
-    collections::BTreeMap,
-    fmt, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+use crate::{
+    address::{Reach, reach},
+    json,
 };
-use tokio::net::UdpSocket;
+use serde_json::Value;
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 pub mod podinfo;
 
 pub use podinfo::Podinfo;
 
-/// Longest id, node, and name or value of a label, in bytes.
+/// Longest app, id, role, node, and value of a label, in bytes: a DNS name fits.
 pub const MAX_NAME_BYTES: usize = 253;
+/// Longest name of a label or annotation, in bytes: as Kubernetes has it, a DNS name, a slash, and 63.
+pub const MAX_LABEL_NAME_BYTES: usize = 253 + 1 + 63;
 /// Most labels, and most annotations.
 pub const MAX_LABELS: usize = 64;
 /// Longest value of an annotation, in bytes.
 pub const MAX_ANNOTATION_BYTES: usize = 4096;
+/// Largest annotations of a pod, in bytes of canonical JSON. All that Kubernetes allows fits, unless it is full of control
+/// characters, of which JSON takes six bytes each.
+pub const MAX_ANNOTATIONS_BYTES: usize = 512 * 1024;
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
@@ -34,8 +37,8 @@ pub struct Identity {
     pub app: String,
     /// The pod's name.
     pub id: String,
-    /// The pod's address.
-    pub ip: IpAddr,
+    /// The pod's address; none: the one that leads to the master in use.
+    pub ip: Option<IpAddr>,
     /// What the pod does: the label `role`.
     pub role: String,
     /// The pod's labels, `app` and `role` among them.
@@ -82,21 +85,12 @@ pub struct Given {
 }
 
 impl Given {
-    /// The identity that follows. `host` is the name of last resort, `ip` the address if none is given.
-    pub fn identity(
-        &self,
-        podinfo: &Podinfo,
-        host: &str,
-        ip: IpAddr,
-    ) -> Result<Identity, Vec<Mistake>> {
+    /// The identity that follows. `host` is the name of last resort.
+    pub fn identity(&self, podinfo: &Podinfo, host: &str) -> Result<Identity, Vec<Mistake>> {
         let mut mistakes = Vec::new();
-        let over = |base: &Labels, top: &Labels| -> Labels {
-            let both = base.iter().chain(top);
-            both.map(|(name, value)| (name.clone(), value.clone()))
-                .collect()
-        };
-        let labels = over(&podinfo.labels, &self.labels);
-        let annotations = over(&podinfo.annotations, &self.annotations);
+        let mut labels = podinfo.labels.clone();
+        labels.extend(self.labels.clone());
+        let (annotations, _) = podinfo.annotations_beside(&self.annotations);
         for name in ["app", "role"] {
             match labels.get(name) {
                 None => {
@@ -130,9 +124,16 @@ impl Given {
         }
         mistakes.extend(check_text("id", "the id", id));
         mistakes.extend(check_text("node", "the node", &self.node));
-        let ip = self.ip.unwrap_or(ip).to_canonical();
-        if ip.is_unspecified() || ip.is_multicast() {
+        let ip = self.ip.map(|ip| ip.to_canonical());
+        if let Some(ip) = ip.filter(|ip| reach(*ip) == Reach::Nobody) {
             mistakes.push(Mistake::new("ip", format!("{ip} is no pod's own address")));
+        }
+        let size = annotations_size(&annotations);
+        if size > MAX_ANNOTATIONS_BYTES {
+            let reason = format!(
+                "the annotations are {size} bytes of JSON, and {MAX_ANNOTATIONS_BYTES} are the limit"
+            );
+            mistakes.push(Mistake::new("annotations", reason));
         }
         if !mistakes.is_empty() {
             return Err(mistakes);
@@ -148,6 +149,13 @@ impl Given {
             annotations,
         })
     }
+}
+
+/// The size of annotations as the limit counts it: in bytes of canonical JSON.
+pub fn annotations_size(annotations: &Labels) -> usize {
+    let fields = annotations.iter();
+    let fields = fields.map(|(name, value)| (name.clone(), Value::from(value.as_str())));
+    json::canonical(&Value::Object(fields.collect())).len()
 }
 
 /// Reads labels or annotations from a JSON object of strings.
@@ -176,8 +184,12 @@ pub fn parse_labels(flag: &'static str, text: &str) -> Result<Labels, Vec<Mistak
 }
 
 fn check_text(flag: &'static str, what: &str, text: &str) -> Option<Mistake> {
-    if text.len() > MAX_NAME_BYTES {
-        let reason = format!("{what} is longer than {MAX_NAME_BYTES} bytes");
+    check_length(flag, what, text, MAX_NAME_BYTES)
+}
+
+fn check_length(flag: &'static str, what: &str, text: &str, limit: usize) -> Option<Mistake> {
+    if text.len() > limit {
+        let reason = format!("{what} is longer than {limit} bytes");
         return Some(Mistake::new(flag, reason));
     }
     text.contains(char::is_control)
@@ -197,7 +209,8 @@ fn check_map(flag: &'static str, what: &str, map: &Labels, limit: usize) -> Vec<
                 format!("there is a {what} without a name"),
             ));
         }
-        mistakes.extend(check_text(flag, &format!("the name of a {what}"), name));
+        let the_name = format!("the name of a {what}");
+        mistakes.extend(check_length(flag, &the_name, name, MAX_LABEL_NAME_BYTES));
         if value.len() > limit {
             let reason = format!("the {what} `{name}` is longer than {limit} bytes");
             mistakes.push(Mistake::new(flag, reason));
@@ -212,43 +225,10 @@ pub fn host_name() -> String {
     name.nodename().to_string_lossy().into_owned()
 }
 
-/// This host's address on the way to a tier: the first of its endpoints that has a route. Sends nothing.
-pub async fn route_to(tier: &Tier) -> io::Result<IpAddr> {
-    let mut failure = io::Error::from(io::ErrorKind::NotFound);
-    for endpoint in tier.endpoints() {
-        match resolve(endpoint.clone()).await {
-            Err(error) => failure = error,
-            Ok(addresses) => {
-                for address in addresses {
-                    match local_address(address).await {
-                        Ok(ip) => return Ok(ip),
-                        Err(error) => failure = error,
-                    }
-                }
-            }
-        }
-    }
-    Err(failure)
-}
-
-/// The address that the kernel would send from. Connecting a UDP socket only picks the route.
-async fn local_address(to: SocketAddr) -> io::Result<IpAddr> {
-    let any: IpAddr = if to.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
-    let socket = UdpSocket::bind((any, 0)).await?;
-    socket.connect(to).await?;
-    Ok(socket.local_addr()?.ip().to_canonical())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::masters::parse;
-
-    const IP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+    use std::net::Ipv4Addr;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
         pairs
@@ -273,27 +253,27 @@ mod tests {
             labels: labels(&[("app", "flag")]),
             ..Given::default()
         };
-        let identity = given.identity(&podinfo, "host", IP).unwrap();
+        let identity = given.identity(&podinfo, "host").unwrap();
         assert_eq!(
             (identity.app.as_str(), identity.role.as_str()),
             ("flag", "front")
         );
-        assert_eq!((identity.id.as_str(), identity.ip), ("web-7d9f", IP));
+        assert_eq!((identity.id.as_str(), identity.ip), ("web-7d9f", None));
         assert_eq!(identity.labels["zone"], "a");
         assert_eq!(identity.annotations["note"], "folder");
 
         given.id = Some("mine".into());
         given.ip = Some("::ffff:10.1.2.3".parse().unwrap());
-        let identity = given.identity(&podinfo, "host", IP).unwrap();
+        let identity = given.identity(&podinfo, "host").unwrap();
         assert_eq!(identity.id, "mine");
-        assert_eq!(identity.ip, IpAddr::from([10, 1, 2, 3]));
+        assert_eq!(identity.ip, Some(IpAddr::from([10, 1, 2, 3])));
 
         given.id = None;
         let nameless = Podinfo {
             name: None,
             ..podinfo
         };
-        assert_eq!(given.identity(&nameless, "host", IP).unwrap().id, "host");
+        assert_eq!(given.identity(&nameless, "host").unwrap().id, "host");
     }
 
     #[test]
@@ -306,7 +286,7 @@ mod tests {
             annotations: labels(&[("note", &"x".repeat(MAX_ANNOTATION_BYTES + 1))]),
             node: long.clone(),
         };
-        let lines = lines(given.identity(&Podinfo::default(), "host", IP));
+        let lines = lines(given.identity(&Podinfo::default(), "host"));
         for said in [
             "--labels: the label `app` is missing",
             "--labels: the label `role` is empty",
@@ -342,14 +322,5 @@ mod tests {
             let mistakes = parse_labels("labels", text).unwrap_err();
             assert!(mistakes[0].to_string().starts_with(said), "{mistakes:?}");
         }
-    }
-
-    #[tokio::test]
-    async fn the_address_is_that_of_the_route_to_the_master() {
-        let tiers = parse("127.0.0.1:9").unwrap();
-        assert_eq!(
-            route_to(&tiers[0]).await.unwrap(),
-            IpAddr::from([127, 0, 0, 1])
-        );
     }
 }

@@ -4,6 +4,9 @@
 //! One loop owns one tier and nothing else, so a tier that is slow or away never delays another. Invariant: `beat`
 //! grows with each request sent; at most one keepalive is under way; nothing here waits longer than an interval.
 //! Only transitions are logged (attached, lost, away, refused), never single keepalives.
+//!
+//! What is said is [`content`]'s to choose, and the address that the pod is known by [`known_as`]'s. A pod whose
+//! address changes is another pod to its masters: the one before says goodbye, beside the first keepalive of the next.
 
 use crate::{
     action::session::Answered,
@@ -14,21 +17,34 @@ use crate::{
     },
     payload::to_proto,
 };
+use futures::future::OptionFuture;
 use kontrol_proto::v1::{
     PingRequest, PingResponse, keepalive_service_client::KeepaliveServiceClient,
 };
 use serde_json::Value;
-use std::{error::Error, future::pending, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    future::pending,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
+    join,
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, transport::Channel};
 
+mod content;
 mod farewell;
+mod known_as;
 pub mod schedule;
 
+use content::{Content, Contents};
+use known_as::KnownAs;
 use schedule::Schedule;
 
 /// How long a keepalive that is under way at the end may take, so that it does not arrive behind the goodbye.
@@ -75,24 +91,32 @@ impl Report {
         }
     }
 
-    /// The request that says it; what it says is no news any more.
-    fn request(&mut self, beat: u64, down: bool) -> PingRequest {
-        let identity = self.identity.borrow_and_update();
-        PingRequest {
-            app: identity.app.clone(),
-            id: identity.id.clone(),
-            ip: identity.ip.to_string(),
-            // It follows from the address; the master tells it.
-            key: String::new(),
-            role: identity.role.clone(),
-            nonce: self.nonce.as_ref().to_owned(),
-            payload: Some(to_proto(&self.payload.borrow_and_update())),
-            down,
-            beat,
-            labels: identity.labels.clone().into_iter().collect(),
-            annotations: identity.annotations.clone().into_iter().collect(),
-            node: identity.node.clone(),
+    /// What is to be said; it is no news any more.
+    fn latest(&mut self) -> Content {
+        Content {
+            identity: Arc::new(self.identity.borrow_and_update().clone()),
+            payload: Arc::new(self.payload.borrow_and_update().clone()),
         }
+    }
+}
+
+/// The request that says it of the pod at this address.
+fn request(content: &Content, ip: IpAddr, nonce: &str, beat: u64, down: bool) -> PingRequest {
+    let identity = content.identity.as_ref();
+    PingRequest {
+        app: identity.app.clone(),
+        id: identity.id.clone(),
+        ip: ip.to_string(),
+        // It follows from the address; the master tells it.
+        key: String::new(),
+        role: identity.role.clone(),
+        nonce: nonce.to_owned(),
+        payload: Some(to_proto(&content.payload)),
+        down,
+        beat,
+        labels: identity.labels.clone().into_iter().collect(),
+        annotations: identity.annotations.clone().into_iter().collect(),
+        node: identity.node.clone(),
     }
 }
 
@@ -101,6 +125,10 @@ impl Report {
 enum Setback {
     /// The master understood it and will not have it, and neither would another.
     Refused(String),
+    /// So it is, and for what it says: something else may be taken.
+    Unfit(String),
+    /// There is no address to be known by.
+    Homeless(String),
     /// This master cannot count it now; another may.
     Failed(String),
 }
@@ -119,9 +147,8 @@ impl From<Status> for Setback {
         }
         let said = format!("{}: {}", status.code().description(), status.message());
         match status.code() {
-            Code::InvalidArgument
-            | Code::OutOfRange
-            | Code::FailedPrecondition
+            Code::InvalidArgument | Code::OutOfRange => Self::Unfit(status.message().to_owned()),
+            Code::FailedPrecondition
             | Code::AlreadyExists
             | Code::PermissionDenied
             | Code::Unauthenticated => Self::Refused(status.message().to_owned()),
@@ -171,6 +198,14 @@ pub(crate) struct TierTask {
     link: Link,
     schedule: Schedule,
     report: Report,
+    contents: Contents,
+    known_as: KnownAs,
+    /// The address that was reported last.
+    ip: Option<IpAddr>,
+    /// An address that is not the pod's any more, and has not been told to go.
+    leaving: Option<IpAddr>,
+    /// The connection of the last keepalive.
+    serial: Option<u64>,
     /// Of the last request sent; 0 before the first.
     beat: u64,
     /// Where this tier's status is published, and at which place.
@@ -183,12 +218,14 @@ pub(crate) struct TierTask {
     haste: watch::Receiver<Duration>,
     /// The trouble that was logged last, so that it is logged once.
     said: Option<Setback>,
+    /// Why what the pod says was refused, as logged last.
+    unfit: Option<String>,
 }
 
 impl TierTask {
     pub(crate) fn new(
         tier: &Tier,
-        report: Report,
+        mut report: Report,
         status: watch::Sender<Vec<TierStatus>>,
         index: usize,
         beside: Beside,
@@ -197,7 +234,12 @@ impl TierTask {
             name: tier.to_string(),
             link: Link::new(tier),
             schedule: Schedule::new(Instant::now()),
+            contents: Contents::new(report.latest()),
             report,
+            known_as: KnownAs::default(),
+            ip: None,
+            leaving: None,
+            serial: None,
             beat: 0,
             status,
             index,
@@ -205,6 +247,7 @@ impl TierTask {
             count: 0,
             haste: beside.haste,
             said: None,
+            unfit: None,
         }
     }
 
@@ -244,18 +287,86 @@ impl TierTask {
         self.schedule.begin(Instant::now());
         match self.send().await {
             Ok((attached, response)) => self.answered(&attached, response),
-            Err(Setback::Refused(reason)) => self.refused(reason),
-            Err(Setback::Failed(reason)) => self.failed(reason),
+            Err(Setback::Refused(reason) | Setback::Unfit(reason)) => self.refused(reason),
+            Err(setback @ (Setback::Failed(_) | Setback::Homeless(_))) => self.failed(setback),
         }
     }
 
     async fn send(&mut self) -> Result<(Attached, PingResponse), Setback> {
         let limit = self.schedule.step_limit();
         let attached = self.link.connect(limit).await?;
-        self.beat += 1;
-        let request = self.report.request(self.beat, false);
-        let response = ping(attached.channel(), request, limit).await?;
-        Ok((attached, response))
+        let latest = self.report.latest();
+        let (given, master) = (latest.identity.ip, attached.address());
+        let ip = self
+            .known_as
+            .toward(&self.name, given, master, &self.link.known())
+            .map_err(Setback::Homeless)?;
+        self.contents.offer(latest);
+        if self.serial.replace(attached.serial()) != Some(attached.serial()) {
+            self.contents.again();
+        }
+        if let Some(before) = self.ip.replace(ip).filter(|before| *before != ip) {
+            tracing::warn!(tier = %self.name, %before, now = %ip, "the pod's address changed: it leaves and joins as another pod");
+            self.leaving = Some(before);
+        }
+        self.leaving = self.leaving.filter(|before| *before != ip);
+        let goodbye = self.leaving.map(|before| {
+            self.beat += 1;
+            let content = self.contents.safest();
+            let request = request(content, before, &self.report.nonce, self.beat, true);
+            ping(attached.channel(), request, limit)
+        });
+        let (told, response) = join!(
+            OptionFuture::from(goodbye),
+            self.say(&attached, ip, Instant::now() + limit)
+        );
+        if matches!(
+            told,
+            Some(Ok(_) | Err(Setback::Refused(_) | Setback::Unfit(_)))
+        ) {
+            self.leaving = None;
+        }
+        Ok((attached, response?))
+    }
+
+    /// Says what is to be said, or what may be said instead, until the deadline: one that is refused is refused at once.
+    async fn say(
+        &mut self,
+        attached: &Attached,
+        ip: IpAddr,
+        deadline: Instant,
+    ) -> Result<PingResponse, Setback> {
+        loop {
+            self.beat += 1;
+            let content = self.contents.current();
+            let request = request(content, ip, &self.report.nonce, self.beat, false);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let reason = match ping(attached.channel(), request, left).await {
+                Ok(response) => {
+                    self.contents.accepted();
+                    return Ok(response);
+                }
+                Err(Setback::Unfit(reason)) => reason,
+                Err(setback) => return Err(setback),
+            };
+            if !self.contents.fallen_back() {
+                self.unfit(&reason);
+            }
+            if !self.contents.refused() {
+                // Of all reasons the first one tells what is wrong with what is to be said.
+                return Err(Setback::Unfit(self.unfit.clone().unwrap_or(reason)));
+            }
+        }
+    }
+
+    fn unfit(&mut self, reason: &str) {
+        if self.unfit.as_deref() != Some(reason) {
+            tracing::warn!(
+                tier = %self.name,
+                "the keepalive is refused: {reason}; the pod goes on reporting what was accepted last, or the least that it can"
+            );
+            self.unfit = Some(reason.to_owned());
+        }
     }
 
     fn answered(&mut self, attached: &Attached, response: PingResponse) {
@@ -275,14 +386,22 @@ impl TierTask {
             last_answer: Some(now),
             interval,
             ttl: length(response.ttl),
-            trouble: None,
+            trouble: self
+                .unfit
+                .as_ref()
+                .filter(|_| self.contents.fallen_back())
+                .map(|reason| format!("the keepalive is refused: {reason}")),
         };
+        if !self.contents.fallen_back() && self.unfit.take().is_some() {
+            tracing::info!(tier = %self.name, "what the pod says is accepted again");
+        }
         let said = self.said.take();
         let moved = self.status.borrow()[self.index].address != status.address;
         if moved || said.is_some() {
             tracing::info!(
                 tier = %self.name,
                 address = %attached.address(),
+                ip = self.ip.map(tracing::field::display),
                 key = %status.key,
                 seq = response.seq,
                 "attached to {}",
@@ -303,14 +422,21 @@ impl TierTask {
         self.schedule.refused(Instant::now(), rand::random());
         let trouble = format!("the keepalive is refused: {reason}");
         self.publish(|place| place.trouble = Some(trouble.clone()));
+        let told = self.unfit.as_ref() == Some(&reason);
         let setback = Setback::Refused(reason);
         if self.said.as_ref() != Some(&setback) {
-            tracing::warn!(tier = %self.name, "{trouble}");
+            if !told {
+                tracing::warn!(tier = %self.name, "{trouble}");
+            }
             self.said = Some(setback);
         }
     }
 
-    fn failed(&mut self, reason: String) {
+    fn failed(&mut self, setback: Setback) {
+        let (Setback::Refused(reason)
+        | Setback::Unfit(reason)
+        | Setback::Homeless(reason)
+        | Setback::Failed(reason)) = &setback;
         self.link.leave();
         let exhausted = self.link.exhausted();
         self.schedule
@@ -323,9 +449,14 @@ impl TierTask {
         });
         if let Some(endpoint) = lost {
             tracing::warn!(tier = %self.name, "lost {endpoint}: {reason}; going to the next");
+        } else if let Setback::Homeless(_) = setback {
+            if self.said.as_ref() != Some(&setback) {
+                tracing::warn!(tier = %self.name, "the pod is not reported: {reason}");
+                self.said = Some(setback);
+            }
         } else if exhausted && !matches!(self.said, Some(Setback::Failed(_))) {
             tracing::warn!(tier = %self.name, "no master answers: {reason}; trying until one does");
-            self.said = Some(Setback::Failed(reason));
+            self.said = Some(setback);
         } else {
             tracing::debug!(tier = %self.name, "{reason}");
         }
@@ -337,13 +468,13 @@ impl TierTask {
 
     async fn say_goodbye(&mut self) {
         // Nothing was ever sent, so no master knows the pod.
-        if self.beat == 0 {
+        let Some(ip) = self.ip.filter(|_| self.beat > 0) else {
             return;
-        }
-        let (beat, report) = (&mut self.beat, &mut self.report);
+        };
+        let (beat, content) = (&mut self.beat, self.contents.safest());
         let request = || {
             *beat += 1;
-            report.request(*beat, true)
+            request(content, ip, &self.report.nonce, *beat, true)
         };
         match farewell::say(&mut self.link, request).await {
             Ok(()) => tracing::info!(tier = %self.name, "said goodbye"),
@@ -370,7 +501,9 @@ mod tests {
             assert!(matches!(setback, Setback::Failed(_)), "{code:?}");
         }
         let setback = Setback::from(Status::invalid_argument("ip is required"));
-        assert_eq!(setback, Setback::Refused("ip is required".into()));
+        assert_eq!(setback, Setback::Unfit("ip is required".into()));
+        let setback = Setback::from(Status::failed_precondition("another took its place"));
+        assert_eq!(setback, Setback::Refused("another took its place".into()));
     }
 
     #[test]

@@ -177,7 +177,7 @@ impl fmt::Display for Endpoint {
 }
 
 /// Whether a host is a DNS name or an IPv4 address. Compose names services with underscores, so they pass.
-fn is_name(host: &str) -> bool {
+pub fn is_name(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     !host.is_empty()
         && host.len() <= 253

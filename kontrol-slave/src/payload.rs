@@ -3,19 +3,23 @@
 //! Invariant: the receiver always holds the last good value; a file that is missing, broken or too large never replaces
 //! it. Each trouble is said once, until the file is good again. At first, without a file, the value is `""`.
 //!
-//! A protobuf number is a double: integers beyond 2^53 lose their last digits on the way. Send those as strings.
+//! What is too large is judged in the one form that masters judge as well, canonical JSON. A protobuf number is a double:
+//! a file with an integer that no double holds is refused, so that none changes on the way. Write those as strings.
 
-use crate::folder::{Changes, Content, Hint, read};
+use crate::{
+    folder::{Changes, Content, Hint, read},
+    json::{self, Inexact, MAX_DEPTH},
+};
 use prost_types::{ListValue, Struct, value::Kind};
 use serde_json::{Map, Value};
 use std::{io, path::PathBuf, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Largest payload file, in bytes.
+/// Largest payload, in bytes of canonical JSON.
 pub const MAX_BYTES: usize = 64 * 1024;
-/// How deep a payload may nest; masters refuse what is deeper.
-pub const MAX_DEPTH: usize = 30;
+/// Largest payload file, in bytes: white space and escapes don't count as payload.
+const MAX_FILE_BYTES: usize = 1024 * 1024;
 /// How long a file must stay broken to be called so: one that is written in place is broken in between.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -28,9 +32,15 @@ pub enum PayloadError {
     /// It cannot be read.
     #[error("cannot read it: {0}")]
     Io(#[source] io::Error),
-    /// It is too large.
-    #[error("it is larger than {} KiB, the most a payload can be", MAX_BYTES / 1024)]
-    TooLarge,
+    /// The file is too large.
+    #[error("it is larger than {} KiB, the most that is read", MAX_FILE_BYTES / 1024)]
+    TooLong,
+    /// The payload is too large.
+    #[error("it is {0} bytes of canonical JSON, and a payload may have {MAX_BYTES}")]
+    TooLarge(usize),
+    /// It has a number that would change.
+    #[error("the number {} at {:?} does not fit a double: write it as a string", .0.number, .0.path)]
+    Inexact(Inexact),
     /// It is not JSON.
     #[error("it is not valid JSON: {0}")]
     Json(#[source] serde_json::Error),
@@ -96,7 +106,7 @@ impl PayloadTask {
 
     /// Reads the file and publishes what it says, if that is news.
     async fn read(&mut self) -> Result<(), PayloadError> {
-        self.content = read(&self.path, MAX_BYTES).await;
+        self.content = read(&self.path, MAX_FILE_BYTES).await;
         let value = parse(&self.content)?;
         if self.said.take().is_some() {
             tracing::info!(path = %self.path.display(), "the payload file is good again");
@@ -127,23 +137,23 @@ fn parse(content: &Content) -> Result<Value, PayloadError> {
             error.kind(),
             error.to_string(),
         ))),
-        Content::Read { bytes, .. } if bytes.len() > MAX_BYTES => Err(PayloadError::TooLarge),
+        Content::Read { bytes, .. } if bytes.len() > MAX_FILE_BYTES => Err(PayloadError::TooLong),
         Content::Read { bytes, .. } => {
             let value = serde_json::from_slice(bytes).map_err(PayloadError::Json)?;
-            if depth(&value) > MAX_DEPTH {
+            if json::depth(&value) > MAX_DEPTH {
                 return Err(PayloadError::TooDeep);
+            }
+            // JSON that was read is UTF-8.
+            let text = str::from_utf8(bytes).unwrap_or_default();
+            if let Some(inexact) = json::inexact(text) {
+                return Err(PayloadError::Inexact(inexact));
+            }
+            let size = json::canonical(&value).len();
+            if size > MAX_BYTES {
+                return Err(PayloadError::TooLarge(size));
             }
             Ok(value)
         }
-    }
-}
-
-/// How deep a value nests; a scalar is 0.
-fn depth(value: &Value) -> usize {
-    match value {
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
     }
 }
 

@@ -6,21 +6,18 @@
 use crate::{
     agent::{Agent, AgentConfig},
     config::{Config, PodConfig},
-    identity::{Identity, podinfo::PodinfoTask, route_to},
-    masters::Tier,
+    identity::{Identity, podinfo::PodinfoTask},
     payload,
     process::reaper,
     supervise::{BoxError, Failure, Tasks, signals},
 };
 use serde_json::Value;
-use std::{net::IpAddr, time::Duration};
-use tokio::{sync::watch, time::sleep};
+use std::time::Duration;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How long the tasks may take to stop: for the agent to end its commands, and to say goodbye.
 const GRACE: Duration = Duration::from_secs(4);
-/// How often to look for a route to the masters while there is none.
-const ROUTE_RETRY: Duration = Duration::from_secs(2);
 
 /// Runs the slave until a signal or a failure stops it.
 pub fn run(config: Config) -> Result<(), BoxError> {
@@ -41,15 +38,8 @@ pub fn run(config: Config) -> Result<(), BoxError> {
 }
 
 async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
-    let ip = match config.pod.given.ip {
-        Some(ip) => Some(ip),
-        None => token.run_until_cancelled(find_ip(&config.tiers)).await,
-    };
-    let Some(ip) = ip else {
-        return Ok(());
-    };
     let mut tasks = Tasks::new(token.clone());
-    let (identity, payload) = follow_pod(&config.pod, ip, &mut tasks).await?;
+    let (identity, payload) = follow_pod(&config.pod, &mut tasks).await?;
     config.actions.remark();
     let agent = Agent::new(AgentConfig {
         identity,
@@ -58,7 +48,7 @@ async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
         actions: Some(config.actions),
     });
     let version = env!("CARGO_PKG_VERSION");
-    tracing::info!(version, %ip, nonce = agent.nonce(), "kontrol-slave started");
+    tracing::info!(version, nonce = agent.nonce(), "kontrol-slave started");
     // What a guard leaves behind that is killed at the end is taken in as well.
     let last = CancellationToken::new();
     tasks.spawn("reaper", reaper::run(last.clone()));
@@ -69,38 +59,15 @@ async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
     tasks.run(GRACE).await
 }
 
-/// This host's address on the way to the first master. At boot there may be no route and no name server yet, so it
-/// waits, and says once what for.
-async fn find_ip(tiers: &[Tier]) -> IpAddr {
-    let mut said = false;
-    loop {
-        let mut reason = None;
-        for tier in tiers {
-            match route_to(tier).await {
-                Ok(ip) => return ip,
-                Err(error) => reason = reason.or(Some(format!("no route to {tier}: {error}"))),
-            }
-        }
-        if let Some(reason) = reason.filter(|_| !said) {
-            tracing::warn!(
-                "cannot tell the pod's own address: {reason}; give it with --ip, or wait until there is a route"
-            );
-            said = true;
-        }
-        sleep(ROUTE_RETRY).await;
-    }
-}
-
 /// Starts what follows a pod's settings: its identity and its payload, each the latest.
 pub async fn follow_pod(
     pod: &PodConfig,
-    ip: IpAddr,
     tasks: &mut Tasks,
 ) -> Result<(watch::Receiver<Identity>, watch::Receiver<Value>), Failure> {
     let token = tasks.token().clone();
     let identity = pod
         .given
-        .identity(&pod.found, &pod.host, ip)
+        .identity(&pod.found, &pod.host)
         .map_err(|mistakes| Failure::Failed {
             name: "identity".into(),
             source: mistakes

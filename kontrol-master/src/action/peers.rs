@@ -54,15 +54,20 @@ impl PeerLinks {
     pub async fn run(self, token: CancellationToken) -> Result<(), Failure> {
         let mut changes = self.roster.changes();
         let mut links = JoinSet::new();
-        let mut known: HashMap<String, AbortHandle> = HashMap::new();
+        // By instance: where its link leads, and how to end it.
+        let mut known: HashMap<String, (String, AbortHandle)> = HashMap::new();
         loop {
             let view = self.roster.view();
             let others: Vec<&PeerMaster> = view.masters().filter(|one| !one.is(self.me)).collect();
-            let gone = known
-                .keys()
-                .filter(|instance| !others.iter().any(|other| other.instance == **instance));
-            for instance in gone.cloned().collect::<Vec<_>>() {
-                if let Some(link) = known.remove(&instance) {
+            // One whose address changed is linked anew.
+            let gone = known.iter().filter(|(instance, (address, _))| {
+                !others
+                    .iter()
+                    .any(|other| other.instance == **instance && other.address == *address)
+            });
+            let gone: Vec<String> = gone.map(|(instance, _)| instance.clone()).collect();
+            for instance in gone {
+                if let Some((_, link)) = known.remove(&instance) {
                     link.abort();
                 }
                 if let Ok(instance) = instance.parse() {
@@ -79,7 +84,8 @@ impl PeerLinks {
                         address: master.address.clone(),
                         switchboard: self.switchboard.clone(),
                     };
-                    known.insert(master.instance.clone(), links.spawn(link.keep()));
+                    let link = (master.address.clone(), links.spawn(link.keep()));
+                    known.insert(master.instance.clone(), link);
                 }
             }
             // All arms are cancel safe.

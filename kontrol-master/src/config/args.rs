@@ -61,7 +61,8 @@ pub(super) struct ListenArgs {
     pub(super) bind: String,
 
     /// Where other masters and slaves reach this master. Default: the address it listens on; of 0.0.0.0, --ip or the
-    /// address that leads to the store
+    /// address that leads to the store, else that of the default route, which is followed when it changes. Others are never
+    /// told what they can't dial: a master without such an address is not ready
     #[arg(
         long,
         env = "KONTROL_ADVERTISE",

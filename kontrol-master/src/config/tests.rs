@@ -125,6 +125,79 @@ fn every_mistake_is_told_at_once_with_its_flag() {
     assert!(mistakes.iter().all(|line| !line.contains('\n')));
 }
 
+/// What nobody can dial is never told to others.
+#[test]
+fn an_address_that_nobody_can_dial_is_refused() {
+    for wrong in [
+        "0.0.0.0:8000",
+        "[::]:8000",
+        "[::ffff:0.0.0.0]:8000",
+        "224.0.0.1:8000",
+        "255.255.255.255:80",
+        "[ff02::1]:80",
+        "[fe80::1]:80",
+        "[fe80::1%eth0]:80",
+        "::1:8000",
+        "fd00::1:8000",
+        "[10.0.0.1]:80",
+        "[fd00::1]",
+        "[fd00::1]80",
+        "10.0.0:80",
+        "10.0.0.300:80",
+        "010.0.0.1:80",
+        "1:80",
+        "bad host:80",
+        "host/path:80",
+        "user@host:80",
+        "http://host:80",
+        "-:x",
+        "host",
+        "host:",
+        ":80",
+        "host:0",
+        "host:+80",
+        "host:65536",
+    ] {
+        let flag = format!("--advertise={wrong}");
+        let mistakes = check(&[&flag])
+            .err()
+            .unwrap_or_else(|| panic!("{wrong} is taken"));
+        assert!(
+            mistakes[0].starts_with("--advertise: ") && mistakes.len() == 1,
+            "{mistakes:?}"
+        );
+    }
+    for right in [
+        "host:1",
+        "m-0.masters.example.org.:8000",
+        "10.0.0.1:80",
+        "[fd00::1]:80",
+        "kontrol_master:8000",
+        "127.0.0.1:80",
+    ] {
+        let flag = format!("--advertise={right}");
+        assert_eq!(check(&[&flag]).unwrap().advertise.as_deref(), Some(right));
+    }
+    let loopback = |bind: &str, store: &str| {
+        let flags = [format!("--bind={bind}"), format!("--store={store}")];
+        let flags = [
+            &flags[0],
+            &flags[1],
+            "--advertise=127.0.0.1:80",
+            "--insecure",
+        ];
+        check(&flags).is_ok()
+    };
+    assert!(loopback("127.0.0.1", "etcd://10.0.0.9") && loopback("0.0.0.0", "etcd://127.0.0.1"));
+    assert!(
+        !loopback("0.0.0.0", "etcd://127.0.0.1,10.0.0.9") && !loopback("::", "etcd://[fd00::1]")
+    );
+    for ip in ["0.0.0.0", "::", "224.0.0.1"] {
+        let flag = format!("--ip={ip}");
+        assert!(check(&[&flag]).unwrap_err()[0].starts_with("--ip: "));
+    }
+}
+
 #[test]
 fn two_spellings_of_one_setting_are_refused_and_the_classic_one_is_read() {
     assert_eq!(

@@ -1,15 +1,8 @@
-//! JSON as Kontrol writes and compares it: canonical (RFC 8785), bounded in depth, numbers by value.
+//! JSON as Kontrol writes and compares it: canonical (RFC 8785), bounded in depth, numbers by value. What is measured is
+//! measured as slaves do, by the same code.
 
+pub use kontrol_slave::json::{MAX_DEPTH, canonical, depth};
 use serde_json::Value;
-
-/// How deep JSON from outside may nest. Protobuf readers stop at 100 levels, and each level of JSON takes three of them.
-pub const MAX_DEPTH: usize = 30;
-
-/// Writes a value as canonical JSON: sorted keys, no white space, numbers as ECMAScript writes them (RFC 8785).
-pub fn canonical(value: &Value) -> Vec<u8> {
-    // The only failures of RFC 8785 are numbers that no JSON text can hold, so that no `Value` holds them either.
-    serde_json_canonicalizer::to_vec(value).unwrap_or_else(|_| value.to_string().into_bytes())
-}
 
 /// Tells whether two values are the same to RFC 8785: `1` and `1.0` are, though serde_json tells them apart.
 pub fn same(a: &Value, b: &Value) -> bool {
@@ -24,15 +17,6 @@ pub fn same(a: &Value, b: &Value) -> bool {
                     .all(|(name, a)| b.get(name).is_some_and(|b| same(a, b)))
         }
         _ => a == b,
-    }
-}
-
-/// How deep a value nests; a scalar is 0.
-pub fn depth(value: &Value) -> usize {
-    match value {
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
     }
 }
 

@@ -4,20 +4,22 @@
 //! out (annotations, first_seen_ms, beat, previous_nonce).
 
 use super::{Invalid, PodKey, json};
+use kontrol_slave::identity::annotations_size;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{collections::BTreeMap, net::IpAddr};
 
-/// Longest `app`, `id`, `role`, `node` and label key or value, in bytes (a DNS name fits).
-pub const MAX_NAME_BYTES: usize = 253;
+// The same for slaves and masters, so that a slave can tell at its start what a master would refuse.
+pub use kontrol_slave::{
+    identity::{
+        MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES, MAX_LABELS,
+        MAX_NAME_BYTES,
+    },
+    payload::MAX_BYTES as MAX_PAYLOAD_BYTES,
+};
+
 /// Longest nonce, in bytes.
 pub const MAX_NONCE_BYTES: usize = 64;
-/// Most labels, and most annotations.
-pub const MAX_LABELS: usize = 64;
-/// Longest value of an annotation, in bytes.
-pub const MAX_ANNOTATION_BYTES: usize = 4096;
-/// Largest payload, in bytes of canonical JSON.
-pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
 
 /// What a keepalive says, checked: every field is within its limits.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,6 +79,12 @@ impl Report {
         }
         check_map("labels", &self.labels, MAX_NAME_BYTES)?;
         check_map("annotations", &self.annotations, MAX_ANNOTATION_BYTES)?;
+        let size = annotations_size(&self.annotations);
+        if size > MAX_ANNOTATIONS_BYTES {
+            let reason =
+                format!("are {size} bytes of JSON, and {MAX_ANNOTATIONS_BYTES} are the limit");
+            return Err(Invalid::new("annotations", reason));
+        }
         if json::depth(&self.payload) > json::MAX_DEPTH {
             let reason = format!("nests deeper than {} levels", json::MAX_DEPTH);
             return Err(Invalid::new("payload", reason));
@@ -106,7 +114,7 @@ fn check_map(field: &str, map: &BTreeMap<String, String>, limit: usize) -> Resul
         if name.is_empty() {
             return Err(Invalid::new(field, "has an entry without a name"));
         }
-        check_text(field, name, MAX_NAME_BYTES)?;
+        check_text(field, name, MAX_LABEL_NAME_BYTES)?;
         if value.len() > limit {
             let name = format!("{field}[{name}]");
             return Err(Invalid::new(name, format!("is longer than {limit} bytes")));
@@ -455,11 +463,63 @@ pub(crate) mod tests {
         for (field, report) in cases {
             assert_eq!(report.check("").unwrap_err().field, field);
         }
+        // Control characters take six bytes each.
+        let annotations =
+            (0..MAX_LABELS).map(|n| (n.to_string(), "\u{1}".repeat(MAX_ANNOTATION_BYTES)));
+        let report_of_many = Report {
+            annotations: annotations.collect(),
+            ..report(1)
+        };
+        assert_eq!(report_of_many.check("").unwrap_err().field, "annotations");
         assert_eq!(report(1).check("blXcB").unwrap_err().field, "key");
         assert_eq!(report(1).check("2kce4N"), Ok(()));
     }
 
+    /// The names of labels and annotations as Kubernetes has them: 253 bytes, a slash, 63 bytes; as many as promised.
+    #[test]
+    fn what_kubernetes_allows_is_taken() {
+        let name = |n: usize| format!("{n:03}{}/{}", "p".repeat(250), "n".repeat(63));
+        let labels: BTreeMap<String, String> =
+            (0..MAX_LABELS).map(|n| (name(n), "v".repeat(63))).collect();
+        let mut report = Report {
+            annotations: labels
+                .keys()
+                .map(|name| (name.clone(), "v".repeat(4096)))
+                .collect(),
+            labels,
+            ..report(1)
+        };
+        assert_eq!(report.check(""), Ok(()));
+        report.labels.insert(name(MAX_LABELS), String::new());
+        assert_eq!(report.check("").unwrap_err().field, "labels");
+        report.labels = BTreeMap::from([(name(0) + "n", String::new())]);
+        assert_eq!(
+            report.check("").unwrap_err().to_string(),
+            "labels is longer than 317 bytes"
+        );
+    }
+
     proptest! {
+        /// One set of limits: what a slave takes for its identity, a master takes for a report.
+        #[test]
+        fn what_a_slave_may_say_a_master_takes(
+            names in prop::collection::btree_set("[a-z\\x01]{0,4}x{0,320}", 0..70),
+            value in "[\\x01a]{0,8}",
+            times in 0..700_usize,
+        ) {
+            let map: BTreeMap<String, String> = names.into_iter().map(|name| (name, value.repeat(times))).collect();
+            let fixed = [("app", "web"), ("role", "front")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let given = kontrol_slave::identity::Given {
+                labels: map.iter().take(5).map(|(name, value)| (name.clone(), value.clone())).chain(fixed).collect(),
+                annotations: map,
+                ..Default::default()
+            };
+            if let Ok(identity) = given.identity(&Default::default(), "host") {
+                let report = Report { labels: identity.labels, annotations: identity.annotations, ..report(1) };
+                prop_assert_eq!(report.check(""), Ok(()));
+            }
+        }
+
         #[test]
         fn a_record_reads_back(pod in any_pod()) {
             let back = Pod::decode(&pod.encode()).unwrap();

@@ -77,6 +77,13 @@ pub struct PeerMaster {
 }
 
 impl PeerMaster {
+    /// The record of it.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::json!({"id": self.id, "address": self.address, "instance": self.instance})
+            .to_string()
+            .into_bytes()
+    }
+
     /// Whether it is this very process.
     pub fn is(&self, instance: Instance) -> bool {
         self.instance.parse() == Ok(instance)
@@ -264,6 +271,10 @@ impl View {
     /// Who led before, if this master saw it.
     pub fn leader_before(&self) -> Option<&PeerMaster> {
         self.leader_before.as_deref()
+    }
+    /// Who wants to lead, the oldest first.
+    pub fn candidates(&self) -> impl Iterator<Item = &Candidate> {
+        self.candidates.values()
     }
     /// The candidate that holds this key.
     pub fn candidate(&self, key: &str) -> Option<&Candidate> {

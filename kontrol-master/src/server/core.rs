@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     action::dispatch::Dispatches,
+    advertise::Advertised,
     callback,
     config::{Config, Settings},
     election::{Campaign, Election},
@@ -23,6 +24,7 @@ use crate::{
 use anyhow::Context as _;
 use kontrol_slave::supervise::Tasks;
 use std::{net::SocketAddr, sync::Arc};
+use tokio::sync::watch;
 
 /// Handles on the parts.
 pub(super) struct Core {
@@ -38,10 +40,11 @@ pub(super) struct Core {
 }
 
 impl Core {
-    /// Builds the parts and starts their tasks.
+    /// Builds the parts and starts their tasks. `advertised`: the address of `myself`, as it goes on.
     pub(super) fn start(
         config: &Config,
         myself: PeerMaster,
+        advertised: watch::Receiver<Advertised>,
         own: SocketAddr,
         metrics: &Arc<Metrics>,
         stages: &Stages,
@@ -64,10 +67,11 @@ impl Core {
         let store: SharedStore = Arc::new(Measured::new(store, Arc::clone(metrics)));
         let status = Status::default();
         let (roster, mirror) = Roster::new(Arc::clone(&store));
-        let (election, campaign) = Campaign::new(
+        let (election, campaign) = Campaign::advertising(
             Arc::clone(&store),
             roster.clone(),
             myself.clone(),
+            advertised,
             settings.fover,
         );
         let (detachments, detached) = term::detachments();

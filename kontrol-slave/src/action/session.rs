@@ -55,6 +55,15 @@ pub(crate) struct Answered {
     pub(crate) count: u64,
 }
 
+impl Answered {
+    /// Whether keepalives are answered on another connection meanwhile, or of a pod that has another address.
+    fn is_over(&self, now: Option<&Self>) -> bool {
+        now.is_some_and(|now| {
+            now.attached.serial() != self.attached.serial() || now.key != self.key
+        })
+    }
+}
+
 /// The session of one tier.
 pub(crate) struct SessionTask {
     tier: usize,
@@ -190,7 +199,13 @@ impl SessionTask {
                 _ => Err(Status::internal("the master did not welcome the slave")),
             }
         };
-        let opened = token.run_until_cancelled(timeout(OPEN_LIMIT, open)).await;
+        // A master that hangs in the middle of it does not hold up the next one, to which the keepalives have moved.
+        let mut moves = self.answered.clone();
+        let moved = moves.wait_for(|now| answered.is_over(now.as_ref()));
+        let opened = tokio::select! {
+            opened = token.run_until_cancelled(timeout(OPEN_LIMIT, open)) => opened,
+            Ok(_) = moved => return Ended::Moved,
+        };
         let orders = match opened {
             None => return Ended::Over,
             Some(Ok(Ok(orders))) => orders,
@@ -213,13 +228,9 @@ impl SessionTask {
         reports: mpsc::Sender<AttachRequest>,
         token: &CancellationToken,
     ) -> Ended {
-        let serial = answered.attached.serial();
         let mut reply: Option<AttachRequest> = None;
         loop {
-            let moved = |now: &Option<Answered>| {
-                now.as_ref()
-                    .is_some_and(|now| now.attached.serial() != serial)
-            };
+            let moved = |now: &Option<Answered>| answered.is_over(now.as_ref());
             // All arms are cancel safe: a message is taken whole or not at all. A reply that is lost with the channel is asked
             // for again on the next one.
             let order = tokio::select! {

@@ -1,11 +1,14 @@
 //! The Kubernetes downward-API folder: `labels` and `annotations` (lines of `key="value"`, the value quoted as Go
 //! does) and `name`. Each file may be absent.
 //!
-//! Annotations are for everybody, so some are not for us: what is too long or too many for a keepalive is left out, and so is
-//! `kubectl.kubernetes.io/last-applied-configuration`, a copy of the whole manifest that may hold secrets.
+//! Annotations are for everybody, so some are not for us: what is too long or too many for a keepalive is left out, which is
+//! told, and so is `kubectl.kubernetes.io/last-applied-configuration`, a copy of the whole manifest that may hold secrets.
 //! Edits of a running pod arrive by a swap of the folder's `..data` link, and are followed.
 
-use super::{Given, Identity, Labels, MAX_ANNOTATION_BYTES, MAX_LABELS, MAX_NAME_BYTES, Mistake};
+use super::{
+    Given, Identity, Labels, MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES,
+    MAX_LABELS, Mistake, annotations_size,
+};
 use crate::folder::{Changes, Content, Hint, read_now};
 use std::path::{Path, PathBuf};
 use tokio::{sync::watch, task::spawn_blocking};
@@ -25,7 +28,7 @@ const FILES: [&str; 3] = ["labels", "annotations", "name"];
 pub struct Podinfo {
     /// The pod's labels.
     pub labels: Labels,
-    /// The pod's annotations, without those that are not for us.
+    /// The pod's annotations, without the one that is never passed on.
     pub annotations: Labels,
     /// The pod's name.
     pub name: Option<String>,
@@ -59,17 +62,40 @@ impl Podinfo {
     /// Understands the texts of the folder's files; an absent file is an empty text.
     pub fn parse(labels: &str, annotations: &str, name: &str) -> Result<Self, PodinfoError> {
         let mut annotations = parse_lines("annotations", annotations)?;
-        annotations.retain(|name, value| {
-            name != MANIFEST && name.len() <= MAX_NAME_BYTES && value.len() <= MAX_ANNOTATION_BYTES
-        });
-        let masters = annotations.remove_entry(MASTERS);
-        let mut annotations: Labels = annotations.into_iter().take(MAX_LABELS - 1).collect();
-        annotations.extend(masters);
+        annotations.remove(MANIFEST);
         Ok(Self {
             labels: parse_lines("labels", labels)?,
             annotations,
             name: Some(name.trim().to_owned()).filter(|name| !name.is_empty()),
         })
+    }
+
+    /// The annotations that a keepalive can hold, with those that flags give, which win; and the names of those of the
+    /// folder that are left out.
+    pub fn annotations_beside(&self, given: &Labels) -> (Labels, Vec<String>) {
+        let mut all = given.clone();
+        let mut size = annotations_size(given);
+        let mut left_out = Vec::new();
+        let masters = self.annotations.get_key_value(MASTERS);
+        let rest = self.annotations.iter().filter(|(name, _)| *name != MASTERS);
+        for (name, value) in masters.into_iter().chain(rest) {
+            if given.contains_key(name) {
+                continue;
+            }
+            let alone = Labels::from([(name.clone(), value.clone())]);
+            let more = annotations_size(&alone);
+            if all.len() < MAX_LABELS
+                && name.len() <= MAX_LABEL_NAME_BYTES
+                && value.len() <= MAX_ANNOTATION_BYTES
+                && size + more <= MAX_ANNOTATIONS_BYTES
+            {
+                size += more;
+                all.extend(alone);
+            } else {
+                left_out.push(name.clone());
+            }
+        }
+        (all, left_out)
     }
 
     /// Reads the folder, on this thread.
@@ -172,6 +198,8 @@ pub struct PodinfoTask {
     contents: [Content; 3],
     /// The trouble that was said last.
     said: Option<String>,
+    /// The annotations that were told to be left out.
+    left_out: Vec<String>,
 }
 
 impl PodinfoTask {
@@ -182,11 +210,6 @@ impl PodinfoTask {
         host: String,
         first: Identity,
     ) -> (watch::Receiver<Identity>, Self) {
-        let given = Given {
-            // The address is settled for the life of the process, however it was found.
-            ip: Some(first.ip),
-            ..given
-        };
         let (sender, receiver) = watch::channel(first);
         let task = Self {
             folder: folder.to_owned(),
@@ -197,6 +220,7 @@ impl PodinfoTask {
             // Not read yet by this task, so that an edit since the start is not missed.
             contents: [Content::Missing, Content::Missing, Content::Missing],
             said: None,
+            left_out: Vec::new(),
         };
         (receiver, task)
     }
@@ -235,8 +259,8 @@ impl PodinfoTask {
         let identity = podinfo
             .map_err(|error| Mistake::new("podinfo", error).to_string())
             .and_then(|podinfo| {
-                let ip = self.sender.borrow().ip;
-                let identity = self.given.identity(&podinfo, &self.host, ip);
+                self.tell_left_out(&podinfo);
+                let identity = self.given.identity(&podinfo, &self.host);
                 identity.map_err(|mistakes| {
                     let lines: Vec<String> = mistakes.iter().map(Mistake::to_string).collect();
                     lines.join("; ")
@@ -261,13 +285,24 @@ impl PodinfoTask {
             Err(_) => {}
         }
     }
+
+    fn tell_left_out(&mut self, podinfo: &Podinfo) {
+        let (_, left_out) = podinfo.annotations_beside(&self.given.annotations);
+        if left_out != self.left_out && !left_out.is_empty() {
+            let names = left_out.join(", ");
+            tracing::warn!(
+                "annotations that are not reported, for a keepalive holds {MAX_LABELS} with {MAX_ANNOTATION_BYTES} bytes each: {names}"
+            );
+        }
+        self.left_out = left_out;
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::{fs, net::Ipv4Addr, time::Duration};
+    use std::{fs, time::Duration};
 
     const LABELS: &str = "app=\"web\"\nrole=\"front\"\n";
 
@@ -311,16 +346,78 @@ mod tests {
     }
 
     #[test]
-    fn annotations_that_are_not_for_us_are_left_out() {
+    fn annotations_that_are_not_for_us_are_left_out_and_told() {
         let mut text = format!("{MANIFEST}=\"{{}}\"\nlong=\"{}\"\n", "x".repeat(5000));
         for index in 0..70 {
             text += &format!("a{index:02}=\"1\"\n");
         }
         text += &format!("{MASTERS}=\"m\"\n");
-        let annotations = Podinfo::parse("", &text, "").unwrap().annotations;
+        let podinfo = Podinfo::parse("", &text, "").unwrap();
+        let given = Labels::from([("a00".into(), "mine".into()), ("b".into(), "2".into())]);
+        let (annotations, left_out) = podinfo.annotations_beside(&given);
         assert_eq!(annotations.len(), MAX_LABELS);
-        assert_eq!(annotations[MASTERS], "m");
-        assert!(!annotations.contains_key(MANIFEST) && !annotations.contains_key("long"));
+        assert_eq!(
+            (annotations[MASTERS].as_str(), annotations["a00"].as_str()),
+            ("m", "mine")
+        );
+        assert!(!annotations.contains_key(MANIFEST));
+        let wanted: Vec<String> = (62..70)
+            .map(|index| format!("a{index}"))
+            .chain(["long".into()])
+            .collect();
+        assert_eq!(left_out, wanted);
+    }
+
+    #[test]
+    fn as_many_annotations_as_the_limit_says_are_reported_whoever_names_the_masters() {
+        let text = |names: &[String]| -> String {
+            names.iter().map(|name| format!("{name}=\"1\"\n")).collect()
+        };
+        let mut names: Vec<String> = (0..MAX_LABELS)
+            .map(|index| format!("a{index:02}"))
+            .collect();
+        for masters in [false, true] {
+            if masters {
+                names[0] = MASTERS.to_owned();
+            }
+            let podinfo = Podinfo::parse("", &text(&names), "").unwrap();
+            let (annotations, left_out) = podinfo.annotations_beside(&Labels::new());
+            assert_eq!((annotations.len(), left_out.len()), (MAX_LABELS, 0));
+        }
+    }
+
+    #[test]
+    fn whatever_annotations_the_folder_has_make_an_identity() {
+        // Kubernetes counts bytes, JSON takes six for a control character.
+        let value = "\\x01".repeat(MAX_ANNOTATION_BYTES);
+        let text: String = (0..64)
+            .map(|index| format!("a{index:02}=\"{value}\"\n"))
+            .collect();
+        let podinfo = Podinfo::parse(LABELS, &text, "").unwrap();
+        let identity = Given::default().identity(&podinfo, "host").unwrap();
+        assert!(annotations_size(&identity.annotations) <= MAX_ANNOTATIONS_BYTES);
+        assert_eq!(identity.annotations.len(), 21);
+    }
+
+    #[test]
+    fn names_are_as_long_as_in_kubernetes() {
+        let name = format!("{}/{}", "p".repeat(253), "n".repeat(63));
+        let labels = format!("{LABELS}{name}=\"x\"\n");
+        let podinfo = Podinfo::parse(&labels, &format!("{name}=\"y\"\n"), "").unwrap();
+        let identity = Given::default().identity(&podinfo, "host").unwrap();
+        assert_eq!(
+            (
+                identity.labels[&name].as_str(),
+                identity.annotations[&name].as_str()
+            ),
+            ("x", "y")
+        );
+        let podinfo = Podinfo::parse(&format!("{LABELS}n{name}=\"x\"\n"), "", "").unwrap();
+        let mistakes = Given::default().identity(&podinfo, "host").unwrap_err();
+        assert_eq!(
+            mistakes[0].to_string(),
+            "--labels: the name of a label is longer than 317 bytes"
+        );
     }
 
     #[tokio::test]
@@ -330,9 +427,7 @@ mod tests {
         fs::write(at("labels"), LABELS).unwrap();
         let podinfo = Podinfo::read(folder.path()).unwrap();
         let given = Given::default();
-        let first = given
-            .identity(&podinfo, "host", Ipv4Addr::LOCALHOST.into())
-            .unwrap();
+        let first = given.identity(&podinfo, "host").unwrap();
         let (mut identity, task) = PodinfoTask::new(folder.path(), given, "host".into(), first);
         let token = CancellationToken::new();
         let task = tokio::spawn(task.run(token.clone()));

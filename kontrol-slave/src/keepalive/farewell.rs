@@ -68,8 +68,8 @@ async fn ask(link: &mut Link, mut request: impl FnMut() -> PingRequest) -> Resul
                 biased;
                 Some(result) = asked.next() => match result {
                     Ok(_) => return Ok(()),
-                    Err(Setback::Refused(said)) => return Err(said),
-                    Err(Setback::Failed(said)) => {
+                    Err(Setback::Refused(said) | Setback::Unfit(said)) => return Err(said),
+                    Err(Setback::Failed(said) | Setback::Homeless(said)) => {
                         reason = said;
                         if more {
                             break;

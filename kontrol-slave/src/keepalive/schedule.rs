@@ -31,6 +31,13 @@ const JITTER: f64 = 0.1;
 /// The longest time for one step of an attempt (lookup, connect, request), and the shortest for intervals of nothing.
 const STEPS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 
+/// How long a slave that reports at this interval waits for an answer: a master must decide in less, and refuse while the
+/// slave still listens. The three steps of an attempt together stay below an interval, unless it is shorter than a second:
+/// then a busy machine's hiccup must still not look like a death.
+pub fn patience(interval: Duration) -> Duration {
+    (interval / 4).clamp(STEPS.0, STEPS.1)
+}
+
 /// How the last attempts went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -71,10 +78,9 @@ impl Schedule {
         self.due
     }
 
-    /// The time that one step of an attempt (lookup, connect, request) may take. All three together stay below an
-    /// interval, unless it is shorter than a second: then a busy machine's hiccup must still not look like a death.
+    /// The time that one step of an attempt (lookup, connect, request) may take.
     pub fn step_limit(&self) -> Duration {
-        (self.interval / 4).clamp(STEPS.0, STEPS.1)
+        patience(self.interval)
     }
 
     /// An attempt begins.

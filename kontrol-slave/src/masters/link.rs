@@ -155,6 +155,12 @@ impl Link {
         self.current.as_ref()
     }
 
+    /// Every address that the tier's names stood for when they were last looked up.
+    pub fn known(&self) -> Vec<SocketAddr> {
+        let known = self.lookups.iter().flat_map(|lookup| &lookup.known);
+        known.copied().collect()
+    }
+
     /// The connection answered: it stays, and the round is over.
     pub fn settle(&mut self) {
         self.round = Round::Due;

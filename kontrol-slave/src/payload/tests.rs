@@ -111,11 +111,25 @@ async fn what_is_broken_keeps_the_last_good_value_and_is_said_once() {
     let (value, mut task) = open(path.clone()).await;
     let deep = format!("{}{}", "[".repeat(31), "]".repeat(31));
     let large = format!("\"{}\"", "x".repeat(MAX_BYTES));
+    let long = format!("1{}", " ".repeat(MAX_FILE_BYTES));
+    // Within the limit as a file, and not as what masters measure.
+    let grows = format!("[{}]", ["1e20"; 13_000].join(","));
+    assert!(grows.len() < MAX_BYTES);
     for (text, said) in [
         ("{\"good\":", "not valid JSON"),
         ("", "not valid JSON"),
         (deep.as_str(), "nests deeper than 30"),
-        (large.as_str(), "larger than 64 KiB"),
+        (
+            large.as_str(),
+            "65538 bytes of canonical JSON, and a payload may have 65536",
+        ),
+        (grows.as_str(), "286001 bytes of canonical JSON"),
+        (long.as_str(), "larger than 1024 KiB"),
+        (
+            "[1,{\"a\":9007199254740993}]",
+            "the number 9007199254740993 at \"[1].a\"",
+        ),
+        ("36893488147419103233", "does not fit a double"),
     ] {
         fs::write(&path, text).unwrap();
         task.look(Hint::Event).await;

@@ -11,6 +11,7 @@ use kontrol_slave::{
     agent::{Agent, AgentConfig, TierStatus},
     identity::{Identity, Labels},
     masters,
+    payload::from_proto,
 };
 use master::{Master, Reply, SOON};
 use serde_json::{Value, json};
@@ -47,7 +48,7 @@ impl Running {
         let (identity, identity_receiver) = watch::channel(Identity {
             app: "web".into(),
             id: "web-1".into(),
-            ip: [127, 0, 0, 1].into(),
+            ip: Some([127, 0, 0, 1].into()),
             role: "front".into(),
             labels: Labels::from([("app".into(), "web".into())]),
             annotations: Labels::new(),
@@ -282,4 +283,74 @@ async fn a_keepalive_that_is_refused_is_corrected_by_a_change() {
     assert!(!master.heard().is_empty());
     agent.stop().await;
     master.stop().await;
+}
+
+#[tokio::test]
+async fn a_payload_that_is_refused_never_costs_the_pod_its_life() {
+    let mut master = Master::start(Reply::Accept(SHORT)).await;
+    let mut agent = Running::start(&master.address());
+    agent.payload.send_replace(json!({"good": 1}));
+    agent.tier(0, |status| status.last_answer.is_some()).await;
+    master.now(Reply::AcceptSmall(SHORT));
+    agent.payload.send_replace(json!("x".repeat(100)));
+    let status = agent.tier(0, |status| status.trouble.is_some()).await;
+    assert_eq!(
+        status.trouble.as_deref(),
+        Some("the keepalive is refused: payload is too large")
+    );
+    assert!(status.attached.is_some(), "the pod goes on being heard");
+    let count = master.heard().len();
+    let heard = master.hears(count + 3).await;
+    for ping in &heard[count..] {
+        let payload = from_proto(ping.request.payload.clone().unwrap());
+        assert_eq!(payload, Ok(json!({"good": 1})), "the last good one is said");
+    }
+    // The labels change meanwhile: they are said, with the payload that is good.
+    agent
+        .identity
+        .send_modify(|identity| identity.role = "back".into());
+    let heard = master.hears(heard.len() + 2).await;
+    let last = &heard.last().unwrap().request;
+    assert_eq!(last.role, "back");
+    assert_eq!(
+        from_proto(last.payload.clone().unwrap()),
+        Ok(json!({"good": 1}))
+    );
+    agent.payload.send_replace(json!(3));
+    agent.tier(0, |status| status.trouble.is_none()).await;
+    agent.payload.send_replace(json!("x".repeat(101)));
+    agent.tier(0, |status| status.trouble.is_some()).await;
+    agent.stop().await;
+    let heard = master.stop().await;
+    let last = &heard.last().unwrap().request;
+    assert!(last.down);
+    assert_eq!(
+        from_proto(last.payload.clone().unwrap()),
+        Ok(json!(3)),
+        "a goodbye is not refused"
+    );
+}
+
+#[tokio::test]
+async fn a_pod_whose_address_changes_leaves_and_joins_as_another() {
+    let mut master = Master::start(Reply::Accept(LONG)).await;
+    let mut agent = Running::start_with(&master.address(), Some(action::config()));
+    let first = master.channel().await;
+    assert_eq!(first.hello.key, "2kce4N");
+    agent.tier(0, |status| status.attached.is_some()).await;
+    agent
+        .identity
+        .send_modify(|identity| identity.ip = Some([127, 0, 0, 2].into()));
+    let heard = master.hears(3).await;
+    let said: std::collections::BTreeSet<_> = heard[1..]
+        .iter()
+        .map(|ping| (ping.request.ip.as_str(), ping.request.down))
+        .collect();
+    assert_eq!(said, [("127.0.0.1", true), ("127.0.0.2", false)].into());
+    // The channel for actions is the new pod's as well.
+    assert_eq!(master.channel().await.hello.key, "2kce4O");
+    agent.stop().await;
+    let heard = master.stop().await;
+    let last = &heard.last().unwrap().request;
+    assert_eq!((last.ip.as_str(), last.down), ("127.0.0.2", true));
 }

@@ -50,7 +50,7 @@ async fn agent(number: u32, masters: Arc<str>, token: CancellationToken) {
     let (_identity, identity) = watch::channel(Identity {
         app,
         id,
-        ip: ip.parse().unwrap(),
+        ip: ip.parse().ok(),
         role,
         node: String::new(),
         labels,
