@@ -25,7 +25,7 @@ pub const MAX_LABELS: usize = 64;
 pub const MAX_ANNOTATION_BYTES: usize = 4096;
 /// Largest annotations of a pod, in bytes of canonical JSON. All that Kubernetes allows fits, unless it is full of control
 /// characters, of which JSON takes six bytes each.
-pub const MAX_ANNOTATIONS_BYTES: usize = 512 * 1024;
+pub const MAX_ANNOTATIONS_BYTES: usize = 544 * 1024;
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;

@@ -396,7 +396,7 @@ mod tests {
         let podinfo = Podinfo::parse(LABELS, &text, "").unwrap();
         let identity = Given::default().identity(&podinfo, "host").unwrap();
         assert!(annotations_size(&identity.annotations) <= MAX_ANNOTATIONS_BYTES);
-        assert_eq!(identity.annotations.len(), 21);
+        assert_eq!(identity.annotations.len(), 22);
     }
 
     #[test]

@@ -1,8 +1,14 @@
 //! Two masters under one id or address, and one whose address changes: what each writes and says.
 
 use super::*;
-use crate::store::{Entry, Event, Events, embedded::EmbeddedStore};
+use crate::{
+    election::Campaign,
+    roster::Roster,
+    store::{Entry, Event, Events, embedded::EmbeddedStore},
+};
 use std::sync::Arc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 const TTL: Duration = Duration::from_secs(5);
 
@@ -224,4 +230,63 @@ async fn without_an_address_it_is_not_ready_and_takes_no_part() {
     assert!(trouble.borrow().unwrap().contains("--advertise") && !located.is_finished());
     sender.send_modify(|now| now.address = Some("10.0.0.1:80".into()));
     located.await.unwrap();
+}
+
+/// A master at work on a store: its roster and its candidacy.
+async fn stand(store: &SharedStore, me: PeerMaster, token: &CancellationToken) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let (roster, mirror) = Roster::new(Arc::clone(store));
+    let (_election, campaign) = Campaign::new(Arc::clone(store), roster.clone(), me.clone(), TTL);
+    tasks.spawn(mirror.run(token.clone()));
+    tasks.spawn(campaign.run(token.clone()));
+    let mut changes = roster.changes();
+    while !roster
+        .view()
+        .candidates()
+        .any(|one| one.master.instance == me.instance)
+    {
+        changes.next().await;
+    }
+    tasks
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_masters_with_one_id_stay_apart_until_one_of_them_is_gone() {
+    let store: SharedStore = Arc::new(EmbeddedStore::memory());
+    let (roster, mirror) = Roster::new(Arc::clone(&store));
+    let [end, one, two] = std::array::from_fn(|_| CancellationToken::new());
+    let mirror = tokio::spawn(mirror.run(end.clone()));
+    let shown = async |wanted: &[&str]| {
+        let mut changes = roster.changes();
+        let ids = || -> Vec<String> {
+            let mut ids: Vec<String> = roster.view().masters().map(|one| one.id.clone()).collect();
+            ids.sort();
+            ids
+        };
+        let wait = async {
+            while ids() != wanted {
+                changes.next().await;
+            }
+        };
+        let found = tokio::time::timeout(TTL * 4, wait).await;
+        assert!(found.is_ok(), "{wanted:?} never came, but {:?}", ids());
+    };
+    let first = stand(&store, master("m", "10.0.0.1:80", "01"), &one).await;
+    shown(&["m"]).await;
+    let second = stand(&store, master("m", "10.0.0.2:80", "02"), &two).await;
+    shown(&["m", "m~02"]).await;
+    let ids: Vec<String> = roster
+        .view()
+        .candidates()
+        .map(|one| one.master.id.clone())
+        .collect();
+    assert_eq!(ids, ["m", "m~02"], "and so are the candidacies");
+    one.cancel();
+    first.join_all().await;
+    shown(&["m"]).await;
+    assert_eq!(roster.view().master("m").unwrap().instance, "02");
+    two.cancel();
+    second.join_all().await;
+    end.cancel();
+    mirror.await.unwrap();
 }
