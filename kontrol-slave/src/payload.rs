@@ -8,7 +8,8 @@
 
 use crate::{
     folder::{Changes, Content, Hint, read},
-    json::{self, Inexact, MAX_DEPTH},
+    json::{self, MAX_DEPTH},
+    strict::{self, Fault},
 };
 use prost_types::{ListValue, Struct, value::Kind};
 use serde_json::{Map, Value};
@@ -38,15 +39,12 @@ pub enum PayloadError {
     /// The payload is too large.
     #[error("it is {0} bytes of canonical JSON, and a payload may have {MAX_BYTES}")]
     TooLarge(usize),
-    /// It has a number that would change.
-    #[error("the number {} at {:?} does not fit a double: write it as a string", .0.number, .0.path)]
-    Inexact(Inexact),
     /// It is not JSON.
     #[error("it is not valid JSON: {0}")]
-    Json(#[source] serde_json::Error),
-    /// It nests too deep.
-    #[error("it nests deeper than {MAX_DEPTH} levels")]
-    TooDeep,
+    Json(#[source] Fault),
+    /// It would change on its way, or nests too deep.
+    #[error("{0}")]
+    Unfit(#[source] Fault),
 }
 
 /// Reads the payload file and prepares to follow it. The receiver holds the first value already; run the task to have
@@ -139,15 +137,13 @@ fn parse(content: &Content) -> Result<Value, PayloadError> {
         ))),
         Content::Read { bytes, .. } if bytes.len() > MAX_FILE_BYTES => Err(PayloadError::TooLong),
         Content::Read { bytes, .. } => {
-            let value = serde_json::from_slice(bytes).map_err(PayloadError::Json)?;
-            if json::depth(&value) > MAX_DEPTH {
-                return Err(PayloadError::TooDeep);
-            }
-            // JSON that was read is UTF-8.
-            let text = str::from_utf8(bytes).unwrap_or_default();
-            if let Some(inexact) = json::inexact(text) {
-                return Err(PayloadError::Inexact(inexact));
-            }
+            let value = strict::value(bytes, MAX_DEPTH).map_err(|fault| {
+                if fault.malformed {
+                    PayloadError::Json(fault)
+                } else {
+                    PayloadError::Unfit(fault)
+                }
+            })?;
             let size = json::canonical(&value).len();
             if size > MAX_BYTES {
                 return Err(PayloadError::TooLarge(size));

@@ -118,7 +118,7 @@ async fn what_is_broken_keeps_the_last_good_value_and_is_said_once() {
     for (text, said) in [
         ("{\"good\":", "not valid JSON"),
         ("", "not valid JSON"),
-        (deep.as_str(), "nests deeper than 30"),
+        (deep.as_str(), "JSON may nest 30 levels"),
         (
             large.as_str(),
             "65538 bytes of canonical JSON, and a payload may have 65536",
@@ -127,8 +127,9 @@ async fn what_is_broken_keeps_the_last_good_value_and_is_said_once() {
         (long.as_str(), "larger than 1024 KiB"),
         (
             "[1,{\"a\":9007199254740993}]",
-            "the number 9007199254740993 at \"[1].a\"",
+            "[1].a: the number 9007199254740993",
         ),
+        ("{\"a\":1,\"a\":2}", "twice"),
         ("36893488147419103233", "does not fit a double"),
     ] {
         fs::write(&path, text).unwrap();

