@@ -6,13 +6,16 @@
 //! master that took the action over is noticed. Who takes it over compares more: that it leads, and that what the record
 //! names of its carrier, presence and candidacy, is not there.
 
+mod orphan;
+#[cfg(test)]
+mod tests;
+
+pub use orphan::{Orphan, Taking};
+
 use crate::{
     election::Election,
     model::action::{ActionId, Record, State},
-    roster::{
-        KnownAction, PeerMaster, Roster, View,
-        view::{LEADER, MASTERS, action_key},
-    },
+    roster::{KnownAction, Roster, View, view::action_key},
     status::now_ms,
     store::{
         Compare, Entry, Fence, LeaseId, MAX_TXN_OPS, Op, Outcome, Revision, SharedStore,
@@ -84,28 +87,6 @@ impl NotSaved {
     pub fn is_certain(&self) -> bool {
         !matches!(self, Self::Store(StoreError::Indeterminate(_)))
     }
-}
-
-/// How a record of another master is taken over, in one transaction.
-#[derive(Debug)]
-pub struct Taking {
-    /// The revision of the record.
-    pub revision: Revision,
-    /// The right to do so; none is needed for what names this master already.
-    pub fence: Option<Fence>,
-    /// That the master that the record names is not there.
-    pub absence: Vec<Compare>,
-}
-
-/// A record whose master is not there.
-#[derive(Debug)]
-pub struct Orphan {
-    /// The record.
-    pub record: Record,
-    /// Its revision.
-    pub revision: Revision,
-    /// What must hold for it to be an orphan still.
-    pub absence: Vec<Compare>,
 }
 
 impl History {
@@ -249,53 +230,6 @@ impl History {
         answer.await.map_err(|_| stopping())?.map(Some)
     }
 
-    /// Reads an action again whose master seems to be gone; nothing when it is over, or its master is there.
-    pub async fn orphan(&self, known: &KnownAction) -> Result<Option<Orphan>, StoreError> {
-        let head = &known.head;
-        let record_key = action_key(&head.id);
-        let mut carrier = vec![format!("{MASTERS}{}", head.master)];
-        // A master of an older version says nothing about its candidacy.
-        if !head.lease.is_empty() {
-            carrier.push(format!("{LEADER}{}", head.lease));
-        }
-        let keys: Vec<String> = carrier
-            .iter()
-            .cloned()
-            .chain([record_key.clone()])
-            .collect();
-        let read = self.store.read(&keys).await?;
-        let find = |key: &String| read.entries.iter().find(|entry| entry.key == *key);
-        let Some(entry) = find(&record_key) else {
-            return Ok(None);
-        };
-        let Some(record) = parse(&head.id, entry) else {
-            return Ok(None);
-        };
-        let same = record.head.instance == head.instance && record.head.lease == head.lease;
-        if record.head.state != State::Running || !same {
-            return Ok(None);
-        }
-        let mut absence = Vec::new();
-        for key in carrier {
-            absence.push(match find(&key) {
-                None => Compare::Absent(key),
-                Some(entry) => {
-                    let master: Option<PeerMaster> = serde_json::from_slice(&entry.value).ok();
-                    if master.is_none_or(|master| master.instance == head.instance) {
-                        return Ok(None);
-                    }
-                    // Another one, of the same name.
-                    Compare::ModRevision(key, entry.mod_revision)
-                }
-            });
-        }
-        Ok(Some(Orphan {
-            record,
-            revision: entry.mod_revision,
-            absence,
-        }))
-    }
-
     /// Reads the record of an action.
     pub async fn read(&self, id: &ActionId) -> Result<Option<(Record, Revision)>, StoreError> {
         let snapshot = self.store.read(&[action_key(id)]).await?;
@@ -410,118 +344,4 @@ fn doomed(view: &View, now_ms: u64, retention: Option<Duration>) -> Vec<Arc<Know
         }
     }
     doomed
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        election::Campaign,
-        model::action::{CommandRecord, Counts, Head, Selection},
-        roster::PeerMaster,
-        store::{Entry, EtcdOptions, Event, Events, StoreUrl, open},
-    };
-
-    fn record(luck: u64, state: State) -> Record {
-        Record {
-            head: Head {
-                id: ActionId::new(0, luck),
-                state,
-                dispatcher: String::new(),
-                master: "m".into(),
-                instance: "1".into(),
-                lease: String::new(),
-                created_ms: 0,
-                finished_ms: (state == State::Finished).then_some(luck * 1000),
-                timeout_ms: 0,
-                detach: false,
-                selector: Selection::default(),
-                command: CommandRecord::default(),
-                summary: Counts::default(),
-            },
-            results: Vec::new(),
-        }
-    }
-
-    fn history() -> (History, SharedStore) {
-        let store = open(&StoreUrl::Memory, "n", "a", EtcdOptions::default()).unwrap();
-        let (roster, _mirror) = Roster::new(Arc::clone(&store));
-        let me = PeerMaster {
-            id: "m".into(),
-            address: "m:1".into(),
-            instance: "1".into(),
-        };
-        let hour = Duration::from_secs(3600);
-        let (election, _campaign) = Campaign::new(Arc::clone(&store), roster.clone(), me, hour);
-        let (history, _task) = History::new(Arc::clone(&store), roster, election, hour);
-        (history, store)
-    }
-
-    #[tokio::test]
-    async fn a_record_is_written_only_over_the_one_that_was_written_before() {
-        let (history, store) = history();
-        let running = record(1, State::Running);
-        let first = history.save(running.clone(), 0).await.unwrap();
-        let again = history.save(running.clone(), 0).await.unwrap();
-        assert_eq!(first, again, "it is there already");
-        let finished = record(1, State::Finished);
-        let second = history.save(finished.clone(), first).await.unwrap();
-        // What this master wrote last, without knowing that it was written, does not stop it.
-        let mine = history.save(finished.clone(), first).await.unwrap();
-        assert_eq!(mine, second, "the same is not written again");
-        let mut theirs = running.clone();
-        theirs.head.instance = "2".into();
-        let overtaken = history.save(theirs, first).await;
-        assert!(matches!(overtaken, Err(NotSaved::Overtaken)));
-        let again = history.save(running.clone(), first).await.unwrap();
-        assert!(again > second);
-        let second = history.save(finished.clone(), first).await.unwrap();
-        let id = &finished.head.id;
-        let (read, revision) = history.read(id).await.unwrap().unwrap();
-        assert_eq!((&read, revision), (&finished, second));
-        let delete = Txn {
-            ops: vec![Op::Delete(action_key(id))],
-            ..Txn::default()
-        };
-        store.commit(delete).await.unwrap();
-        let gone = history.save(running, second).await;
-        assert!(matches!(gone, Err(NotSaved::Gone)));
-        assert!(history.read(id).await.unwrap().is_none());
-    }
-
-    #[test]
-    fn what_is_old_or_too_much_is_doomed_and_what_runs_is_not() {
-        let put = |record: Record| {
-            Event::Put(Entry {
-                key: action_key(&record.head.id),
-                value: record.encode().into(),
-                create_revision: 1,
-                mod_revision: 1,
-            })
-        };
-        let view = |records: Vec<Record>| {
-            let events = records.into_iter().map(put).collect();
-            let events = Events {
-                revision: 1,
-                events,
-            };
-            View::default().apply(&events, Instant::now()).0
-        };
-        let mixed = view(vec![
-            record(1, State::Finished),
-            record(2, State::Running),
-            record(9, State::Finished),
-        ]);
-        let ids = |doomed: Vec<Arc<KnownAction>>| -> Vec<ActionId> {
-            doomed.iter().map(|known| known.head.id.clone()).collect()
-        };
-        let second = Duration::from_secs(1);
-        let old = doomed(&mixed, 10_000, Some(5 * second));
-        assert_eq!(ids(old), [ActionId::new(0, 1)]);
-        assert_eq!(ids(doomed(&mixed, 10_000, None)), []);
-        let many = (0..MAX_ACTIONS as u64 + 2).map(|luck| record(luck, State::Finished));
-        let many = view(many.collect());
-        let oldest = [ActionId::new(0, 0), ActionId::new(0, 1)];
-        assert_eq!(ids(doomed(&many, 0, None)), oldest);
-    }
 }
