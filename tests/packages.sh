@@ -3,6 +3,7 @@
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP,
 #                and iproute2 and iptables for networks that fail
+#   fetch_buf    buf, which judges proto/: from PyPI, into a folder of the build; without it, its test says that it was skipped
 #   install      installs what was found missing, if anything, with one apt-get update
 
 missing=()
@@ -29,10 +30,20 @@ need_tests() {
     # The tests start an etcd of their own on free ports; a service that the package may start is left alone.
     has etcd || missing+=(etcd-server)
     has python3 || missing+=(python3)
+    has buf || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     has curl || missing+=(curl)
     has jq || missing+=(jq)
     has ip || missing+=(iproute2)
     has iptables || missing+=(iptables)
+}
+
+fetch_buf() {
+    local folder=target/buf
+    if ! has buf && [[ ! -x $folder/bin/buf ]]; then
+        python3 -m venv "$folder" && "$folder/bin/pip" install --quiet --retries 1 --timeout 20 buf-bin==1.75.0 ||
+            echo "warning: buf can't be had from PyPI" >&2
+    fi
+    PATH=$PATH:$PWD/$folder/bin
 }
 
 install() {

@@ -24,14 +24,16 @@ pub mod url;
 
 pub use url::{EtcdOptions, EtcdTls, StoreUrl, open};
 
+use crate::model::exact::MAX_STATE_BYTES;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 /// Most operations in one transaction: etcd's default `--max-txn-ops` is 128, and counts compares, writes and reads apart.
 pub const MAX_TXN_OPS: usize = 120;
-/// Most bytes of values in one transaction: etcd's default `--max-request-bytes` is 1.5 MiB.
-pub const MAX_TXN_BYTES: usize = 1024 * 1024;
+/// Most bytes of values in one transaction: the largest state, of 1 MiB, with the record around it. The default of etcd's
+/// `--max-request-bytes` is 1.5 MiB.
+pub const MAX_TXN_BYTES: usize = MAX_STATE_BYTES + 64 * 1024;
 
 /// A revision of the store: 0 before the first write, then one more with each transaction that writes.
 pub type Revision = i64;

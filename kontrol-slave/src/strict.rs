@@ -32,8 +32,8 @@ pub fn value(text: &[u8], max_depth: usize) -> Result<Value, Fault> {
 
 /// Reads one JSON value that is kept as it was written, nested up to `max_depth` levels: the text, without the white space
 /// between its parts.
-pub fn exact(text: &[u8], max_depth: usize) -> Result<String, Fault> {
-    check(text, max_depth, Numbers::Any).map(compact)
+pub fn exact(text: &[u8], max_depth: usize, numbers: Numbers) -> Result<String, Fault> {
+    check(text, max_depth, numbers).map(compact)
 }
 
 /// Checks that a text is one JSON value.

@@ -37,7 +37,7 @@ async fn tier(etcd: &Etcd, size: usize) -> (Cluster, Crew) {
 }
 
 /// One master without etcd, with a crew.
-async fn alone(size: usize) -> (Cluster, Crew) {
+pub(super) async fn alone(size: usize) -> (Cluster, Crew) {
     let mut cluster = Cluster::on("memory:").patient().start().await;
     let crew = Crew::start(&mut cluster, size).await;
     (cluster, crew)

@@ -17,6 +17,7 @@ mod file_store;
 mod input;
 mod keepalive;
 mod keys;
+mod limits;
 mod liveness;
 mod readme;
 mod serving;

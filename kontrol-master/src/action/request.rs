@@ -4,11 +4,16 @@ use crate::model::{
     Invalid, PodKey, Selector,
     action::{CommandRecord, Selection},
     invalid::{clip, key},
+    json,
 };
 use kontrol_proto::v1::{Command, DispatchRequest};
-use kontrol_slave::{action::variables, payload::from_proto};
+use kontrol_slave::{
+    action::variables,
+    payload::from_proto,
+    strict::{self, Numbers},
+};
 use prost::Message;
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 /// How long a command may run unless the caller says otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -139,7 +144,7 @@ fn timeout(timeout: Option<prost_types::Duration>) -> Result<Duration, Invalid> 
     Ok(timeout)
 }
 
-fn command(command: Command) -> Result<Command, Invalid> {
+fn command(mut command: Command) -> Result<Command, Invalid> {
     let shell = !command.shell.is_empty();
     if shell != command.argv.is_empty() {
         let reason = if shell {
@@ -174,15 +179,37 @@ fn command(command: Command) -> Result<Command, Invalid> {
             format!("has {bytes} bytes, and {MAX_COMMAND_BYTES} are the limit: give data as input");
         return Err(Invalid::new("command", reason));
     }
-    if let Some(input) = command.input.clone() {
-        let input = from_proto(input).map_err(|error| Invalid::new("command.input", error))?;
-        let bytes = crate::model::json::canonical(&input).len();
-        if bytes > MAX_INPUT_BYTES {
-            let reason = format!("has {bytes} bytes of JSON, and {MAX_INPUT_BYTES} are the limit");
-            return Err(Invalid::new("command.input", reason));
-        }
-    }
+    let input = input(command.input.take(), &command.input_json)?;
+    command.input_json = input.into();
     Ok(command)
+}
+
+/// The input as text, however it came; empty when there is none.
+fn input(value: Option<prost_types::Value>, text: &[u8]) -> Result<Vec<u8>, Invalid> {
+    const FIELD: &str = "command.input";
+    let given = match (value, text) {
+        (None, []) => return Ok(Vec::new()),
+        (Some(value), []) => {
+            let value = from_proto(value).map_err(|error| Invalid::new(FIELD, error))?;
+            Cow::Owned(json::canonical(&value))
+        }
+        (None, text) => Cow::Borrowed(text),
+        (Some(_), _) => return Err(Invalid::new(FIELD, "is given twice: give it or input_json")),
+    };
+    let checked = strict::exact(&given, json::MAX_DEPTH, Numbers::Exact);
+    let text = checked.map_err(|fault| match fault.path.as_str() {
+        _ if fault.malformed => Invalid::new("command.input_json", format!("is not JSON: {fault}")),
+        "" => Invalid::new(FIELD, fault.reason),
+        path => Invalid::new(format!("{FIELD}.{path}"), fault.reason),
+    })?;
+    if text.len() > MAX_INPUT_BYTES {
+        let reason = format!(
+            "has {} bytes of JSON, and {MAX_INPUT_BYTES} are the limit",
+            text.len()
+        );
+        return Err(Invalid::new(FIELD, reason));
+    }
+    Ok(text.into_bytes())
 }
 
 fn check(field: &str, text: &str, bytes: usize) -> Result<(), Invalid> {
@@ -202,6 +229,7 @@ fn check(field: &str, text: &str, bytes: usize) -> Result<(), Invalid> {
 mod tests {
     use super::*;
     use kontrol_proto::v1::Selector as Wanted;
+    use kontrol_slave::payload::to_proto;
     use std::collections::HashMap;
 
     fn all() -> DispatchRequest {
@@ -356,6 +384,56 @@ mod tests {
             let env = HashMap::from([(name.to_owned(), "x".to_owned())]);
             let request = command_with(|c| c.env.clone_from(&env)).unwrap();
             assert_eq!(request.command.env, env);
+        }
+    }
+
+    #[test]
+    fn an_input_comes_as_a_value_or_as_text_and_goes_on_as_text() {
+        let text = |text: &str| input(None, text.as_bytes());
+        let value = |value: serde_json::Value| input(Some(to_proto(&value)), b"");
+        let (large, deep) = ("x".repeat(1024 * 1024), "[".repeat(31) + &"]".repeat(31));
+        assert_eq!(input(None, b"").unwrap(), b"");
+        assert_eq!(
+            text(r#" {"b":1.0, "a":[ ]}"#).unwrap(),
+            br#"{"b":1.0,"a":[]}"#
+        );
+        assert_eq!(
+            value(serde_json::json!({"b": 1, "a": []})).unwrap(),
+            br#"{"a":[],"b":1}"#
+        );
+        assert_eq!(value(serde_json::Value::Null).unwrap(), b"null");
+        let longest = "x".repeat(MAX_INPUT_BYTES - 2);
+        assert_eq!(value(longest.into()).unwrap().len(), MAX_INPUT_BYTES);
+        let both = input(Some(to_proto(&serde_json::Value::Null)), b"null");
+        for (refused, field, said) in [
+            (both, "command.input", "is given twice"),
+            (text("{"), "command.input_json", "EOF"),
+            (text("\u{1}"), "command.input_json", "expected value"),
+            (
+                text(r#"{"a":[{"id":9007199254740993}]}"#),
+                "command.input.a[0].id",
+                "does not fit a double",
+            ),
+            (
+                text(r#"{"a":1,"a":1}"#),
+                "command.input.a",
+                "is given twice",
+            ),
+            (text(&deep), "command.input", "nests too deeply"),
+            (
+                text(&format!("{large:?}")),
+                "command.input",
+                "1048576 are the limit",
+            ),
+            (
+                value(large.into()),
+                "command.input",
+                "1048576 are the limit",
+            ),
+        ] {
+            let invalid = refused.unwrap_err();
+            assert!(invalid.field.starts_with(field), "{invalid}");
+            assert!(invalid.reason.contains(said), "{invalid}");
         }
     }
 

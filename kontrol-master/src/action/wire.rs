@@ -8,6 +8,7 @@ use crate::{
     model::action::{ActionId, Counts, Ended, Head, Outcome, Record, ResultRecord, State},
     status::now_ms,
 };
+use bytes::Bytes;
 use kontrol_proto::{
     internal::v1::{Incarnation, exchange_response::Attached},
     v1::{
@@ -209,6 +210,7 @@ pub(crate) fn head(head: &Head) -> Action {
                 .map(|name| (name.clone(), String::new()))
                 .collect(),
             input: None,
+            input_json: Bytes::new(),
         }),
         created: Some(time(head.created_ms).into()),
         finished: head.finished_ms.map(|ms| time(ms).into()),

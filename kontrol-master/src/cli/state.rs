@@ -11,7 +11,7 @@ use super::{
 };
 use clap::{Args, Subcommand};
 use kontrol_proto::v1::{GetStateRequest, PutStateRequest};
-use kontrol_slave::strict::indented;
+use kontrol_slave::strict::{Numbers, indented};
 use std::io;
 
 /// What to do with the state.
@@ -75,7 +75,7 @@ async fn put(
     output: &mut Output<'_>,
 ) -> Result<(), CliError> {
     let request = PutStateRequest {
-        json: value::exact("the state", value, input)?,
+        json: value::given("the state", value, Numbers::Any, input)?,
         ..PutStateRequest::default()
     };
     let answer = masters

@@ -2,10 +2,7 @@
 
 use super::error::CliError;
 use crate::model::json::MAX_DEPTH;
-use kontrol_slave::{
-    payload::to_proto,
-    strict::{self, Fault},
-};
+use kontrol_slave::strict::{self, Fault, Numbers};
 use std::io::{self, Read};
 
 /// Most bytes that are read from standard input: the largest state or input, however it is written.
@@ -13,21 +10,15 @@ const MAX_INPUT_BYTES: u64 = 16 * 1024 * 1024;
 /// The protobuf message that holds any JSON.
 pub(super) const VALUE: &str = "google.protobuf.Value";
 
-/// What was given as `what`, JSON or `-` for what `input` holds, as a value whose numbers are doubles.
+/// What was given as `what`, JSON or `-` for what `input` holds, as it was written but for white space.
 pub(super) fn given(
     what: &str,
     text: &str,
+    numbers: Numbers,
     input: &mut dyn io::Read,
-) -> Result<prost_types::Value, CliError> {
+) -> Result<String, CliError> {
     let text = text_of(what, text, input)?;
-    let value = strict::value(&text, MAX_DEPTH).map_err(|fault| wrong(what, &fault))?;
-    Ok(to_proto(&value))
-}
-
-/// What was given as `what`, JSON or `-` for what `input` holds, as it was written.
-pub(super) fn exact(what: &str, text: &str, input: &mut dyn io::Read) -> Result<String, CliError> {
-    let text = text_of(what, text, input)?;
-    strict::exact(&text, MAX_DEPTH).map_err(|fault| wrong(what, &fault))
+    strict::exact(&text, MAX_DEPTH, numbers).map_err(|fault| wrong(what, &fault))
 }
 
 fn text_of(what: &str, text: &str, input: &mut dyn io::Read) -> Result<Vec<u8>, CliError> {
@@ -59,8 +50,8 @@ fn wrong(what: &str, fault: &Fault) -> CliError {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<prost_types::Value, CliError> {
-        given("it", text, &mut io::empty())
+    fn parse(text: &str) -> Result<String, CliError> {
+        given("it", text, Numbers::Exact, &mut io::empty())
     }
 
     #[test]
@@ -82,7 +73,7 @@ mod tests {
             assert!(parse(text).is_ok(), "{text}");
         }
         let text = "{\"id\": 18446744073709551616}";
-        let kept = exact("it", "-", &mut text.as_bytes()).unwrap();
+        let kept = given("it", "-", Numbers::Any, &mut text.as_bytes()).unwrap();
         assert_eq!(kept, "{\"id\":18446744073709551616}");
     }
 
@@ -92,7 +83,7 @@ mod tests {
         for text in ["", "{", "1 2", "{a:1}", &deep, r#"{"a":1,"a":2}"#] {
             for error in [
                 parse(text).unwrap_err(),
-                exact("it", text, &mut io::empty()).unwrap_err(),
+                given("it", text, Numbers::Any, &mut io::empty()).unwrap_err(),
             ] {
                 assert_eq!(error.exit_code(), 2, "{text}");
             }
@@ -101,7 +92,7 @@ mod tests {
 
     #[test]
     fn input_without_end_is_refused() {
-        let error = given("it", "-", &mut io::repeat(b' ')).unwrap_err();
+        let error = given("it", "-", Numbers::Any, &mut io::repeat(b' ')).unwrap_err();
         let message = error.message().unwrap();
         assert!(message.starts_with("it is longer than"), "{message}");
     }

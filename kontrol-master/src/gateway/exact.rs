@@ -1,11 +1,10 @@
-//! Values that are kept digit for digit: a message with one `google.protobuf.Value` may have a string `json` beside it, which
-//! holds the same value as it was written.
+//! Values that a message can hold as text as well: beside a `google.protobuf.Value` called `state` that is a field `json` or
+//! `state_json`, a string or bytes.
 //!
-//! Over HTTP there is only the value, written and read digit for digit: the text goes in its place, in either direction.
+//! Over HTTP there is only the value, written and read as it stands: the text goes in its place, in either direction.
 
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 
-const JSON: &str = "json";
 const VALUE: &str = "google.protobuf.Value";
 
 /// The two fields of one value.
@@ -15,12 +14,8 @@ pub(super) struct Exact {
     pub(super) json: FieldDescriptor,
 }
 
-/// The value that a message keeps digit for digit, if it does that.
+/// The value that a message can hold as text, if there is one.
 pub(super) fn of(message: &MessageDescriptor) -> Option<Exact> {
-    let json = message.get_field_by_name(JSON)?;
-    if json.kind() != Kind::String || json.is_list() {
-        return None;
-    }
     let is_value = |field: &FieldDescriptor| {
         let kind = field.kind();
         kind.as_message()
@@ -28,5 +23,9 @@ pub(super) fn of(message: &MessageDescriptor) -> Option<Exact> {
             && !field.is_list()
     };
     let value = message.fields().find(is_value)?;
-    Some(Exact { value, json })
+    let named = format!("{}_json", value.name());
+    let json = message.get_field_by_name(&named);
+    let json = json.or_else(|| message.get_field_by_name("json"))?;
+    let is_text = matches!(json.kind(), Kind::String | Kind::Bytes) && !json.is_list();
+    is_text.then_some(Exact { value, json })
 }

@@ -1,7 +1,7 @@
 //! The callback's state: JSON that comes back as it was written. PURE.
 
 use super::json;
-use kontrol_slave::strict::{Fault, exact};
+use kontrol_slave::strict::{Fault, Numbers, exact};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Value, value::RawValue};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub struct Exact(Arc<RawValue>);
 impl Exact {
     /// Reads a state: one JSON value whose numbers a double can hold, if not exactly.
     pub fn read(text: &[u8]) -> Result<Self, Fault> {
-        let text = exact(text, json::MAX_DEPTH)?;
+        let text = exact(text, json::MAX_DEPTH, Numbers::Any)?;
         let raw = RawValue::from_string(text).map_err(|error| Fault {
             path: String::new(),
             reason: error.to_string(),

@@ -59,9 +59,7 @@ pub(super) fn spec(
     }
     let command = run.command.as_ref().ok_or("the order says no command")?;
     let argv = words(command)?;
-    let input = command.input.clone().map(from_proto).transpose();
-    let input = input.map_err(|error| format!("the input {error}"))?;
-    let input = input.map(|input| input.to_string());
+    let input = input(command)?;
 
     let mut environment: Vec<(OsString, OsString)> = inherited
         .into_iter()
@@ -117,6 +115,19 @@ pub(super) fn spec(
             GRACE,
         )
     })
+}
+
+/// The input as text: masters pass it on so, and older ones as a value.
+fn input(command: &Command) -> Result<Option<String>, String> {
+    if !command.input_json.is_empty() {
+        let text = String::from_utf8(command.input_json.to_vec());
+        return text
+            .map(Some)
+            .map_err(|_| "the input is not UTF-8".to_owned());
+    }
+    let value = command.input.clone().map(from_proto).transpose();
+    let value = value.map_err(|error| format!("the input {error}"))?;
+    Ok(value.map(|value| value.to_string()))
 }
 
 /// How much memory it takes until it runs.
@@ -229,6 +240,20 @@ mod tests {
             assert_eq!(value(&spec, name).as_deref(), Some(expected), "{name}");
         }
         assert_eq!(spec.input.as_deref(), Some(b"{\"a\":1}\n".as_slice()));
+    }
+
+    #[test]
+    fn an_input_that_comes_as_text_is_handed_on_as_it_is() {
+        let text = r#"{"b":1.0,"a":"é"}"#;
+        let with = |bytes: &'static [u8]| Command {
+            input_json: bytes.into(),
+            ..shell("true")
+        };
+        let spec = made(with(text.as_bytes()), &settings(), &[]).unwrap();
+        assert_eq!(value(&spec, "INPUT").as_deref(), Some(text));
+        assert_eq!(spec.input.unwrap(), format!("{text}\n").into_bytes());
+        let reason = made(with(b"\"\xff\""), &settings(), &[]).unwrap_err();
+        assert_eq!(reason, "the input is not UTF-8");
     }
 
     #[test]

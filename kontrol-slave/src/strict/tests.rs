@@ -3,6 +3,10 @@ use proptest::prelude::*;
 
 const DEPTH: usize = 4;
 
+fn exact(text: &[u8], max_depth: usize) -> Result<String, Fault> {
+    super::exact(text, max_depth, Numbers::Any)
+}
+
 fn refusal(text: &str) -> String {
     value(text.as_bytes(), DEPTH).unwrap_err().to_string()
 }

@@ -10,6 +10,7 @@ use super::{
 use crate::model::{PodKey, selector::Selector};
 use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 use kontrol_proto::v1::{self, DispatchRequest};
+use kontrol_slave::strict::Numbers;
 use std::{collections::HashSet, io, time::Duration};
 
 /// Where to run what.
@@ -123,9 +124,12 @@ impl ExecArgs {
             argv: self.argv.clone(),
             shell: self.shell.clone().unwrap_or_default(),
             env: self.env.iter().cloned().collect(),
-            input: json
-                .map(|json| value::given("the input", json, input))
-                .transpose()?,
+            input: None,
+            input_json: json
+                .map(|json| value::given("the input", json, Numbers::Exact, input))
+                .transpose()?
+                .unwrap_or_default()
+                .into(),
         };
         Ok(DispatchRequest {
             selector: Some(selector),

@@ -221,8 +221,7 @@ async fn what_is_asked_for_is_dispatched() {
     let asked = &master.script.asked()[0];
     for part in [
         r#"keys: ["blXcB"], ids: ["w-1", "w-2"], roles: ["web", "db", "x"], labels: "b in (c,d)", all: false"#,
-        r#"argv: ["df", "-h"], shell: "", env: {"A": "b=c"}, input: Some(Value"#,
-        "NumberValue(1.0)",
+        r#"argv: ["df", "-h"], shell: "", env: {"A": "b=c"}, input: None, input_json: b"[1]""#,
         "seconds: 0, nanos: 500000000",
         "max_output: 10, concurrency: 5, max_failures: 2, detach: false",
     ] {
