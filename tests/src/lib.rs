@@ -31,6 +31,7 @@ pub mod pod;
 pub mod ports;
 pub mod process;
 pub mod script;
+pub mod storm;
 pub mod wait;
 
 use std::{

@@ -143,8 +143,12 @@ pub fn pods_document(pods: &[Pod]) -> String {
             })
         })
         .collect();
-    // Without white space, and with sorted keys: this is what serde_json does with a sorted map.
-    sorted(&Value::from(objects)).to_string()
+    canonical(&Value::from(objects))
+}
+
+/// JSON without white space and with sorted keys, which is canonical as far as tests go: of numbers they use integers.
+pub fn canonical(value: &Value) -> String {
+    sorted(value).to_string()
 }
 
 /// MD5 in hex.
