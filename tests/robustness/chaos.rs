@@ -6,10 +6,10 @@ use kontrol_tests::{SOON, etcd::Etcd, heavy};
 use std::{env, process, time::Duration};
 
 /// A small generator, so that an order can be repeated.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)

@@ -14,3 +14,4 @@ mod load;
 mod restart;
 mod scene;
 mod store;
+mod storm;

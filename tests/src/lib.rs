@@ -26,6 +26,7 @@ pub mod fleet;
 pub mod history;
 pub mod house;
 pub mod load;
+pub mod net;
 pub mod node;
 pub mod pod;
 pub mod ports;

@@ -54,6 +54,8 @@ impl Default for Plan {
 /// One run of a callback.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Run {
+    /// What it called itself.
+    pub id: String,
     /// Its pid.
     pub pid: i32,
     /// When it started.
@@ -191,6 +193,7 @@ impl Recorder {
                 serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"));
             let place = *places.entry(line.run.clone()).or_insert_with(|| {
                 runs.push(Run {
+                    id: line.run.clone(),
                     start: line.at,
                     ..Run::default()
                 });

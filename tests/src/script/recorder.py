@@ -80,6 +80,7 @@ if failed < plan["fails"]:
 if plan["prints"] is not None:
     sys.stdout.write(plan["prints"])
 else:
-    runs = state.get("runs", 0) if isinstance(state, dict) else 0
-    print(json.dumps({"runs": runs + 1, "hash": os.environ.get("HASH")}))
+    before = state if isinstance(state, dict) else {}
+    runs = before.get("runs", 0)
+    print(json.dumps({"runs": runs + 1, "hash": os.environ.get("HASH"), "id": run}))
 say("ended", code=0)

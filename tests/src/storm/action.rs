@@ -31,8 +31,13 @@ pub(super) fn violations(history: &History) -> Vec<String> {
         };
         let mut by_key: BTreeMap<&str, &ActionResult> = BTreeMap::new();
         for result in recorded {
-            if by_key.insert(&result.key, result).is_some() {
-                complain(format!("{} has two results in the history", result.key));
+            let name = if result.key.is_empty() {
+                &result.id
+            } else {
+                &result.key
+            };
+            if by_key.insert(name, result).is_some() {
+                complain(format!("{name} has two results in the history"));
             }
         }
         for (key, id) in &action.targets {
