@@ -2,12 +2,12 @@
 
 use clap::Parser;
 use kontrol_master::{cli, config::ServeArgs, server::Server};
-use kontrol_slave::{logging, process, supervise};
+use kontrol_slave::{config, logging, process, supervise};
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
-/// Exit code of a wrong configuration.
-const WRONG_CONFIGURATION: u8 = 2;
+/// What the program calls itself where it says something.
+const NAME: &str = "kontrol-master";
 
 /// Keeps the roster of live pods in etcd, elects a leader, and runs your callback there when the roster changes.
 ///
@@ -33,13 +33,21 @@ fn main() -> ExitCode {
     if let Some(code) = process::helper() {
         return code;
     }
-    let cli = match kontrol_slave::config::parse::<Cli>() {
-        Ok(cli) => cli,
-        Err(error) => return kontrol_slave::config::refuse("kontrol-master", &error),
+    let code = match process::start_clean() {
+        Ok(()) => run(),
+        Err(error) => config::fail(NAME, &error),
     };
-    match cli.command {
-        Some(command) => ask(command),
-        None => serve(cli.serve),
+    logging::flush();
+    code
+}
+
+fn run() -> ExitCode {
+    match config::parse::<Cli>() {
+        Ok(cli) => match cli.command {
+            Some(command) => ask(command),
+            None => serve(cli.serve),
+        },
+        Err(error) => config::refuse(NAME, &error),
     }
 }
 
@@ -54,27 +62,20 @@ fn ask(command: cli::Command) -> ExitCode {
             runtime.shutdown_background();
             code
         }
-        Err(error) => fail(&format!("can't start the runtime: {error}")),
+        Err(error) => config::fail(NAME, &format_args!("can't start the runtime: {error}")),
     }
 }
 
-fn fail(message: &str) -> ExitCode {
-    eprintln!("kontrol-master: {message}");
-    ExitCode::FAILURE
-}
-
 fn serve(args: ServeArgs) -> ExitCode {
+    process::raise_open_files();
     let (format, verbose) = (args.log_format(), args.verbose());
     let config = match args.check(|name| std::env::var(name).ok()) {
         Ok(config) => config,
-        Err(mistakes) => {
-            for mistake in mistakes {
-                eprintln!("kontrol-master: {mistake}");
-            }
-            return ExitCode::from(WRONG_CONFIGURATION);
-        }
+        Err(mistakes) => return config::refuse_settings(NAME, &mistakes),
     };
-    logging::init(format, verbose);
+    if let Err(error) = logging::init(format, verbose) {
+        return config::fail(NAME, &error);
+    }
     if let Err(error) = process::keep_private() {
         tracing::warn!("commands could read the variables of this program: {error}");
     }
@@ -83,7 +84,9 @@ fn serve(args: ServeArgs) -> ExitCode {
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("can't start the runtime: {error}")),
+        Err(error) => {
+            return config::fail(NAME, &format_args!("can't start the runtime: {error}"));
+        }
     };
     let served = runtime.block_on(async {
         let token = CancellationToken::new();
@@ -94,9 +97,11 @@ fn serve(args: ServeArgs) -> ExitCode {
             never = signals => match never {},
         }
     });
+    // What may block for good (a file system that hangs) must not hold up the end.
+    runtime.shutdown_background();
     match served {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("{error:#}")),
+        Err(error) => config::fail(NAME, &format_args!("{error:#}")),
     }
 }
 
@@ -124,6 +129,17 @@ mod tests {
         "shell",
     ];
 
+    /// Whether Kubernetes puts a variable of that name into every pod that is beside a Service of ours. The one that has the
+    /// name of a setting tells an URL, which counts as none.
+    fn is_service_variable(name: &str) -> bool {
+        ["KONTROL", "KONTROL_MASTER", "KONTROL_SLAVE"]
+            .iter()
+            .any(|service| {
+                let rest = name.strip_prefix(service).unwrap_or_default();
+                rest == "_PORT" || rest.starts_with("_PORT_") || rest.starts_with("_SERVICE_")
+            })
+    }
+
     fn check(command: &Command) {
         for arg in command.get_arguments() {
             let Some(flag) = arg
@@ -144,6 +160,8 @@ mod tests {
                 help.to_lowercase().contains("default:") || !arg.get_default_values().is_empty(),
                 "{flag} tells no default: {help}"
             );
+            let link = is_service_variable(&variable);
+            assert!(!link || flag == "port", "{flag} is set by Kubernetes");
         }
         command.get_subcommands().for_each(check);
     }

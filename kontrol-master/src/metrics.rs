@@ -15,7 +15,11 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -59,6 +63,8 @@ pub struct Metrics {
     pub attached: Gauge,
     action_targets: Family<OutcomeLabel, Counter>,
     action_seconds: Histogram,
+    /// Log lines that nobody took in time.
+    log_lines_dropped: Counter,
 }
 
 impl fmt::Debug for Metrics {
@@ -88,6 +94,7 @@ impl Default for Metrics {
             attached: Gauge::default(),
             action_targets: Family::default(),
             action_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 16)),
+            log_lines_dropped: Counter::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -153,6 +160,11 @@ impl Default for Metrics {
             "How long the commands of this master's actions ran",
             Unit::Seconds,
             metrics.action_seconds.clone(),
+        );
+        registry.register(
+            "log_lines_dropped",
+            "Log lines of this process that whoever reads them did not take in time",
+            metrics.log_lines_dropped.clone(),
         );
         Self {
             registry,
@@ -233,6 +245,9 @@ impl Metrics {
 
     /// The text that `/metrics` serves.
     pub fn encode(&self) -> String {
+        let dropped = kontrol_slave::logging::dropped();
+        let counter = self.log_lines_dropped.inner();
+        counter.store(dropped, Ordering::Relaxed);
         let mut text = String::new();
         // Writing to a string has no way to fail.
         let _ = encode(&mut text, &self.registry);

@@ -7,7 +7,7 @@ mod actions;
 mod command_line;
 
 pub use actions::ActionArgs;
-pub use command_line::{parse, refuse};
+pub use command_line::{fail, parse, refuse, refuse_settings};
 
 use crate::{
     action,
@@ -326,12 +326,23 @@ mod tests {
             let flag = arg.get_long().unwrap();
             let variable = format!("KONTROL_{}", flag.to_uppercase().replace('-', "_"));
             assert_eq!(arg.get_env().unwrap().to_str(), Some(variable.as_str()));
+            assert!(!is_service_variable(&variable), "{flag}");
             let help = arg.get_help().unwrap().to_string();
             assert!(
                 help.contains("Default") || !arg.get_default_values().is_empty(),
                 "{flag}: {help}"
             );
         }
+    }
+
+    /// Whether Kubernetes puts a variable of that name into every pod that is beside a Service of ours.
+    fn is_service_variable(name: &str) -> bool {
+        ["KONTROL", "KONTROL_MASTER", "KONTROL_SLAVE"]
+            .iter()
+            .any(|service| {
+                let rest = name.strip_prefix(service).unwrap_or_default();
+                rest == "_PORT" || rest.starts_with("_PORT_") || rest.starts_with("_SERVICE_")
+            })
     }
 
     #[test]

@@ -10,20 +10,27 @@ fn main() -> ExitCode {
     if let Some(code) = process::helper() {
         return code;
     }
+    let code = match process::start_clean() {
+        Ok(()) => run(),
+        Err(error) => config::fail("kontrol-slave", &error),
+    };
+    logging::flush();
+    code
+}
+
+fn run() -> ExitCode {
+    process::raise_open_files();
     let args = match config::parse::<Args>() {
         Ok(args) => args,
         Err(error) => return config::refuse("kontrol-slave", &error),
     };
     let config = match args.check() {
         Ok(config) => config,
-        Err(mistakes) => {
-            for mistake in mistakes {
-                eprintln!("kontrol-slave: {mistake}");
-            }
-            return ExitCode::from(2);
-        }
+        Err(mistakes) => return config::refuse_settings("kontrol-slave", &mistakes),
     };
-    logging::init(config.log_format, config.verbose);
+    if let Err(error) = logging::init(config.log_format, config.verbose) {
+        return config::fail("kontrol-slave", &error);
+    }
     if let Err(error) = process::keep_private() {
         tracing::warn!("commands could read the variables of this program: {error}");
     }

@@ -22,12 +22,14 @@
 mod control;
 mod guard;
 mod guarded;
+mod inheritance;
 pub mod reaper;
 mod shim;
 mod user;
 
 pub use control::{Cause, Lease, Order, Report, Status};
 pub use guarded::{End, Guarded, Pipes, Spec};
+pub use inheritance::{raise_open_files, start_clean};
 pub use shim::NOT_STARTED_FILE;
 pub use user::{User, UserError};
 
@@ -39,6 +41,8 @@ use std::{
     process::ExitCode,
 };
 
+/// Where programs are looked for when this one has no PATH itself.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The path by which a program runs its own executable again, even one that was replaced on disk meanwhile.
 pub const OWN_EXECUTABLE: &str = "/proc/self/exe";
 /// What the name of a run directory begins with: the guard of a process that is gone removes nothing else.
@@ -52,11 +56,15 @@ const NONE: &str = "-";
 /// The guard or the shim, if that is what this process was started as. Call it before anything else, with one thread.
 pub fn helper() -> Option<ExitCode> {
     let mut arguments = env::args_os().skip(1);
-    match arguments.next().as_deref().and_then(OsStr::to_str)? {
-        guard::NAME => Some(guard::main(arguments)),
-        shim::NAME => Some(shim::main(arguments)),
-        _ => None,
-    }
+    let main = match arguments.next().as_deref().and_then(OsStr::to_str)? {
+        guard::NAME => guard::main,
+        shim::NAME => shim::main,
+        _ => return None,
+    };
+    Some(match start_clean() {
+        Ok(()) => main(&mut arguments),
+        Err(_) => ExitCode::FAILURE,
+    })
 }
 
 /// Keeps what runs as the same user, programs of others among it, from reading this process: its variables, which may hold

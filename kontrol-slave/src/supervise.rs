@@ -4,6 +4,7 @@
 //! with an error that names it. After the token is cancelled the tasks have one common deadline; what still runs then
 //! is aborted, joined and named. The master runs on this as well as the slave.
 
+use crate::logging;
 use futures::FutureExt;
 use std::{
     borrow::Cow,
@@ -212,6 +213,7 @@ pub fn signals(token: CancellationToken) -> io::Result<impl Future<Output = Infa
             };
             if told {
                 tracing::warn!("{name} while stopping: ending at once");
+                logging::flush();
                 process::exit(128 + number);
             }
             told = true;

@@ -96,7 +96,12 @@ impl Master {
         &self.id
     }
 
-    /// `host:port` of its one port.
+    /// Its one port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `host:port` of it.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }

@@ -5,6 +5,7 @@
 
 use super::Input;
 use crate::model::{Digest, Exact};
+use kontrol_slave::process::DEFAULT_PATH;
 use std::{
     env,
     ffi::{OsStr, OsString},
@@ -155,8 +156,26 @@ impl Documents {
     }
 }
 
+/// Variables with a PATH in which that directory is found, too.
+pub(super) fn with_path(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    directory: Option<&Path>,
+) -> Vec<(OsString, OsString)> {
+    let is_path = |variable: &(OsString, OsString)| variable.0 == "PATH";
+    let (path, mut others): (Vec<_>, Vec<_>) = variables.into_iter().partition(is_path);
+    let path = path.into_iter().map(|(_, path)| path);
+    let path = path.filter(|path| !path.is_empty()).last();
+    let path = path.unwrap_or_else(|| DEFAULT_PATH.into());
+    let path = match directory {
+        Some(directory) => with_directory(path, directory),
+        None => path,
+    };
+    others.push(("PATH".into(), path));
+    others
+}
+
 /// A PATH that ends with a directory, unless that is in it already.
-pub(super) fn with_directory(path: OsString, directory: &Path) -> OsString {
+fn with_directory(path: OsString, directory: &Path) -> OsString {
     let mut directories: Vec<_> = env::split_paths(&path).collect();
     if directories.iter().any(|known| known == directory) {
         return path;
@@ -289,6 +308,25 @@ mod tests {
             "/opt/kontrol:/bin"
         );
         assert_eq!(path("/bin", "/a:b"), "/bin");
+    }
+
+    #[test]
+    fn without_a_path_programs_are_found_all_the_same() {
+        let path = |variables: &[(&str, &str)]| {
+            let variables = variables
+                .iter()
+                .map(|(name, value)| (name.into(), value.into()));
+            let variables = with_path(variables, Some(Path::new("/opt/kontrol")));
+            let [.., (name, path)] = &variables[..] else {
+                panic!("none")
+            };
+            assert_eq!(name, "PATH");
+            path.clone()
+        };
+        let default = format!("{DEFAULT_PATH}:/opt/kontrol");
+        assert_eq!(path(&[]), default.as_str());
+        assert_eq!(path(&[("PATH", "")]), default.as_str());
+        assert_eq!(path(&[("PATH", "/bin"), ("A", "1")]), "/bin:/opt/kontrol");
     }
 
     #[test]

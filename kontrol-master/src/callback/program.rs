@@ -2,6 +2,7 @@
 //!
 //! A name is resolved to a path here, once, so that what was checked is what runs.
 
+use kontrol_slave::process::DEFAULT_PATH;
 use rustix::fs::{Access, access};
 use std::{
     env,
@@ -47,7 +48,9 @@ pub enum ProgramError {
 impl Program {
     /// The program of `KONTROL_CALLBACK`: a path, or words quoted as for a shell when there is no such file.
     pub fn exec(text: &str) -> Result<Self, ProgramError> {
-        Self::exec_in(text, env::var_os("PATH").as_deref().map(Path::new))
+        let path = env::var_os("PATH").filter(|path| !path.is_empty());
+        let path = path.unwrap_or_else(|| DEFAULT_PATH.into());
+        Self::exec_in(text, Some(Path::new(&path)))
     }
 
     fn exec_in(text: &str, path: Option<&Path>) -> Result<Self, ProgramError> {

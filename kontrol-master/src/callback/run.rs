@@ -6,7 +6,7 @@
 
 use super::{
     Failure, Input, Run, Settings, Validity,
-    documents::{Documents, MAX_VARIABLE_BYTES, with_directory},
+    documents::{Documents, MAX_VARIABLE_BYTES, with_path},
     output::Lines,
     verdict::judge,
 };
@@ -125,14 +125,12 @@ fn write(documents: &Documents) -> io::Result<TempDir> {
     Ok(directory)
 }
 
-/// What the callback inherits, so that it finds the master's own executable by its name.
-fn inherited() -> impl Iterator<Item = (OsString, OsString)> {
+/// What the callback inherits, so that it finds the master's own executable by its name, and other programs even where the
+/// master has no PATH.
+fn inherited() -> Vec<(OsString, OsString)> {
     let executable = env::current_exe().ok();
-    let home = executable.and_then(|executable| executable.parent().map(Path::to_owned));
-    env::vars_os().map(move |(name, value)| match &home {
-        Some(home) if name == "PATH" => (name, with_directory(value, home)),
-        Some(_) | None => (name, value),
-    })
+    let home = executable.as_deref().and_then(Path::parent);
+    with_path(env::vars_os(), home)
 }
 
 async fn spawn(
@@ -271,11 +269,18 @@ impl Running {
         if let Some(line) = lines.end() {
             log(&line);
         }
+        if !end.left.is_empty() {
+            tracing::info!(
+                processes = end.left.join(" "),
+                "the callback ended and left processes behind, which were killed: nothing that it starts outlives its run"
+            );
+        }
         drop(directory);
         judge(end.report, end.status, asked, &output)
     }
 }
 
+/// A target of our own: the log shows no others at this level.
 fn log(line: &str) {
-    tracing::info!(target: "callback", "{line}");
+    tracing::info!(target: "kontrol::callback", "{line}");
 }

@@ -188,6 +188,33 @@ async fn sigterm_leaves_time_to_clean_up() {
     assert!(directory.path().join("cleaned").exists());
 }
 
+/// The shell that the text is for dies of SIGTERM at once.
+#[tokio::test]
+async fn the_time_to_clean_up_belongs_to_what_a_shell_started_as_well() {
+    for start in ["$WORKER; echo 1", "timeout 600 $WORKER; echo 1"] {
+        let directory = tempfile::tempdir().unwrap();
+        let worker = "trap 'sleep 0.3; touch $DIR/cleaned; exit 0' TERM; touch $DIR/ready; while :; do sleep 0.02; done";
+        fs::write(directory.path().join("worker"), script(&directory, worker)).unwrap();
+        let start = start.replace("$WORKER", "/bin/sh $DIR/worker");
+        let settings = Settings {
+            grace: DEADLINE,
+            ..settings(&script(&directory, &start))
+        };
+        let (_lease, validity) = watch::channel(Validity::Forever);
+        let token = CancellationToken::new();
+        let ready = until("it runs", || directory.path().join("ready").exists());
+        let (run, ()) = tokio::join!(
+            callback::run(&settings, input(1, None), validity, token.clone()),
+            async {
+                ready.await;
+                token.cancel();
+            }
+        );
+        assert_eq!((run.exit_code, run.outcome), (143, Err(Failure::Stopped)));
+        assert!(directory.path().join("cleaned").exists(), "{start}");
+    }
+}
+
 #[tokio::test]
 async fn a_daemon_that_left_the_group_is_dead_when_the_run_ends() {
     let directory = tempfile::tempdir().unwrap();

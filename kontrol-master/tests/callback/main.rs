@@ -10,6 +10,7 @@ use serde_json::json;
 use std::{
     fs,
     io::Write,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
     sync::{Arc, Mutex},
@@ -119,6 +120,38 @@ async fn what_cannot_be_executed_says_why() {
     assert_eq!(gone.outcome, Err(Failure::NotStarted(reason)));
 }
 
+/// What a deploy that writes in place leaves for a moment, and what an editor leaves for good: nothing that the kernel runs,
+/// though a shell would take it for a script that succeeds.
+#[tokio::test]
+async fn what_is_no_program_is_not_handed_to_a_shell() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("callback");
+    for text in [
+        "",
+        "#!",
+        "\n#!/bin/sh\necho 1\n",
+        "\u{feff}#!/bin/sh\necho 1\n",
+        "echo 1\n",
+    ] {
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let settings = Settings {
+            program: Program::Exec(vec![path.clone().into()]),
+            ..settings("true")
+        };
+        // Another test may hold the file open for writing while it forks; that passes.
+        let deadline = Instant::now() + DEADLINE;
+        let reason = loop {
+            match run(&settings, input(1, None)).await.outcome {
+                Err(Failure::NotStarted(why)) if !why.contains("busy") => break why,
+                Err(Failure::NotStarted(_)) if Instant::now() < deadline => {}
+                other => panic!("{text:?}: {other:?}"),
+            }
+        };
+        assert!(reason.contains("first line"), "{text:?}: {reason}");
+    }
+}
+
 #[tokio::test]
 async fn a_missing_guard_is_a_failure_and_no_panic() {
     let settings = Settings {
@@ -224,8 +257,11 @@ async fn standard_error_goes_to_the_log_line_by_line() {
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines.len(), 2, "{text}");
-    assert!(lines[0].ends_with("INFO callback: one"), "{text}");
-    assert!(lines[1].ends_with("INFO callback: two, unended"), "{text}");
+    assert!(lines[0].ends_with("INFO kontrol::callback: one"), "{text}");
+    assert!(
+        lines[1].ends_with("INFO kontrol::callback: two, unended"),
+        "{text}"
+    );
 }
 
 #[derive(Clone, Default)]

@@ -3,7 +3,7 @@
 use super::{Settings, variables};
 use crate::{
     payload::from_proto,
-    process::{Spec, User},
+    process::{DEFAULT_PATH, Spec, User},
 };
 use kontrol_proto::v1::{Command, attach_response::Run};
 use std::{
@@ -13,8 +13,6 @@ use std::{
 
 /// Longest word, and longest `NAME=value`, with its closing NUL, that Linux passes on (MAX_ARG_STRLEN with pages of 4 KiB).
 const MAX_WORD_BYTES: usize = 128 * 1024;
-/// Where programs are looked for when the slave itself has no PATH.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long a command has between SIGTERM and SIGKILL.
 pub(super) const GRACE: Duration = Duration::from_secs(2);
@@ -65,8 +63,11 @@ pub(super) fn spec(
         .into_iter()
         .filter(|(name, _)| !is_setting(name))
         .collect();
-    if !environment.iter().any(|(name, _)| name == "PATH") {
-        environment.push(("PATH".into(), DEFAULT_PATH.into()));
+    if !environment
+        .iter()
+        .any(|(name, path)| name == "PATH" && !path.is_empty())
+    {
+        set(&mut environment, "PATH", OsStr::new(DEFAULT_PATH));
     }
     if let Some(user) = &settings.user {
         set(&mut environment, "HOME", user.home.as_os_str());

@@ -3,6 +3,9 @@
 //! One task owns the journals and knows which actions are at hand; each of those is a task of its own. No tier can touch
 //! the actions of another.
 
+#[cfg(test)]
+mod tests;
+
 use super::{
     Settings,
     command::{self, Pod},
@@ -14,14 +17,14 @@ use super::{
 };
 use crate::identity::Identity;
 use kontrol_proto::v1::{
-    Outcome,
+    AttachRequest, Outcome,
     attach_request::{Event, Unknown},
     attach_response::{Order, Run},
 };
 use std::{collections::HashMap, env, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
-    task::{Id, JoinSet},
+    task::{Id, JoinError, JoinSet},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -189,19 +192,40 @@ impl ExecutorTask {
         }
     }
 
-    fn ended(&mut self, ended: Result<(Id, ()), tokio::task::JoinError>) {
-        let id = match &ended {
-            Ok((id, ())) => *id,
-            Err(error) => {
-                tracing::error!(%error, "the task of an action failed; this is a bug");
-                error.id()
-            }
+    /// The task of an action has ended. After a bug its end is not kept; what is known of it is told at once, for its master
+    /// waits for that.
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
+        let Some((tier, action)) = self.ids.remove(&id) else {
+            return;
         };
-        let of = self.ids.remove(&id);
-        if let Some((tier, action)) = of
-            && let Some(tier) = self.tiers.get_mut(tier)
+        let Some(of) = self.tiers.get_mut(tier) else {
+            return;
+        };
+        of.forget(&action);
+        if let Err(error) = ended
+            && error.is_panic()
         {
-            tier.forget(&action);
+            tracing::error!(
+                action,
+                "the command was ended and counts as LOST: its task failed, which is a bug"
+            );
+            let event = of.absent(action, Told::Again);
+            self.tell(tier, event);
+        }
+    }
+
+    /// Tells the master of a tier what it did not ask for, as soon as there is room. Should the channel break meanwhile, it
+    /// asks on the next one.
+    fn tell(&mut self, tier: usize, event: Option<Event>) {
+        let channel = self.tiers.get(tier).map(|of| of.channel.borrow().clone());
+        if let Some(channel) = channel.flatten()
+            && event.is_some()
+        {
+            self.tasks.spawn(async move {
+                // Closed, there is nobody to tell.
+                let _ = channel.send(AttachRequest { event }).await;
+            });
         }
     }
 

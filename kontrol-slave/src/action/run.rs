@@ -212,6 +212,14 @@ impl Action {
         guarded.tell(GuardOrder::Until(Lease::until(soft, soft + GRACE)));
         self.outbox.start();
         let (end, at) = self.attend(&mut guarded, pipes).await;
+        if !end.left.is_empty() {
+            let (id, processes) = (self.outbox.id(), end.left.join(" "));
+            tracing::info!(
+                action = id,
+                processes,
+                "the command ended and left processes behind, which were killed"
+            );
+        }
         let mut result = judge(end, self.stop, self.timeout);
         result.duration = at.duration_since(began).try_into().ok();
         self.outbox.end(result);

@@ -132,6 +132,7 @@ mod tests {
         let end = End {
             status: ExitStatus::from_raw(9),
             report,
+            left: Vec::new(),
             overdue,
         };
         let result = judge(end, stop, Duration::from_secs(60));

@@ -1,25 +1,56 @@
 //! Reading the command line of a program, and saying in one line what is wrong with it.
 
+use crate::{identity::Mistake, logging};
 use clap::{Command, Parser, builder::Resettable};
-use std::{ffi::OsStr, process::ExitCode};
+use std::{ffi::OsStr, fmt, process::ExitCode};
 
-/// Reads the command line and the environment. A variable that is set to nothing counts as one that is not set.
+/// Exit code of wrong settings.
+const WRONG_SETTINGS: u8 = 2;
+
+/// Reads the command line and the environment. A variable that is set to nothing counts as one that is not set, and so does
+/// one that Kubernetes made of a Service.
 pub fn parse<P: Parser>() -> Result<P, clap::Error> {
-    let matches = without_empty_variables(P::command()).try_get_matches()?;
+    let matches = without_absent_variables(P::command()).try_get_matches()?;
     P::from_arg_matches(&matches).map_err(|error| error.format(&mut P::command()))
 }
 
-fn without_empty_variables(command: Command) -> Command {
-    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+fn without_absent_variables(command: Command) -> Command {
+    let is_absent = |name: &OsStr| {
+        std::env::var_os(name)
+            .is_some_and(|value| value.is_empty() || is_service_link(name, &value))
+    };
     command
         .mut_args(|arg| {
-            if arg.get_env().is_some_and(is_empty) {
+            if arg.get_env().is_some_and(is_absent) {
                 arg.env(Resettable::Reset)
             } else {
                 arg
             }
         })
-        .mut_subcommands(without_empty_variables)
+        .mut_subcommands(without_absent_variables)
+}
+
+/// Whether a variable is that of a Service: one that is called `kontrol` puts `KONTROL_PORT=tcp://10.96.0.10:8000` into every
+/// pod of its namespace. Of the variables of a Service no other has the name of a setting; a test holds that.
+fn is_service_link(name: &OsStr, value: &OsStr) -> bool {
+    let value = value.to_string_lossy();
+    let protocols = ["tcp://", "udp://", "sctp://"];
+    name.to_string_lossy().ends_with("_PORT")
+        && protocols.iter().any(|protocol| value.starts_with(protocol))
+}
+
+/// Says what is wrong with the settings, a line for each mistake.
+pub fn refuse_settings(program: &str, mistakes: &[Mistake]) -> ExitCode {
+    for mistake in mistakes {
+        logging::say(format_args!("{program}: {mistake}"));
+    }
+    ExitCode::from(WRONG_SETTINGS)
+}
+
+/// Says why the program failed.
+pub fn fail(program: &str, error: &dyn fmt::Display) -> ExitCode {
+    logging::say(format_args!("{program}: {error}"));
+    ExitCode::FAILURE
 }
 
 /// Shows what the parser of the command line has to say: help and version as they are, a mistake as one line.
@@ -29,8 +60,9 @@ pub fn refuse(program: &str, error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    eprintln!("{program}: {}", in_one_line(program, &error.to_string()));
-    ExitCode::from(2)
+    let line = in_one_line(program, &error.to_string());
+    logging::say(format_args!("{program}: {line}"));
+    ExitCode::from(WRONG_SETTINGS)
 }
 
 /// What is wrong, from what the parser says: its first paragraph, which is a sentence and maybe a list, its tip, and where to
@@ -70,6 +102,23 @@ fn in_one_line(program: &str, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_a_service_makes_is_a_service_link() {
+        let is_link = |name: &str, value: &str| is_service_link(name.as_ref(), value.as_ref());
+        for protocol in ["tcp", "udp", "sctp"] {
+            assert!(is_link(
+                "KONTROL_PORT",
+                &format!("{protocol}://10.96.0.10:8000")
+            ));
+        }
+        assert!(!is_link("KONTROL_PORT", "8000"));
+        assert!(!is_link("KONTROL_PORT", "x"), "that is a mistake to tell");
+        assert!(
+            !is_link("KONTROL_MASTER", "tcp://10.96.0.10:8000"),
+            "that one somebody wrote"
+        );
+    }
 
     #[test]
     fn what_the_parser_says_fits_in_one_line() {

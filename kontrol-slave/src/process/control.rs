@@ -14,6 +14,7 @@
 //!
 //! ```text
 //! pid <pid>                the program's main process, and its process group
+//! left <name>...           what the program left running, which is killed now; a space in a name is written as _
 //! not-started <reason>
 //! <who ended it> exited <code> | <who ended it> killed <signal> | <who ended it> not-run -1
 //! ```
@@ -23,6 +24,9 @@
 use rustix::time::{ClockId, clock_gettime};
 use std::{fmt, str::FromStr};
 use tokio::time::Instant;
+
+/// How the line begins that names what a program left behind.
+pub(super) const LEFT: &str = "left ";
 
 /// Milliseconds of CLOCK_BOOTTIME.
 pub(super) fn boottime_ms() -> u64 {

@@ -1,11 +1,13 @@
 //! The guard: a small synchronous process beside its parent that runs a program once and sees to its end.
 //!
-//! The hidden subcommand `guard <run directory or -> <grace in ms> <user or -> <program> [argument...]`, with the control
-//! socket as standard input and the program's own standard output and error. It lives in a session of its own, so that what
+//! The hidden subcommand `guard <run directory or -> <grace in ms> <user or -> <open files or -> <program> [argument...]`,
+//! with the control socket as standard input and the program's own standard output and error. It lives in a session of its own, so that what
 //! stops the parent's (Ctrl-C, Ctrl-Z) leaves it alone and the program can't type into the parent's terminal (TIOCSTI); and
 //! it is the subreaper of whatever the program starts.
 //!
-//! It ends only when none of that is alive. Its own failures end the program too.
+//! It ends only when none of that is alive. A program that is asked to end has its grace until all of that has ended, not
+//! its main process alone: that may be a shell, which ends at once. What a program leaves behind that ends by itself is
+//! killed at once. Its own failures end the program too.
 
 mod family;
 mod orders;
@@ -23,8 +25,8 @@ use orders::{Orders, Told};
 use plan::{Act, Plan};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{MemfdFlags, fchown, memfd_create},
-    io::Errno,
+    fs::{MemfdFlags, OFlags, fchown, memfd_create},
+    io::{Errno, FdFlags, fcntl_setfd},
     process::{getpid, set_child_subreaper, setsid},
     time::{
         Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create,
@@ -42,7 +44,7 @@ use std::{
     io::{self, Read, Seek, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::{net::UnixStream, process::CommandExt},
+        unix::{fs::OpenOptionsExt, net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
@@ -50,6 +52,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -65,18 +68,21 @@ struct Task {
     directory: Option<PathBuf>,
     grace_ms: u64,
     user: OsString,
+    open_files: OsString,
     argv: Vec<OsString>,
 }
 
 impl Task {
-    fn read(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
+    fn read(arguments: &mut dyn Iterator<Item = OsString>) -> Option<Self> {
         let directory = given(Some(arguments.next()?)).map(PathBuf::from);
         let grace_ms = arguments.next()?.to_str()?.parse().ok()?;
         let user = arguments.next()?;
+        let open_files = arguments.next()?;
         Some(Self {
             directory,
             grace_ms,
             user,
+            open_files,
             argv: arguments.collect(),
         })
     }
@@ -88,7 +94,7 @@ impl Task {
 }
 
 /// The process of the guard.
-pub(super) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+pub(super) fn main(arguments: &mut dyn Iterator<Item = OsString>) -> ExitCode {
     let Some(task) = Task::read(arguments) else {
         return ExitCode::from(2);
     };
@@ -139,6 +145,9 @@ fn guard(task: &Task, orders: &mut Orders) -> io::Result<Report> {
         complain(&format!("end the program, its guard fails: {error}"));
         plan.end(Cause::Signal, control::boottime_ms());
     }
+    if plan.cause() == Cause::Itself {
+        orders::tell_left(&family.names_of_others());
+    }
     let mut passes = 0_u32;
     while !family.kill_all()? {
         passes += 1;
@@ -168,14 +177,17 @@ fn start(task: &Task, orders: &mut Orders) -> io::Result<Family> {
         .arg(shim::NAME)
         .arg(getpid().as_raw_nonzero().to_string())
         .arg(directory.unwrap_or(OsStr::new(NONE)))
-        .arg(&task.user);
+        .arg(&task.user)
+        .arg(&task.open_files);
     // Not among the variables of the shim. Inherited, and closed by the shim.
     let environment = orders.preamble.environment.take();
-    let environment =
-        environment.map(|block| in_memory("environment", &block, MemfdFlags::empty()));
+    let environment = environment.map(|block| readable("environment", block));
     let environment = environment.transpose()?;
     match &environment {
-        Some(file) => command.arg(file.as_raw_fd().to_string()).env_clear(),
+        Some(file) => {
+            fcntl_setfd(file, FdFlags::empty())?;
+            command.arg(file.as_raw_fd().to_string()).env_clear()
+        }
         None => command.arg(NONE),
     };
     command
@@ -193,24 +205,40 @@ fn start(task: &Task, orders: &mut Orders) -> io::Result<Family> {
     Family::new(child.id()).ok_or_else(|| io::Error::other("the program has no pid"))
 }
 
-/// A file that takes no disk.
-fn in_memory(name: &str, bytes: &[u8], flags: MemfdFlags) -> io::Result<File> {
-    let mut file = File::from(memfd_create(name, flags)?);
-    file.write_all(bytes)?;
-    file.rewind()?;
-    Ok(file)
+/// Something to read these bytes from: a file that takes no disk.
+fn readable(name: &str, bytes: Vec<u8>) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+    match file.write_all(&bytes) {
+        Ok(()) => {
+            file.rewind()?;
+            Ok(file.into())
+        }
+        // The limit of a file's size counts for such files as well, but for no pipe.
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => piped(bytes),
+        Err(error) => Err(error),
+    }
+}
+
+/// A pipe with these bytes, more than it holds. What nobody reads any more is nobody's loss.
+fn piped(bytes: Vec<u8>) -> io::Result<OwnedFd> {
+    let (reader, writer) = io::pipe()?;
+    thread::Builder::new().spawn(move || {
+        let mut writer = writer;
+        let _ = writer.write_all(&bytes);
+    })?;
+    Ok(reader.into())
 }
 
 /// What the program reads.
 fn input(task: &Task, input: Option<Vec<u8>>) -> io::Result<Stdio> {
     Ok(match (input, &task.directory) {
-        (Some(input), _) => in_memory("input", &input, MemfdFlags::CLOEXEC)?.into(),
+        (Some(input), _) => readable("input", input)?.into(),
         (None, Some(directory)) => File::open(directory.join(INPUT_FILE))?.into(),
         (None, None) => Stdio::null(),
     })
 }
 
-/// Returns when the program's main process has ended.
+/// Returns when the program's main process has ended by itself, or everything has that was asked to, or is to be killed.
 fn supervise(
     family: &mut Family,
     plan: &mut Plan,
@@ -218,17 +246,17 @@ fn supervise(
     signals: &mut Signals,
     timer: &OwnedFd,
 ) -> io::Result<()> {
-    while !family.main_has_ended()? {
+    let mut asked = false;
+    // In this order: what the main process leaves behind is there before its end is seen.
+    while !(family.main_has_ended()? && (!asked || family.others().is_empty())) {
         let now = control::boottime_ms();
         match plan.act(now) {
             Act::Terminate => {
                 family.terminate();
+                asked = true;
                 continue;
             }
-            Act::Kill => {
-                family.kill();
-                arm(timer, Some(now + 100))?;
-            }
+            Act::Kill => return Ok(()),
             Act::Wait(at) => arm(timer, at)?,
         }
         let stdin = io::stdin();
@@ -328,9 +356,16 @@ fn remove(directory: &Path) {
     }
 }
 
-/// Says it on standard error, which goes to the parent's log. That end may be closed.
+/// Says it on standard error, which goes to the parent's log, unless that is full or closed: nothing holds up a guard.
 fn complain(text: &str) {
-    let _ = writeln!(io::stderr(), "kontrol guard: {text}");
+    // Opened anew, for a mode that counts for this process alone.
+    let mut stderr = File::options();
+    stderr
+        .write(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    if let Ok(mut stderr) = stderr.open("/proc/self/fd/2") {
+        let _ = stderr.write_all(format!("kontrol guard: {text}\n").as_bytes());
+    }
 }
 
 #[cfg(test)]

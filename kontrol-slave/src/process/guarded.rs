@@ -2,8 +2,8 @@
 
 use super::{
     NONE, OWN_EXECUTABLE,
-    control::{Lease, Order, Report, boottime_ms},
-    guard, reaper,
+    control::{LEFT, Lease, Order, Report, boottime_ms},
+    guard, inheritance, reaper,
     user::{self, User},
 };
 use rustix::{
@@ -97,6 +97,8 @@ pub struct End {
     pub status: ExitStatus,
     /// What it said of the program; nothing when it was killed itself.
     pub report: Option<Report>,
+    /// The names of processes that the program left running when it ended by itself. They are gone as well.
+    pub left: Vec<String>,
     /// Whether it was killed because it did not end the program in time.
     pub overdue: bool,
 }
@@ -123,6 +125,7 @@ impl Guarded {
             .arg(spec.directory.as_deref().unwrap_or(Path::new(NONE)))
             .arg(spec.grace.as_millis().to_string())
             .arg(user::argument(spec.user.as_ref()))
+            .arg(inheritance::open_files().map_or(NONE.to_owned(), |limit| limit.to_string()))
             .args(&spec.argv)
             .env_clear()
             .envs(spec.guard_environment)
@@ -235,9 +238,11 @@ impl Guarded {
         id.into_iter().for_each(reaper::reaped);
         // What can't be waited for was killed, as far as anybody can tell.
         let status = status.unwrap_or_else(|_| ExitStatus::from_raw(Signal::KILL.as_raw()));
+        let (report, left) = self.report();
         End {
             status,
-            report: self.report(),
+            report,
+            left,
             overdue: self.killed,
         }
     }
@@ -259,13 +264,16 @@ impl Guarded {
 
     /// What the guard reported. Without a report it was killed itself; then what it left behind is killed here: the process
     /// group. The death signal took the main process already, and what left the group is handed to the `reaper`.
-    fn report(&self) -> Option<Report> {
+    fn report(&self) -> (Option<Report>, Vec<String>) {
         let said = read_all(&self.control);
-        let (mut pid, mut report) = (None, None);
+        let (mut pid, mut report, mut left) = (None, None, Vec::new());
         for line in String::from_utf8_lossy(&said).lines() {
-            match line.strip_prefix("pid ") {
-                Some(text) => pid = text.parse().ok().and_then(Pid::from_raw),
-                None => report = line.parse().ok(),
+            if let Some(text) = line.strip_prefix("pid ") {
+                pid = text.parse().ok().and_then(Pid::from_raw);
+            } else if let Some(names) = line.strip_prefix(LEFT) {
+                left.extend(names.split(' ').map(str::to_owned));
+            } else {
+                report = line.parse().ok();
             }
         }
         if report.is_none()
@@ -273,7 +281,7 @@ impl Guarded {
         {
             let _ = kill_process_group(pid, Signal::KILL);
         }
-        report
+        (report, left)
     }
 }
 
@@ -284,7 +292,7 @@ fn is_stopped(pid: u32) -> bool {
     name_ends.is_some_and(|end| matches!(stat.get(end + 2), Some(b'T' | b't')))
 }
 
-/// What the guard wrote before it ended: two short lines.
+/// What the guard wrote before it ended: a few short lines.
 fn read_all(control: &UnixStream) -> Vec<u8> {
     const MOST: usize = 64 * 1024;
     let mut said = Vec::new();

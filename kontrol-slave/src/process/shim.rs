@@ -1,11 +1,15 @@
 //! The last step before the program: sets what only the process itself can set, and becomes the program.
 //!
-//! The hidden subcommand `shim <pid of the guard> <run directory or -> <user or -> <environment or -> <program>
-//! [argument...]`. The guard gave it a process group of its own and its standard streams. The environment is the number of
+//! The hidden subcommand `shim <pid of the guard> <run directory or -> <user or -> <open files or -> <environment or ->
+//! <program> [argument...]`. The guard gave it a process group of its own and its standard streams. The environment is the number of
 //! a descriptor with the variables of the program: they may come from somebody who may do less than the shim, which with
 //! LD_PRELOAD among its own would do whatever they say.
+//!
+//! Only what the kernel itself executes is run: execvp(3) would hand a file that has lost its first line, or all of them, to
+//! /bin/sh, and what never ran would count as done.
 
-use super::{given, user};
+use super::{DEFAULT_PATH, given, inheritance, user};
+use nix::unistd::execve;
 use rustix::{
     io::Errno,
     process::{Signal, getppid, set_parent_process_death_signal},
@@ -13,15 +17,12 @@ use rustix::{
 };
 use std::{
     env,
-    ffi::{OsStr, OsString},
+    ffi::{CString, OsStr, OsString},
     fs,
     io::{self, Write},
-    os::unix::{
-        ffi::{OsStrExt, OsStringExt},
-        process::CommandExt,
-    },
+    os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::ExitCode,
 };
 
 /// The hidden subcommand.
@@ -33,32 +34,43 @@ const NOT_EXECUTED: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
 /// The process of the shim. Returns only when the program could not be executed.
-pub(super) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let (Some(guard), Some(directory), Some(user), Some(environment), Some(program)) = (
+pub(super) fn main(arguments: &mut dyn Iterator<Item = OsString>) -> ExitCode {
+    let (
+        Some(guard),
+        Some(directory),
+        Some(user),
+        Some(open_files),
+        Some(environment),
+        Some(program),
+    ) = (
         arguments.next(),
         arguments.next(),
         arguments.next(),
         arguments.next(),
         arguments.next(),
-    ) else {
+        arguments.next(),
+    )
+    else {
         return ExitCode::from(2);
     };
     let program = PathBuf::from(program);
     let prepared = variables(given(Some(environment))).and_then(|variables| {
         prepare(&guard, given(Some(user)).as_deref(), &variables)?;
+        let open_files = given(Some(open_files)).and_then(|limit| limit.to_str()?.parse().ok());
+        inheritance::restore(open_files)?;
         Ok(variables)
     });
     let (code, reason) = match prepared {
         Ok(variables) => {
-            let path = variables.iter().find(|(name, _)| name == "PATH");
-            let path = path.map(|(_, value)| value.clone());
-            // Resets the signal mask and SIGPIPE as well.
-            let error = Command::new(&program)
-                .args(arguments)
-                .env_clear()
-                .envs(variables)
-                .exec();
-            explain(&program, &path.unwrap_or_default(), &error)
+            let path = variables
+                .iter()
+                .find(|(name, value)| name == "PATH" && !value.is_empty());
+            let path = path.map_or_else(|| DEFAULT_PATH.into(), |(_, value)| value.clone());
+            let words: Vec<OsString> = std::iter::once(program.clone().into_os_string())
+                .chain(arguments)
+                .collect();
+            let errno = execute(&words, &path, &variables);
+            explain(&program, &path, errno)
         }
         Err(error) => (NOT_EXECUTED, format!("prepare the process: {error}")),
     };
@@ -113,8 +125,53 @@ fn prepare(
     Ok(())
 }
 
+/// Becomes the program; or tells why not. A name without a slash is looked for in PATH.
+fn execute(words: &[OsString], path: &OsStr, variables: &[(OsString, OsString)]) -> Errno {
+    let text = |text: Vec<u8>| CString::new(text).map_err(|_| Errno::INVAL);
+    let words = words.iter().map(|word| word.as_bytes().to_vec());
+    let words: Result<Vec<_>, _> = words.map(text).collect();
+    let variables = variables
+        .iter()
+        .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat());
+    let variables: Result<Vec<_>, _> = variables.map(text).collect();
+    let (words, variables) = match (words, variables) {
+        (Ok(words), Ok(variables)) => (words, variables),
+        (Err(errno), _) | (_, Err(errno)) => return errno,
+    };
+    let Some(program) = words.first() else {
+        return Errno::INVAL;
+    };
+    let run = |file: &CString| match execve(file, &words, &variables) {
+        Ok(never) => match never {},
+        Err(errno) => Errno::from_raw_os_error(errno as i32),
+    };
+    if program.as_bytes().contains(&b'/') {
+        return run(program);
+    }
+    let name = OsStr::from_bytes(program.as_bytes());
+    let mut found = Errno::NOENT;
+    for folder in env::split_paths(path) {
+        // An empty one is the working directory.
+        let file = if folder.as_os_str().is_empty() {
+            Path::new(".").join(name)
+        } else {
+            folder.join(name)
+        };
+        let Ok(file) = CString::new(file.into_os_string().into_vec()) else {
+            continue;
+        };
+        match run(&file) {
+            // It is not there, or it is and this user may not: another may be.
+            Errno::NOENT | Errno::NOTDIR => {}
+            Errno::ACCESS => found = Errno::ACCESS,
+            errno => return errno,
+        }
+    }
+    found
+}
+
 /// Says why a program was not executed, and what to do about it; also as an exit code. `path`: where it was looked for.
-fn explain(program: &Path, path: &OsStr, error: &io::Error) -> (u8, String) {
+fn explain(program: &Path, path: &OsStr, errno: Errno) -> (u8, String) {
     let name = program.display();
     if program.as_os_str().as_bytes().contains(&b'/') {
         if !program.exists() {
@@ -124,20 +181,20 @@ fn explain(program: &Path, path: &OsStr, error: &io::Error) -> (u8, String) {
         // Whatever the error: it may be about a folder in PATH that this user can't enter.
         return (NOT_FOUND, format!("there is no program {name} in PATH"));
     }
-    let reason = match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOEXEC) => {
+    let reason = match errno {
+        Errno::NOEXEC => {
             format!("{name} has no first line that names its interpreter, such as #!/bin/sh")
         }
-        Some(Errno::NOENT) => {
+        Errno::NOENT => {
             format!("the interpreter named in the first line of {name} does not exist")
         }
-        Some(Errno::ACCESS) => {
+        Errno::ACCESS => {
             format!("this user may not execute {name}, or the interpreter it names")
         }
-        Some(Errno::TOOBIG) => {
+        Errno::TOOBIG => {
             format!("the arguments and variables of {name} are more than Linux passes on")
         }
-        _ => format!("{name}: {error}"),
+        other => format!("{name}: {}", io::Error::from(other)),
     };
     (NOT_EXECUTED, reason)
 }

@@ -3,6 +3,7 @@
 mod channel;
 mod command;
 mod death;
+mod grace;
 mod queue;
 mod refusal;
 mod resume;

@@ -2,17 +2,26 @@
 //!
 //! Only pids that can't mean another process are ever signalled: children of the guard, which keep their pid until the
 //! guard reaps them, and the group of the main process, which is reaped last. A descendant that is neither (a child of
-//! a child that left the group) becomes a child of the guard when its parent is killed; hence the passes.
+//! a child that left the group) is asked to end by its pidfd, see [`visit`], and becomes a child of the guard when its parent
+//! is killed; hence the passes.
 
 use super::super::control::Status;
 use rustix::{
     io::Errno,
     process::{
-        Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpgid, getpid, kill_process,
-        kill_process_group, waitid, waitpid,
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, getpgid, getpid, kill_process,
+        kill_process_group, pidfd_open, pidfd_send_signal, waitid, waitpid,
     },
 };
-use std::{fs, io};
+use std::{fs, io, os::fd::OwnedFd, path::Path};
+
+/// How many processes outside of the group are asked to end, and how far below the guard they are looked for. The rest is
+/// killed without being asked.
+const MOST_APART: usize = 512;
+const DEEPEST: usize = 64;
+/// How many of the processes that are left behind are named, and how much of a name is told.
+const NAMED: usize = 5;
+const NAME_CHARS: usize = 15;
 
 /// The processes of one run.
 #[derive(Debug)]
@@ -42,12 +51,20 @@ impl Family {
         }
     }
 
-    /// Asks the group to end.
+    /// Asks everything to end: the group at once, and whoever left it, as `timeout` and jobs of an interactive shell do. Who
+    /// comes later, to clean up, is not asked.
     pub(super) fn terminate(&self) {
+        let mut apart = Vec::new();
+        // Before the group ends, which tears the tree apart.
+        visit(getpid(), DEEPEST, &mut |pid, pidfd| {
+            let left = getpgid(Some(pid)).is_ok_and(|group| group != self.main);
+            if left && apart.len() < MOST_APART {
+                apart.push(pidfd);
+            }
+        });
         let _ = kill_process_group(self.main, Signal::TERM);
-        // The main process may have moved to another group of its session.
-        if getpgid(Some(self.main)).is_ok_and(|group| group != self.main) {
-            let _ = kill_process(self.main, Signal::TERM);
+        for pidfd in apart {
+            let _ = pidfd_send_signal(pidfd, Signal::TERM);
         }
     }
 
@@ -85,6 +102,26 @@ impl Family {
         others
     }
 
+    /// What others are called that have not ended, some of them.
+    pub(super) fn names_of_others(&self) -> Vec<String> {
+        let is_over = |pid: &Pid| {
+            let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+            Stat::read(&stat).is_none_or(|stat| matches!(stat.state, b'Z' | b'X'))
+        };
+        let mut others = self.others();
+        others.retain(|pid| !is_over(pid));
+        let more = others.len().saturating_sub(NAMED);
+        let name = |pid: &Pid| {
+            let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+            plain(&String::from_utf8_lossy(&name))
+        };
+        let mut names: Vec<String> = others.iter().take(NAMED).map(name).collect();
+        if more > 0 {
+            names.push(format!("+{more}"));
+        }
+        names
+    }
+
     /// Reaps the main process, which has ended.
     pub(super) fn bury(self) -> io::Result<Status> {
         loop {
@@ -103,17 +140,56 @@ impl Family {
     }
 }
 
+/// The name of a process, as one word. A process can call itself anything.
+fn plain(name: &str) -> String {
+    let one = |c: char| {
+        if c.is_control() || c.is_whitespace() {
+            '_'
+        } else {
+            c
+        }
+    };
+    let name = name.trim_end_matches('\n');
+    let name: String = name.chars().take(NAME_CHARS).map(one).collect();
+    if name.is_empty() {
+        "?".to_owned()
+    } else {
+        name
+    }
+}
+
+/// Shows every descendant of a process, by its pid and a pidfd of it. The parent is a process that can't mean another: this
+/// one, or one whose pidfd is held. A child whose parent it still is after its pidfd was taken is the child that was
+/// listed, whatever became of the pid in between.
+fn visit(parent: Pid, depth: usize, show: &mut dyn FnMut(Pid, OwnedFd)) {
+    if depth == 0 {
+        return;
+    }
+    let listed = listed(&Path::new("/proc").join(parent.to_string()));
+    for pid in listed.unwrap_or_else(|_| looked_up(parent)) {
+        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+            continue;
+        };
+        let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let is_child = Stat::read(&stat).is_some_and(|stat| stat.parent == Some(parent));
+        if is_child {
+            visit(pid, depth - 1, show);
+            show(pid, pidfd);
+        }
+    }
+}
+
 /// The children of this process, dead ones included. The kernel's lists of them are exact as long as nobody else reaps any
 /// meanwhile (proc_pid_children(5)); a kernel without them has all processes looked at, which takes long where there are
 /// many.
 pub(in crate::process) fn children() -> Vec<Pid> {
-    listed().unwrap_or_else(|_| looked_up())
+    listed(Path::new("/proc/self")).unwrap_or_else(|_| looked_up(getpid()))
 }
 
-/// The children of each thread: those that it started, or that were handed to it.
-fn listed() -> io::Result<Vec<Pid>> {
+/// The children of each thread of a process: those that it started, or that were handed to it.
+fn listed(process: &Path) -> io::Result<Vec<Pid>> {
     let mut children = Vec::new();
-    for thread in fs::read_dir("/proc/self/task")? {
+    for thread in fs::read_dir(process.join("task"))? {
         let text = match fs::read_to_string(thread?.path().join("children")) {
             Ok(text) => text,
             // The thread has ended, or there are no lists.
@@ -126,11 +202,10 @@ fn listed() -> io::Result<Vec<Pid>> {
     Ok(children)
 }
 
-fn looked_up() -> Vec<Pid> {
-    let own = getpid();
+fn looked_up(parent: Pid) -> Vec<Pid> {
     let mut children = Vec::new();
     each_process(|pid, stat| {
-        if stat.parent == Some(own) {
+        if stat.parent == Some(parent) {
             children.push(pid);
         }
     });
@@ -158,6 +233,7 @@ fn each_process(mut visit: impl FnMut(Pid, &Stat)) {
 
 /// The beginning of `/proc/<pid>/stat`: `pid (name) state parent ...`, where the name may hold anything.
 struct Stat {
+    state: u8,
     parent: Option<Pid>,
 }
 
@@ -165,8 +241,10 @@ impl Stat {
     fn read(stat: &[u8]) -> Option<Self> {
         let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
         let rest = str::from_utf8(&stat[after_name..]).ok()?;
-        let parent = rest.split_ascii_whitespace().nth(1)?;
+        let mut fields = rest.split_ascii_whitespace();
+        let (state, parent) = (fields.next()?, fields.next()?);
         Some(Self {
+            state: *state.as_bytes().first()?,
             parent: Pid::from_raw(parent.parse().ok()?),
         })
     }
@@ -187,19 +265,27 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_one_word() {
+        assert_eq!(plain("sleep\n"), "sleep");
+        assert_eq!(plain("a b\nc"), "a_b_c");
+        assert_eq!(plain("\n"), "?");
+        assert_eq!(plain(&"x".repeat(99)).len(), NAME_CHARS);
+    }
+
+    #[test]
     fn a_child_is_seen_alive_and_dead() {
         let mut child = std::process::Command::new("sleep")
             .arg("60")
             .spawn()
             .unwrap();
         let family = Family::new(child.id()).unwrap();
-        assert!(children().contains(&family.main) && looked_up().contains(&family.main));
+        assert!(children().contains(&family.main) && looked_up(getpid()).contains(&family.main));
         assert!(!family.main_has_ended().unwrap());
         family.kill();
         while !family.main_has_ended().unwrap() {
             std::thread::yield_now();
         }
-        let seen = children().contains(&family.main) && looked_up().contains(&family.main);
+        let seen = children().contains(&family.main) && looked_up(getpid()).contains(&family.main);
         assert!(seen, "it is not reaped");
         assert_eq!(family.bury().unwrap(), Status::Killed(9));
         assert!(child.wait().is_err(), "it was reaped");

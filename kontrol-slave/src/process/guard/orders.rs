@@ -1,6 +1,6 @@
 //! What the guard is told, read from the control socket. What can't be understood means stop.
 
-use super::super::control::{Order, Report};
+use super::super::control::{self, Order, Report};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -131,6 +131,14 @@ impl Orders {
 /// Tells the pid of the program's main process. The process may be gone, and then nobody is to be told.
 pub(super) fn tell_pid(pid: i32) {
     let _ = rustix::io::write(io::stdin().as_fd(), format!("pid {pid}\n").as_bytes());
+}
+
+/// Tells what a program left behind that ended by itself.
+pub(super) fn tell_left(names: &[String]) {
+    if !names.is_empty() {
+        let line = format!("{}{}\n", control::LEFT, names.join(" "));
+        let _ = rustix::io::write(io::stdin().as_fd(), line.as_bytes());
+    }
 }
 
 /// Tells how the program ended.

@@ -122,6 +122,10 @@ async fn what_is_not_found_or_not_executable_ends_as_in_a_shell() {
     let plain = folder.path().join("plain");
     fs::write(&plain, "#!/bin/sh\n").unwrap();
     let plain = plain.to_str().unwrap();
+    let empty = folder.path().join("empty");
+    fs::write(&empty, "").unwrap();
+    fs::set_permissions(&empty, fs::Permissions::from_mode(0o755)).unwrap();
+    let empty = empty.to_str().unwrap();
     for (id, program, code, said) in [
         (
             "a1",
@@ -140,6 +144,14 @@ async fn what_is_not_found_or_not_executable_ends_as_in_a_shell() {
             plain,
             126,
             format!("kontrol: this user may not execute {plain}, or the interpreter it names\n"),
+        ),
+        (
+            "a4",
+            empty,
+            126,
+            format!(
+                "kontrol: {empty} has no first line that names its interpreter, such as #!/bin/sh\n"
+            ),
         ),
     ] {
         let taken = pair.channel.whole(argv(id, &[program])).await;
