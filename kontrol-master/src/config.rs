@@ -98,6 +98,12 @@ impl Settings {
         self.ttl / 5
     }
 
+    /// How long a slave waits for the answer to a keepalive, unless it reports more often than each second. What a keepalive
+    /// waits for may take no longer: the slave has gone on to the next master by then.
+    pub fn patience(&self) -> Duration {
+        (self.interval() / 4).clamp(Duration::from_millis(250), Duration::from_secs(2))
+    }
+
     /// How long an action waits for a slave that is not attached: as long as one may take to come back.
     pub fn attach_limit(&self) -> Duration {
         self.lost.max(MIN_LOST)

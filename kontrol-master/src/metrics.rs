@@ -199,7 +199,8 @@ impl Metrics {
                 Change::Leader(_) | Change::ActionStarted(_) | Change::ActionFinished(_),
             )
             | Notice::CallbackStarted(_)
-            | Notice::CallbackFinished(_) => return,
+            | Notice::CallbackFinished(_)
+            | Notice::Restored => return,
         };
         self.roster_changes
             .get_or_create(&ResultLabel { result })

@@ -5,6 +5,7 @@ use crate::{
     relay::{Link, Relay},
     roster::{Changes, Roster},
 };
+use std::borrow::Cow;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -29,25 +30,29 @@ impl Readiness {
     }
 
     /// Whether this master can do its work; if not, why.
-    pub fn check(&self) -> Result<(), &'static str> {
+    pub fn check(&self) -> Result<(), Cow<'static, str>> {
         if !self.roster.started() || !self.roster.connected() {
-            return Err("the store can't be reached");
+            return Err(match self.roster.trouble() {
+                Some(why) => format!("the store can't be reached: {why}").into(),
+                None => "the store can't be reached".into(),
+            });
         }
         if let Some(why) = *self.election.trouble().borrow() {
-            return Err(why);
+            return Err(why.into());
         }
-        match self.relay.link() {
-            Link::Leading | Link::Up | Link::Late => Ok(()),
+        let why = match self.relay.link() {
+            Link::Leading | Link::Up | Link::Late => return Ok(()),
             // Keepalives count through the store, where it can be written: the lease tells.
-            Link::Down if self.election.in_touch() => Ok(()),
-            Link::Down => Err("neither the leader nor the store can be reached"),
-            Link::Opening => Err("the leader has not answered yet"),
-            Link::NoLeader => Err("there is no leader"),
-            Link::Stranger => Err(
+            Link::Down if self.election.in_touch() => return Ok(()),
+            Link::Down => "neither the leader nor the store can be reached",
+            Link::Opening => "the leader has not answered yet",
+            Link::NoLeader => "there is no leader",
+            Link::Stranger => {
                 "the leader's address leads to another master: give each master an address that the others can dial \
-                 (--advertise)",
-            ),
-        }
+                 (--advertise)"
+            }
+        };
+        Err(why.into())
     }
 
     /// Wakes when that may have changed.

@@ -4,11 +4,14 @@
 //! so that all masters that are at one revision compute one digest. Changes go out in batches, one for each batch of
 //! the store, to whoever follows ([`Feed::follow`]); who can't keep up is told so and cut off.
 
+mod complaint;
 pub mod feed;
+pub mod history;
 pub mod mirror;
 pub mod view;
 
-pub use feed::{Feed, Followed, Lagged, Notice, Notices};
+pub use feed::{Feed, Followed, Lagged, Notice, Notices, Place};
+pub use history::History;
 pub use mirror::{Changes, Mirror, Roster};
 pub use view::{
     Candidate, Change, KnownAction, Member, PeerMaster, Reason, Removal, StateRecord, View,

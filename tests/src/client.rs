@@ -125,7 +125,11 @@ impl Api {
     /// Follows the ensemble from behind a revision; 0 starts with a snapshot.
     pub async fn watch(&self, revision: i64) -> Result<Watcher, Status> {
         let mut client = self.ensembles();
-        let stream = answer(client.watch(WatchRequest { revision })).await?;
+        let stream = answer(client.watch(WatchRequest {
+            revision,
+            history: None,
+        }))
+        .await?;
         Ok(Watcher::new(stream))
     }
 

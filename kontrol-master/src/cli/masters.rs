@@ -84,8 +84,11 @@ impl Masters {
     }
 
     /// Opens a watch behind a revision.
-    pub(super) async fn watch(&self, revision: i64) -> Result<Streaming<WatchResponse>, CliError> {
-        self.read(async |client| client.ensemble().watch(WatchRequest { revision }).await)
+    pub(super) async fn watch(
+        &self,
+        request: &WatchRequest,
+    ) -> Result<Streaming<WatchResponse>, CliError> {
+        self.read(async |client| client.ensemble().watch(request.clone()).await)
             .await
     }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use clap::Args;
 use kontrol_proto::v1::{
-    Action, LeaveReason, Master, Pod, WatchResponse,
+    Action, LeaveReason, Master, Pod, WatchRequest, WatchResponse,
     watch_response::{Event, Snapshot},
 };
 use std::time::Duration;
@@ -48,29 +48,30 @@ pub(super) async fn run(
 ) -> Result<(), CliError> {
     // Cancel safe: lines are written whole, between awaits.
     tokio::select! {
-        result = follow(masters, args.revision, output) => result,
+        result = follow(masters, place(args.revision, String::new()), output) => result,
         () = stop() => Ok(()),
     }
 }
 
 async fn follow(
     masters: &Masters,
-    mut revision: i64,
+    mut place: WatchRequest,
     output: &mut Output<'_>,
 ) -> Result<(), CliError> {
-    let mut stream = masters.watch(revision).await?;
+    let mut stream = masters.watch(&place).await?;
     loop {
-        let mut reason = lines(&mut stream, &mut revision, output).await?;
+        let mut reason = lines(&mut stream, &mut place, output).await?;
         let mut bound = FIRST_PAUSE;
         stream = loop {
             let pause = rand::random_range(Duration::ZERO..=bound);
             output.note(format_args!(
-                "the watch broke ({reason}): going on behind revision {revision} in {}",
+                "the watch broke ({reason}): going on behind revision {} in {}",
+                place.revision,
                 span(pause)
             ));
             tokio::time::sleep(pause).await;
             bound = LONGEST_PAUSE.min(bound * 2);
-            match masters.watch(revision).await {
+            match masters.watch(&place).await {
                 Ok(stream) => break stream,
                 Err(CliError::Unreachable(reasons)) => reason = reasons,
                 Err(error) => return Err(error),
@@ -79,24 +80,33 @@ async fn follow(
     }
 }
 
+/// Where a watch begins, or goes on.
+fn place(revision: i64, history: String) -> WatchRequest {
+    WatchRequest {
+        revision,
+        history: Some(history),
+    }
+}
+
 /// Writes a line for each message; tells why there are no more.
 async fn lines(
     stream: &mut Streaming<WatchResponse>,
-    revision: &mut i64,
+    place: &mut WatchRequest,
     output: &mut Output<'_>,
 ) -> Result<String, CliError> {
     loop {
-        let message = match stream.message().await {
+        let mut message = match stream.message().await {
             Ok(Some(message)) => message,
             Ok(None) => return Ok("the master ended it".to_owned()),
             Err(status) if may_resume(&status) => return Ok(reason(&status)),
             Err(status) => return Err(refusal("the master", &status)),
         };
-        *revision = match message.event {
-            Some(Event::Snapshot(_)) => message.revision,
-            // What the leader tells of the callback may belong to an earlier revision than the last pod seen.
-            _ => message.revision.max(*revision),
-        };
+        // For this program alone: whoever reads the lines goes on by their revision.
+        let history = message.history.take().unwrap_or_default();
+        // What the leader tells of the callback may belong to an earlier revision than the last pod seen.
+        if matches!(message.event, Some(Event::Snapshot(_))) || message.revision >= place.revision {
+            *place = self::place(message.revision, history);
+        }
         let Some(event) = &message.event else {
             continue; // a sign of life, or of a newer master
         };

@@ -3,7 +3,10 @@
 //! Bounded twice: a follower that falls too many batches behind is told that it lagged, and only the last batches can be
 //! resumed from.
 
-use super::view::{Change, View};
+use super::{
+    history::{History, Marks},
+    view::{Change, View},
+};
 use crate::{model::Digest, store::Revision};
 use kontrol_proto::v1::CallbackRun;
 use std::{
@@ -33,6 +36,17 @@ pub enum Notice {
     CallbackStarted(String),
     /// The callback ended.
     CallbackFinished(CallbackRun),
+    /// The store holds another history: what was told before says nothing any more, only a snapshot does.
+    Restored,
+}
+
+/// Where a follower was: a revision, with its history where that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The last revision of which everything was told.
+    pub revision: Revision,
+    /// The history that it belongs to.
+    pub history: Option<History>,
 }
 
 /// Notices that belong to one revision.
@@ -65,6 +79,8 @@ struct Recent {
     /// Every batch behind this revision is in `batches`.
     complete_behind: Option<Revision>,
     batches: VecDeque<Arc<Notices>>,
+    /// Which history the revisions belong to.
+    marks: Marks,
 }
 
 /// The follower was too slow: batches are lost to it.
@@ -115,13 +131,50 @@ impl Feed {
         recent.complete_behind = Some(revision);
     }
 
-    /// Follows from now on; with a revision, also what came behind it.
-    pub fn follow(&self, behind: Option<Revision>) -> Followed {
+    /// The store holds another history, and a snapshot of it was read: nobody can resume from before this revision, and
+    /// who follows is told to begin anew.
+    pub(super) fn restart_at(&self, revision: Revision, history: History) {
+        self.start_at(revision);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.marks.forget();
+        recent.marks.skip_to(revision, history);
+        let _ = self.sender.send(Arc::new(Notices {
+            behind: revision,
+            revision,
+            notices: vec![Notice::Restored],
+        }));
+    }
+
+    /// Notes the history of a snapshot.
+    pub(super) fn skip_to(&self, revision: Revision, history: History) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.marks.skip_to(revision, history);
+    }
+
+    /// Notes the history of what came without a gap, up to this revision.
+    pub(super) fn go_on(&self, marks: Vec<(Revision, History)>, until: Revision) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.marks.go_on(marks, until);
+    }
+
+    /// The history that a revision belongs to; none when that is not known (any more).
+    pub fn history(&self, revision: Revision) -> Option<History> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.marks.at(revision)
+    }
+
+    /// Follows from now on; with a place, also what came behind it.
+    pub fn follow(&self, behind: Option<Place>) -> Followed {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let receiver = self.sender.subscribe();
         let missed = behind
-            .filter(|behind| recent.complete_behind.is_some_and(|from| from <= *behind))
-            .map(|behind| {
+            .filter(|place| {
+                let from = recent.complete_behind;
+                from.is_some_and(|from| from <= place.revision)
+                    && recent.marks.has(place.revision, place.history)
+            })
+            .map(|place| {
+                let behind = place.revision;
                 let batches = recent.batches.iter();
                 batches
                     .filter(|batch| {
@@ -166,17 +219,31 @@ mod tests {
         }
     }
 
+    fn at(revision: Revision) -> Option<Place> {
+        Some(Place {
+            revision,
+            history: None,
+        })
+    }
+
+    /// A feed that knows these revisions of one history.
+    fn feed(from: Revision, until: Revision) -> Feed {
+        let feed = Feed::default();
+        feed.start_at(from);
+        feed.go_on(Vec::new(), until);
+        feed
+    }
+
     #[test]
     fn what_follows_from_a_revision_is_told_again_after_it() {
-        let feed = Feed::default();
-        feed.start_at(1);
+        let feed = feed(1, 2);
         feed.publish(batch(2));
         feed.publish(Notices {
             behind: 2,
             revision: 2,
             notices: vec![Notice::CallbackStarted(String::new())],
         });
-        let missed = feed.follow(Some(2)).missed.unwrap();
+        let missed = feed.follow(at(2)).missed.unwrap();
         assert!(matches!(
             missed[0].notices[..],
             [Notice::CallbackStarted(_)]
@@ -185,12 +252,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_follower_resumes_without_gap_or_repeat() {
-        let feed = Feed::default();
-        feed.start_at(1);
+        let feed = feed(1, 6);
         for revision in 2..6 {
             feed.publish(batch(revision));
         }
-        let mut followed = feed.follow(Some(3));
+        let mut followed = feed.follow(at(3));
         feed.publish(batch(6));
         let missed: Vec<_> = followed.missed.take().unwrap();
         assert_eq!(
@@ -206,15 +272,16 @@ mod tests {
     #[tokio::test]
     async fn what_is_forgotten_can_not_be_resumed_and_a_slow_follower_is_told() {
         let feed = Feed::default();
-        assert!(feed.follow(Some(0)).missed.is_none());
-        feed.start_at(0);
-        let mut slow = feed.follow(Some(0));
+        assert!(feed.follow(at(0)).missed.is_none());
         let last = Revision::try_from(REMEMBERED.max(CAPACITY) + 10).unwrap();
+        feed.start_at(0);
+        feed.go_on(Vec::new(), last);
+        let mut slow = feed.follow(at(0));
         for revision in 1..=last {
             feed.publish(batch(revision));
         }
-        assert!(feed.follow(Some(5)).missed.is_none());
-        assert_eq!(feed.follow(Some(last - 1)).missed.unwrap().len(), 1);
+        assert!(feed.follow(at(5)).missed.is_none());
+        assert_eq!(feed.follow(at(last - 1)).missed.unwrap().len(), 1);
         assert_eq!(slow.next().await.unwrap().unwrap_err(), Lagged);
     }
 }

@@ -2,11 +2,13 @@
 //! snapshot whenever the watch breaks or its revision is compacted away.
 
 use super::{
+    complaint::Complaint,
     feed::{self, Feed, Notice, Notices},
+    history::Entries,
     view::{Change, View},
 };
 use crate::backoff::Backoff;
-use crate::store::{Revision, SharedStore, StoreError};
+use crate::store::{self, Revision, SharedStore, StoreError};
 use arc_swap::ArcSwap;
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -17,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 /// The digest of a changing roster is published at most this often.
 const DIGEST_PACE: Duration = Duration::from_millis(200);
+/// How long a call of the store may take: why it can't be reached is told within two seconds.
+const CALL_LIMIT: Duration = Duration::from_millis(1500);
 
 /// Handle on the roster. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -26,13 +30,15 @@ pub struct Roster {
     feed: Feed,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Progress {
     revision: Revision,
     /// False before the first snapshot.
     started: bool,
     /// Whether the store's watch is up.
     connected: bool,
+    /// Why it is not.
+    trouble: Option<Arc<str>>,
 }
 
 /// The task behind [`Roster`].
@@ -42,6 +48,9 @@ pub struct Mirror {
     view: Arc<ArcSwap<View>>,
     progress: watch::Sender<Progress>,
     feed: Feed,
+    /// What the store holds, for the history that its revisions belong to.
+    entries: Entries,
+    complaint: Complaint,
     /// The view whose digest followers know, and when the next digest is to be published.
     digested: Arc<View>,
     digest_due: Option<Instant>,
@@ -56,9 +65,12 @@ impl Roster {
             revision: 0,
             started: false,
             connected: false,
+            trouble: None,
         });
         let mirror = Mirror {
-            store,
+            store: store::serving(&store, CALL_LIMIT),
+            entries: Entries::default(),
+            complaint: Complaint::default(),
             digested: view.load_full(),
             view: Arc::clone(&view),
             progress: sender,
@@ -91,6 +103,11 @@ impl Roster {
     /// Whether the store's watch is up.
     pub fn connected(&self) -> bool {
         self.progress.borrow().connected
+    }
+
+    /// Why the store can't be reached, where that is known.
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.progress.borrow().trouble.clone()
     }
 
     /// Waits until the roster is at this revision or behind it; false when it isn't within `limit`.
@@ -127,12 +144,7 @@ impl Mirror {
     pub async fn run(mut self, token: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         while let Some(error) = token.run_until_cancelled(self.follow(&mut backoff)).await {
-            self.progress.send_if_modified(|progress| {
-                if progress.connected {
-                    tracing::warn!(%error, "lost the store's watch; the roster stays as it is until it is back");
-                }
-                std::mem::replace(&mut progress.connected, false)
-            });
+            self.failed(&error);
             if token
                 .run_until_cancelled(sleep(backoff.failed()))
                 .await
@@ -141,6 +153,21 @@ impl Mirror {
                 return;
             }
         }
+    }
+
+    fn failed(&mut self, error: &StoreError) {
+        let text = error.to_string();
+        self.progress.send_if_modified(|progress| {
+            let was_connected = std::mem::replace(&mut progress.connected, false);
+            if was_connected {
+                tracing::warn!(%error, "lost the store's watch; the roster stays as it is until it is back");
+            } else if self.complaint.is_due(Instant::now(), &text) {
+                tracing::warn!(%error, "can't reach the store: this master does nothing new until it can");
+            }
+            let known = progress.trouble.as_deref() == Some(&text);
+            progress.trouble = Some(text.into());
+            was_connected || !known
+        });
     }
 
     /// One snapshot and the watch behind it, until that breaks.
@@ -154,14 +181,19 @@ impl Mirror {
             Err(error) => return error,
         };
         let before = self.view.load_full();
-        if snapshot.revision < before.revision() {
+        let first = !self.progress.borrow().started;
+        let restored = !first
+            && self
+                .entries
+                .are_contradicted_by(&snapshot, before.revision());
+        if restored {
             tracing::error!(
                 known = before.revision(),
                 found = snapshot.revision,
                 "the store went back in time (restored from a backup?); following it"
             );
         }
-        let first = !self.progress.borrow().started;
+        let history = self.entries.replace(&snapshot);
         let (view, changes) = before.replace(&snapshot, Instant::now());
         if first {
             tracing::info!(
@@ -170,10 +202,23 @@ impl Mirror {
                 "read the roster"
             );
         }
-        if first || view.revision() < before.revision() {
-            self.feed.start_at(view.revision());
+        if self.complaint.is_over() {
+            tracing::info!("reached the store");
         }
-        self.publish(view, changes, true);
+        if restored {
+            let revision = view.revision();
+            // Told by snapshots of this view, not by changes from one history to another.
+            self.publish(view, Vec::new(), true);
+            self.feed.restart_at(revision, history);
+            self.digest_due = Some(Instant::now() + DIGEST_PACE);
+        } else {
+            if first {
+                self.feed.start_at(view.revision());
+            }
+            // Noted before anybody sees the view, who could ask for its history.
+            self.feed.skip_to(view.revision(), history);
+            self.publish(view, changes, true);
+        }
         backoff.reset();
         loop {
             let digest_due = self.digest_due;
@@ -187,6 +232,8 @@ impl Mirror {
             tokio::select! {
                 events = watch.next() => match events {
                     Ok(events) => {
+                        let marks = self.entries.apply(&events);
+                        self.feed.go_on(marks, events.revision);
                         let (view, changes) = self.view.load().apply(&events, Instant::now());
                         self.publish(view, changes, true);
                     }
@@ -207,6 +254,7 @@ impl Mirror {
             revision: view.revision(),
             started: true,
             connected,
+            trouble: None,
         };
         self.view.store(Arc::new(view));
         self.progress.send_replace(progress);
@@ -231,5 +279,44 @@ impl Mirror {
             });
         }
         self.digested = view;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{EtcdOptions, etcd::EtcdStore};
+
+    #[tokio::test]
+    async fn why_a_store_was_never_reached_is_known_within_two_seconds() {
+        // Nobody listens behind the first; the second accepts and says nothing.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = closed.local_addr().unwrap().to_string();
+        drop(closed);
+        for (address, why) in [
+            (address, "refused"),
+            (deaf.local_addr().unwrap().to_string(), "in time"),
+        ] {
+            let store = EtcdStore::new(std::slice::from_ref(&address), "/", EtcdOptions::default());
+            let (roster, mirror) = Roster::new(Arc::new(store.unwrap()));
+            let token = CancellationToken::new();
+            let task = tokio::spawn(mirror.run(token.clone()));
+            let mut changes = roster.changes();
+            let told = tokio::time::timeout(Duration::from_secs(2), async {
+                while roster.trouble().is_none() {
+                    assert!(changes.next().await);
+                }
+            });
+            told.await.expect("it is told within two seconds");
+            let trouble = roster.trouble().unwrap();
+            assert!(
+                trouble.contains(why) && trouble.contains(&address),
+                "{trouble}"
+            );
+            assert!(!roster.started() && !roster.connected());
+            token.cancel();
+            task.await.unwrap();
+        }
     }
 }

@@ -263,15 +263,16 @@ impl EnsembleService for Service {
         &self,
         request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let revision = request.into_inner().revision;
-        if revision < 0 {
+        let request = request.into_inner();
+        if request.revision < 0 {
             return Err(Error::from(Invalid::new("revision", "is negative")).into());
         }
         self.view()?;
         let token = self.context.token.clone();
-        let messages = watch::stream(&self.context.roster, revision);
+        let messages = watch::stream(&self.context.roster, request);
         let messages = alive(messages, |last| WatchResponse {
             revision: last.revision,
+            history: last.history.clone(),
             event: None,
         });
         Ok(Response::new(Box::pin(until_stop(messages, token))))

@@ -4,11 +4,11 @@ use super::convert;
 use crate::{
     action::wire,
     error::Error,
-    roster::{Candidate, Change, Followed, Notice, Notices, Roster, View},
+    roster::{Candidate, Change, Feed, Followed, Notice, Notices, Place, Roster, View},
 };
 use futures::{Stream, stream};
 use kontrol_proto::v1::{
-    WatchResponse,
+    WatchRequest, WatchResponse,
     watch_response::{
         ActionFinished, ActionStarted, CallbackFinished, CallbackStarted, DigestChanged, Event,
         LeaderChanged, PodChanged, PodJoined, PodLeft, Snapshot,
@@ -17,27 +17,29 @@ use kontrol_proto::v1::{
 use std::{collections::VecDeque, sync::Arc};
 use tonic::Status;
 
-/// Follows a roster from behind a revision, or from a snapshot where that is 0 or forgotten.
+/// Follows a roster from behind a revision, or from a snapshot where that is 0, forgotten, or of another history.
 pub(super) fn stream(
     roster: &Roster,
-    behind: i64,
+    request: WatchRequest,
 ) -> impl Stream<Item = Result<WatchResponse, Status>> + Send + use<> {
     // Followed first and looked at second: nothing between the two is lost, and what the snapshot shows already is
     // passed over by its revision.
-    let known = roster.peek().revision();
-    let mut followed = roster
-        .feed()
-        .follow((1..=known).contains(&behind).then_some(behind));
+    let mut followed = roster.feed().follow(place(&request));
     let mut waiting = VecDeque::new();
     let mut shown = 0;
     let missed = followed.missed.take();
+    let teller = Teller {
+        tells_history: request.history.is_some(),
+        feed: roster.feed().clone(),
+    };
     if missed.is_none() {
         let view = roster.view();
         shown = view.revision();
-        waiting.push_back(snapshot(&view));
+        waiting.push_back(teller.snapshot(&view));
     }
     let watcher = Watcher {
         roster: roster.clone(),
+        teller,
         missed: missed.unwrap_or_default().into(),
         followed,
         waiting,
@@ -50,8 +52,19 @@ pub(super) fn stream(
     })
 }
 
+/// Where a caller was; none where it begins, or names a history that no master tells.
+fn place(request: &WatchRequest) -> Option<Place> {
+    let history = match request.history.as_deref() {
+        None | Some("") => None,
+        Some(text) => Some(text.parse().ok()?),
+    };
+    let revision = request.revision;
+    (revision > 0).then_some(Place { revision, history })
+}
+
 struct Watcher {
     roster: Roster,
+    teller: Teller,
     /// Batches to be told before those that follow.
     missed: VecDeque<Arc<Notices>>,
     followed: Followed,
@@ -71,13 +84,18 @@ impl Watcher {
                 return None;
             }
             if let Some(notices) = self.missed.pop_front() {
-                self.waiting = messages(&self.roster.view(), &notices);
+                self.waiting = self.teller.messages(&self.roster.view(), &notices);
                 continue;
             }
             match self.followed.next().await? {
+                Ok(notices) if matches!(notices.notices[..], [Notice::Restored]) => {
+                    let view = self.roster.view();
+                    self.shown = view.revision();
+                    self.waiting = [self.teller.snapshot(&view)].into();
+                }
                 Ok(notices) => {
                     if notices.revision > self.shown || !notices.is_roster() {
-                        self.waiting = messages(&self.roster.view(), &notices);
+                        self.waiting = self.teller.messages(&self.roster.view(), &notices);
                     }
                 }
                 Err(_) => {
@@ -92,39 +110,55 @@ impl Watcher {
     }
 }
 
-fn snapshot(view: &View) -> WatchResponse {
-    let members = view.pods().filter_map(|pod| view.member(pod.key()));
-    let leader = view.leader();
-    WatchResponse {
-        revision: view.revision(),
-        event: Some(Event::Snapshot(Snapshot {
+/// Puts into words what a watch is told.
+struct Teller {
+    /// Whether each message says which history its revision belongs to.
+    tells_history: bool,
+    feed: Feed,
+}
+
+impl Teller {
+    fn message(&self, revision: i64, event: Option<Event>) -> WatchResponse {
+        let history = self.tells_history.then(|| self.feed.history(revision));
+        WatchResponse {
+            revision,
+            history: history.flatten().map(|history| history.to_string()),
+            event,
+        }
+    }
+
+    fn snapshot(&self, view: &View) -> WatchResponse {
+        let members = view.pods().filter_map(|pod| view.member(pod.key()));
+        let leader = view.leader();
+        let snapshot = Snapshot {
             pods: members
                 .map(|member| convert::member(view, member))
                 .collect(),
             leader: leader.map(|leader| convert::master(&leader.master)),
             epoch: leader.map_or(0, |leader| leader.epoch),
             digest: view.digest().to_string(),
-        })),
+        };
+        self.message(view.revision(), Some(Event::Snapshot(snapshot)))
+    }
+
+    /// The messages of a batch. Each carries the revision to go on from: only the last one of a batch carries its
+    /// revision, so that who is cut off before it is told all of it again, by whichever master.
+    fn messages(&self, view: &View, notices: &Notices) -> VecDeque<WatchResponse> {
+        let last = notices.notices.len().saturating_sub(1);
+        let message = |(index, notice): (usize, &Notice)| {
+            let revision = if index < last {
+                notices.behind
+            } else {
+                notices.revision
+            };
+            self.message(revision, event(view, notice))
+        };
+        notices.notices.iter().enumerate().map(message).collect()
     }
 }
 
-/// The messages of a batch. Each carries the revision to go on from: only the last one of a batch carries its revision,
-/// so that who is cut off before it is told all of it again, by whichever master.
-fn messages(view: &View, notices: &Notices) -> VecDeque<WatchResponse> {
-    let last = notices.notices.len().saturating_sub(1);
-    let message = |(index, notice): (usize, &Notice)| WatchResponse {
-        revision: if index < last {
-            notices.behind
-        } else {
-            notices.revision
-        },
-        event: Some(event(view, notice)),
-    };
-    notices.notices.iter().enumerate().map(message).collect()
-}
-
-fn event(view: &View, notice: &Notice) -> Event {
-    match notice {
+fn event(view: &View, notice: &Notice) -> Option<Event> {
+    Some(match notice {
         Notice::Change(Change::Joined(member)) => Event::PodJoined(PodJoined {
             pod: Some(convert::member(view, member)),
         }),
@@ -155,7 +189,9 @@ fn event(view: &View, notice: &Notice) -> Event {
         Notice::CallbackFinished(run) => Event::CallbackFinished(CallbackFinished {
             run: Some(run.clone()),
         }),
-    }
+        // Comes alone, and is told by a snapshot.
+        Notice::Restored => return None,
+    })
 }
 
 fn leader_changed(leader: Option<&Candidate>) -> LeaderChanged {
@@ -166,25 +202,4 @@ fn leader_changed(leader: Option<&Candidate>) -> LeaderChanged {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_is_cut_off_within_a_batch_goes_on_from_before_all_of_it() {
-        let batch = |behind, revision| Notices {
-            behind,
-            revision,
-            notices: vec![Notice::Change(Change::Leader(None)); 3],
-        };
-        let revisions = |batch: Notices| -> Vec<i64> {
-            let messages = messages(&View::default(), &batch);
-            messages.iter().map(|message| message.revision).collect()
-        };
-        assert_eq!(revisions(batch(6, 7)), [6, 6, 7]);
-        assert_eq!(
-            revisions(batch(4, 9)),
-            [4, 4, 9],
-            "of revisions 5 to 9, the first may be of any"
-        );
-    }
-}
+mod tests;

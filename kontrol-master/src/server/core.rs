@@ -86,8 +86,8 @@ impl Core {
             interval: settings.interval(),
             detached: detachments,
         });
-        let (committer, committer_task) =
-            Committer::new(Arc::clone(&store), roster.clone(), Arc::clone(&id));
+        let hurried = store::serving(&store, settings.patience());
+        let (committer, committer_task) = Committer::new(hurried, roster.clone(), Arc::clone(&id));
         let keepalives = Keepalives::new(
             me,
             roster.clone(),

@@ -62,12 +62,16 @@ impl EtcdStore {
         prefix: impl Into<Arc<str>>,
         options: EtcdOptions,
     ) -> Result<Self, StoreError> {
-        Ok(Self {
+        Ok(Self::of(Members::new(endpoints, options)?, prefix))
+    }
+
+    fn of(members: Members, prefix: impl Into<Arc<str>>) -> Self {
+        Self {
             prefix: prefix.into(),
-            members: Arc::new(Members::new(endpoints, options)?),
+            members: Arc::new(members),
             leases: Arc::default(),
             deadline: CALL_TIMEOUT,
-        })
+        }
     }
 
     fn key(&self, key: &str) -> String {

@@ -155,7 +155,10 @@ async fn shutdown_drops_what_does_not_end_in_time() {
         .await
         .unwrap();
     let mut watch = grpc
-        .watch(WatchRequest { revision: STUBBORN })
+        .watch(WatchRequest {
+            revision: STUBBORN,
+            history: None,
+        })
         .await
         .unwrap()
         .into_inner();

@@ -119,6 +119,7 @@ fn left(revision: i64, payload: &str) -> WatchResponse {
     };
     WatchResponse {
         revision,
+        history: None,
         event: Some(Event::PodLeft(left)),
     }
 }

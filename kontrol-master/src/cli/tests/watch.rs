@@ -21,6 +21,7 @@ use tonic::Status;
 fn message(revision: i64, event: Event) -> Result<WatchResponse, Status> {
     Ok(WatchResponse {
         revision,
+        history: Some(format!("h{revision}")),
         event: Some(event),
     })
 }
@@ -106,10 +107,10 @@ async fn watch_goes_on_behind_the_last_revision_when_it_breaks() {
     assert_eq!(
         master.script.asked()[..4],
         [
-            "WatchRequest { revision: 0 }",
-            "WatchRequest { revision: 9 }",
-            "WatchRequest { revision: 9 }",
-            "WatchRequest { revision: 10 }"
+            r#"WatchRequest { revision: 0, history: Some("") }"#,
+            r#"WatchRequest { revision: 9, history: Some("h9") }"#,
+            r#"WatchRequest { revision: 9, history: Some("h9") }"#,
+            r#"WatchRequest { revision: 10, history: Some("h10") }"#
         ]
     );
     let notes: Vec<&str> = ran.err.lines().collect();
@@ -163,7 +164,10 @@ async fn watch_is_ndjson_for_a_program() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(master.script.asked()[0], "WatchRequest { revision: 4 }");
+    assert_eq!(
+        master.script.asked()[0],
+        r#"WatchRequest { revision: 4, history: Some("") }"#
+    );
     assert_eq!(lines[1]["podJoined"]["pod"]["id"], "web-1");
     assert_eq!(lines[3]["podLeft"]["reason"], "LEAVE_REASON_LOST");
     assert_eq!(

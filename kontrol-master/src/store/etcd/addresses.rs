@@ -19,7 +19,7 @@ use tokio::time::timeout;
 /// Most addresses of one name that are used.
 const MOST_ADDRESSES: usize = 16;
 
-type Resolve = fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
+pub(super) type Resolve = fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
 
 /// A member, or several, as a person names them.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Name {
         Self::with(text, system)
     }
 
-    fn with(text: &str, resolve: Resolve) -> Result<Self, String> {
+    pub(super) fn with(text: &str, resolve: Resolve) -> Result<Self, String> {
         let found = text.parse().into_iter().collect();
         let (host, port) = text
             .rsplit_once(':')

@@ -9,7 +9,14 @@ use super::{
 use crate::store::EtcdOptions;
 use etcd_client::{Channel, Client, ConnectOptions, Error};
 use hyper_util::rt::TokioIo;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{net::TcpStream, time::timeout};
 use tonic::{Code, transport::Endpoint};
 
@@ -55,14 +62,26 @@ async fn connect(
         let files = tls::read(files).await.map_err(Failure::Refused)?;
         endpoint = endpoint.tls_config(files).map_err(refused)?;
     }
-    let dial = tower::service_fn(move |_| async move {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        Ok::<_, std::io::Error>(TokioIo::new(stream))
+    let dialled = Arc::new(AtomicBool::new(false));
+    let has_dialled = Arc::clone(&dialled);
+    let dial = tower::service_fn(move |_| {
+        let dialled = Arc::clone(&has_dialled);
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            dialled.store(true, Ordering::Relaxed);
+            stream.set_nodelay(true)?;
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
     });
     let channel = match timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(dial)).await {
         Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => return Err(Failure::Unreachable(unreachable(&innermost(&error)))),
+        Ok(Err(error)) => {
+            let cause = innermost(&error);
+            // With TCP up, it is TLS that failed.
+            let is_tls = options.tls.is_some() && dialled.load(Ordering::Relaxed);
+            let text = if is_tls { tls_failed(&cause) } else { cause };
+            return Err(Failure::Unreachable(text));
+        }
         Err(_) => return Err(Failure::Unreachable("no connection in time".into())),
     };
     // A member without a leader says so at once, rather than after a time-out.
@@ -89,17 +108,13 @@ async fn connect(
     Ok(client)
 }
 
-/// Adds what to look at, where the cause alone leaves that open.
-fn unreachable(cause: &str) -> String {
-    if cause.contains("InvalidContentType") {
-        return format!(
-            "{cause} (it does not speak TLS: is KONTROL_ETCD_CACERT meant for another etcd?)"
-        );
-    }
+/// Adds what to look at, which the cause alone leaves open.
+fn tls_failed(cause: &str) -> String {
     if cause.contains("certificate") {
-        return format!(
-            "{cause} (is it in the authority of KONTROL_ETCD_CACERT, valid, and for this name?)"
-        );
+        format!(
+            "{cause} (is it signed by KONTROL_ETCD_CACERT, not yet over, and for this very name?)"
+        )
+    } else {
+        format!("{cause} (does this etcd speak TLS? KONTROL_ETCD_CACERT is for one that does)")
     }
-    cause.to_owned()
 }

@@ -81,6 +81,8 @@ struct Member {
     /// What it is called in errors and logs.
     label: String,
     connection: ArcSwap<Slot>,
+    /// It has answered once, so it speaks as we do.
+    has_answered: AtomicBool,
 }
 
 type Connecting = Shared<BoxFuture<'static, Result<Client, Failure>>>;
@@ -107,15 +109,19 @@ impl Members {
             ));
         }
         let names = endpoints.iter().map(|text| Name::new(text));
-        Ok(Self {
-            names: names
-                .collect::<Result<_, _>>()
-                .map_err(StoreError::Refused)?,
+        let names = names.collect::<Result<_, _>>();
+        Ok(Self::of(names.map_err(StoreError::Refused)?, options))
+    }
+
+    /// The members that these names stand for.
+    pub(super) fn of(names: Vec<Name>, options: EtcdOptions) -> Self {
+        Self {
+            names,
             known: ArcSwap::default(),
             failed: AtomicBool::new(false),
             looked_up: Mutex::default(),
             options: Arc::new(options),
-        })
+        }
     }
 
     /// Calls the member in use, and the next ones when it fails, until the deadline.
@@ -309,8 +315,23 @@ impl Members {
             Err(_) => return Err(Failure::Elsewhere("does not let us in in time".into())),
         };
         match timeout_at(limits.end, send(client)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(error.into()),
+            Ok(Ok(answer)) => {
+                member.has_answered.store(true, Ordering::Relaxed);
+                Ok(answer)
+            }
+            Ok(Err(error)) => Err(match Failure::from(error) {
+                // What etcd hangs up with on who should have begun with TLS.
+                Failure::Unclear(text) | Failure::Unreachable(text)
+                    if self.options.tls.is_none()
+                        && !text.contains("etcdserver")
+                        && !member.has_answered.load(Ordering::Relaxed) =>
+                {
+                    Failure::Unclear(format!(
+                        "{text} (does this etcd want TLS? then name its authority, KONTROL_ETCD_CACERT)"
+                    ))
+                }
+                failure => failure,
+            }),
             Err(_) => Err(Failure::Unclear("no answer in time".into())),
         }
     }
@@ -355,6 +376,7 @@ impl Member {
             name: name.to_owned(),
             address,
             connection: ArcSwap::default(),
+            has_answered: AtomicBool::new(false),
         }
     }
 

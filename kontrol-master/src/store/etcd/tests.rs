@@ -1,9 +1,10 @@
 //! The etcd store on real etcd servers: the conformance suite, and what only a server on a network can do to its users.
 
 mod server;
+mod tls;
 
 use self::server::{Etcd, is_missing, unique_app};
-use super::*;
+use super::{addresses::Name, *};
 use crate::store::{
     Event, Events, SharedStore,
     conformance::{Bench, commit, committed, conformance, events_to, put, texts, txn},
@@ -360,6 +361,55 @@ async fn a_paused_or_dead_member_costs_one_deadline_and_no_lease() {
         Event::Delete { .. } => false,
     };
     assert!(events.iter().any(is_end), "{events:?}");
+}
+
+/// The addresses that the name of the next test stands for.
+static BEHIND_ONE_NAME: OnceLock<Vec<std::net::SocketAddr>> = OnceLock::new();
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_address_of_a_name_is_a_member() {
+    if is_missing() {
+        return;
+    }
+    let mut etcd = Etcd::start(3);
+    let addresses = etcd.endpoints();
+    let addresses = addresses.iter().map(|text| text.parse().unwrap());
+    BEHIND_ONE_NAME.set(addresses.collect()).unwrap();
+    let name = Name::with("etcd.test:1", |_, _| {
+        Ok(BEHIND_ONE_NAME.get().unwrap().clone())
+    });
+    let members = Members::of(vec![name.unwrap()], EtcdOptions::default());
+    let store: SharedStore = Arc::new(EtcdStore::of(members, unique_app()));
+    commit(&store, [put("n", "start")]).await;
+    etcd.pause(0);
+    let outcomes = commits(&store, 5).await;
+    let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+    assert!(failed <= 2, "{outcomes:?}");
+    etcd.resume(0);
+    // A member alone answers, but not as etcd does with a majority.
+    etcd.kill(1);
+    at_last(|| store.commit(txn([], [put("n", "end")]))).await;
+    at_last(|| store.snapshot()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_takes_no_longer_than_whom_it_serves_waits() {
+    if is_missing() {
+        return;
+    }
+    let etcd = Etcd::start(1);
+    let store = store(&etcd);
+    let hurried = crate::store::serving(&store, Duration::from_millis(250));
+    commit(&hurried, [put("n", "start")]).await;
+    etcd.pause(0);
+    let start = Instant::now();
+    let error = hurried.commit(txn([], [put("n", "1")])).await.unwrap_err();
+    assert!(matches!(error, StoreError::Indeterminate(_)), "{error}");
+    let error = hurried.snapshot().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+    assert!(start.elapsed() < CALL_TIMEOUT, "{:?}", start.elapsed());
+    etcd.resume(0);
+    at_last(|| hurried.snapshot()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -53,12 +53,16 @@ pub(in crate::store) fn is_missing() -> bool {
 pub(in crate::store) struct Etcd {
     members: Vec<Member>,
     dir: tempfile::TempDir,
+    /// The folder of its certificate and of who may be its client, when it speaks TLS.
+    tls: Option<std::path::PathBuf>,
     /// Nobody will drop this one, so its guard removes the directory.
     forever: bool,
 }
 
 struct Member {
     ports: (u16, u16),
+    /// Where it tells its health: in clear, even when it speaks TLS.
+    health: u16,
     running: Option<Running>,
 }
 
@@ -84,22 +88,30 @@ impl Etcd {
     /// Chooses ports and directories, but starts nothing.
     pub(in crate::store) fn prepare(members: usize) -> Self {
         // All are bound at once, so that none is chosen twice.
-        let listeners: Vec<_> = (0..members * 2)
+        let listeners: Vec<_> = (0..members * 3)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
             .collect();
         let ports: Vec<u16> = listeners
             .iter()
             .map(|listener| listener.local_addr().unwrap().port())
             .collect();
-        let member = |pair: &[u16]| Member {
-            ports: (pair[0], pair[1]),
+        let member = |three: &[u16]| Member {
+            ports: (three[0], three[1]),
+            health: three[2],
             running: None,
         };
         Self {
-            members: ports.chunks(2).map(member).collect(),
+            members: ports.chunks(3).map(member).collect(),
             dir: tempfile::tempdir().unwrap(),
+            tls: None,
             forever: false,
         }
+    }
+
+    /// Has it speak TLS with `server.pem` and `server.key` of this folder, to clients whom `ca.pem` signed.
+    pub(in crate::store) fn with_tls(mut self, folder: &Path) -> Self {
+        self.tls = Some(folder.to_owned());
+        self
     }
 
     /// Starts what was prepared.
@@ -128,13 +140,13 @@ impl Etcd {
             .map(|(n, member)| format!("m{n}={}", url(member.ports.1)))
             .collect();
         let (client, peer) = self.members[n].ports;
-        let mut guard = Command::new("sh")
+        let mut guard = Command::new("sh");
+        let mut client = url(client);
+        guard
             .args(["-c", GUARD, "guard"])
             .args(["--name", &format!("m{n}")])
             .arg("--data-dir")
             .arg(self.dir.path().join(format!("m{n}")))
-            .args(["--listen-client-urls", &url(client)])
-            .args(["--advertise-client-urls", &url(client)])
             .args(["--listen-peer-urls", &url(peer)])
             .args(["--initial-advertise-peer-urls", &url(peer)])
             .args(["--initial-cluster", &cluster.join(",")])
@@ -149,9 +161,23 @@ impl Etcd {
                 },
             )
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::piped());
+        if let Some(folder) = &self.tls {
+            client = client.replace("http:", "https:");
+            guard
+                .arg("--client-cert-auth")
+                .arg("--trusted-ca-file")
+                .arg(folder.join("ca.pem"))
+                .arg("--cert-file")
+                .arg(folder.join("server.pem"))
+                .arg("--key-file")
+                .arg(folder.join("server.key"))
+                .args(["--listen-metrics-urls", &url(self.members[n].health)]);
+        }
+        guard
+            .args(["--listen-client-urls", &client])
+            .args(["--advertise-client-urls", &client]);
+        let mut guard = guard.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(guard.stdout.take().unwrap())
             .read_line(&mut line)
@@ -169,7 +195,13 @@ impl Etcd {
 
     fn wait_until_healthy(&self, n: usize) {
         let end = Instant::now() + START_TIMEOUT;
-        while !is_healthy(self.members[n].ports.0) {
+        let member = &self.members[n];
+        let port = if self.tls.is_some() {
+            member.health
+        } else {
+            member.ports.0
+        };
+        while !is_healthy(port) {
             if Instant::now() > end {
                 let log = std::fs::read_to_string(self.log(n)).unwrap_or_default();
                 panic!("etcd did not start:\n{log}");
