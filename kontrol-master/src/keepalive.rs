@@ -2,10 +2,17 @@
 //!
 //! A keepalive that says nothing new costs no store work: it is answered from the roster once the leader counts it. All
 //! others go through the committer, and are answered once this master's own roster shows what they changed.
+//!
+//! This master's roster may be behind, and so may the leader's. So whoever writes a record tells the leader of it before
+//! the keepalive is answered, and whoever answers that a record holds hears from the leader that it knows of no later one.
+//! Where it does, and for goodbyes and refusals always, the store decides.
 
 pub mod committer;
+mod contest;
 mod draft;
 pub mod plan;
+#[cfg(test)]
+mod tests;
 
 pub use committer::{Committer, CommitterTask};
 
@@ -41,8 +48,8 @@ pub struct Accepted {
 /// What became of a keepalive.
 enum Decided {
     Accepted(Accepted),
-    /// It is to be decided about again, with the roster at this revision or behind it.
-    Again(Revision),
+    /// It was held against a record that may not be the one in the store: this master's view was behind.
+    Again,
 }
 
 /// The intake. Cheap to clone.
@@ -88,13 +95,11 @@ impl Keepalives {
             ));
         }
         let now = Instant::now();
+        let mut settle = false;
         for _ in 0..MAX_DECISIONS {
-            match self.decide(&report, now).await? {
+            match self.decide(&report, now, settle).await? {
                 Decided::Accepted(accepted) => return Ok(accepted),
-                // Held against a record that is no longer the one in the store: this master's view was behind.
-                Decided::Again(revision) => {
-                    self.roster.caught_up(revision, CATCH_UP_LIMIT).await;
-                }
+                Decided::Again => settle = true,
             }
         }
         Err(Error::Unavailable(
@@ -102,29 +107,26 @@ impl Keepalives {
         ))
     }
 
-    /// Decides about a keepalive as this master's view is now.
-    async fn decide(&self, report: &Report, now: Instant) -> Result<Decided, Error> {
+    /// Decides about a keepalive as this master's view is now; where it is to be settled, as the store is.
+    async fn decide(&self, report: &Report, now: Instant, settle: bool) -> Result<Decided, Error> {
         let key = report.key();
-        let (plan, seq, sign) = self.plan(report, now);
-        let accepted = match plan {
+        let (plan, seq, sign, latest) = self.plan(report, now);
+        let accepted = Decided::Accepted(Accepted { key, seq });
+        match plan {
+            // It is the end of its pod, or of no pod that is there.
+            Plan::Remove | Plan::Bury | Plan::Nothing | Plan::Superseded | Plan::Kept => {
+                let (accepted, _) = self.write(report.clone(), now).await?;
+                Ok(Decided::Accepted(accepted))
+            }
+            Plan::Stale if sign.revision == 0 => Ok(accepted),
             // A keepalive that was overtaken proves as well that the pod lives; it just has nothing to say any more.
-            Plan::Refresh | Plan::Stale if sign.revision > 0 => {
-                if let Counted::Again(revision) = self.relay.count(sign).await? {
-                    return Ok(Decided::Again(revision));
-                }
-                Ok(Accepted { key, seq })
+            Plan::Refresh | Plan::Stale if latest && !settle => {
+                Ok(match self.relay.count(sign).await? {
+                    Counted::Yes => accepted,
+                    Counted::Again(_) => Decided::Again,
+                })
             }
-            Plan::Refresh | Plan::Stale | Plan::Nothing => Ok(Accepted { key, seq }),
-            Plan::Superseded => {
-                let view = self.roster.view();
-                let pod = view.member(key).map(|member| member.pod.as_ref());
-                Err(draft::superseded(report, pod))
-            }
-            Plan::Remove => {
-                let written = self.write(report.clone(), now).await;
-                written.map(|(accepted, _)| accepted)
-            }
-            Plan::Join | Plan::Update | Plan::Replace => {
+            Plan::Refresh | Plan::Stale | Plan::Join | Plan::Update | Plan::Replace => {
                 self.relay.check()?;
                 let written = self.write(report.clone(), now).await;
                 if plan == Plan::Update && matches!(written, Err(Error::Unavailable(_))) {
@@ -135,24 +137,24 @@ impl Keepalives {
                     self.relay.count(Sign { beat: 0, ..sign }).await?;
                 }
                 let (accepted, unchanged) = written?;
-                if let Some(revision) = unchanged {
+                if let Some(revision) = unchanged.filter(|revision| *revision > 0) {
                     // The store had it already, so that no record tells the leader of this one.
                     let sign = Sign {
                         revision,
                         attachment: 0,
                         ..sign
                     };
-                    if let Counted::Again(revision) = self.relay.count(sign).await? {
-                        return Ok(Decided::Again(revision));
+                    if let Counted::Again(_) = self.relay.count(sign).await? {
+                        return Ok(Decided::Again);
                     }
                 }
-                Ok(accepted)
+                Ok(Decided::Accepted(accepted))
             }
-        };
-        accepted.map(Decided::Accepted)
+        }
     }
 
-    /// Has a report written, and waits until the roster shows it. Also tells the revision when nothing had to be written.
+    /// Has a report decided against the store and written, tells the leader of that, and waits until the roster shows it. Also
+    /// tells the revision of the record where nothing had to be written.
     async fn write(
         &self,
         report: Report,
@@ -161,8 +163,14 @@ impl Keepalives {
         let (key, beat, down) = (report.key(), report.beat, report.down);
         let nonce = report.nonce.clone();
         let committed = self.committer.commit(report).await?;
-        let shown = self.roster.caught_up(committed.revision, CATCH_UP_LIMIT);
-        if shown.await
+        let revision = committed.revision;
+        let shown = self.roster.caught_up(revision, CATCH_UP_LIMIT);
+        let shown = if committed.unchanged {
+            shown.await
+        } else {
+            tokio::join!(shown, self.relay.written(key, revision)).0
+        };
+        if shown
             && !down
             && let Some(member) = self.roster.peek().member(key)
             // A newer incarnation may have come in between, and counts its own beats.
@@ -174,12 +182,12 @@ impl Keepalives {
             key,
             seq: committed.seq,
         };
-        Ok((accepted, committed.unchanged.then_some(committed.revision)))
+        Ok((accepted, committed.unchanged.then_some(revision)))
     }
 
-    /// Decides against the roster as it is; a refresh is noted at once. Also tells the pod's seq, and what the leader is
-    /// to count.
-    fn plan(&self, report: &Report, at: Instant) -> (Plan, u64, Sign) {
+    /// Decides against the roster as it is; a refresh is noted at once. Also tells the pod's seq, what the leader is to
+    /// count, and whether the roster shows the latest record that this master knows of.
+    fn plan(&self, report: &Report, at: Instant) -> (Plan, u64, Sign, bool) {
         let (key, beat) = (report.key(), report.beat);
         let view = self.roster.peek();
         let member = view.member(key);
@@ -188,7 +196,11 @@ impl Keepalives {
             Known {
                 pod: member.map(|member| member.pod.as_ref()),
                 beat: member.map_or(0, |member| member.heard.beat()),
-                departed: draft::departed(&view, key),
+                departed: view
+                    .tombstone(key)
+                    .and_then(|tombstone| tombstone.record.as_deref())
+                    .map(draft::departed),
+                ..Known::default()
             },
         );
         if let (Plan::Refresh | Plan::Stale, Some(member)) = (plan, member) {
@@ -202,6 +214,12 @@ impl Keepalives {
             attachment: member.map_or(0, |member| member.heard.attachment()),
             at,
         };
-        (plan, member.map_or(0, |member| member.pod.seq()), sign)
+        let latest = member.is_none_or(|member| member.is_latest(sign.revision));
+        (
+            plan,
+            member.map_or(0, |member| member.pod.seq()),
+            sign,
+            latest,
+        )
     }
 }

@@ -18,7 +18,7 @@ use std::{
     collections::{BinaryHeap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -65,6 +65,8 @@ pub struct Heard {
     beat: AtomicU64,
     master: AtomicU64,
     attachment: AtomicU64,
+    /// The latest revision of the pod's record that was told of, which the roster need not show yet; 0: none.
+    written: AtomicI64,
 }
 
 impl Heard {
@@ -76,7 +78,23 @@ impl Heard {
             beat: AtomicU64::new(0),
             master: AtomicU64::new(0),
             attachment: AtomicU64::new(0),
+            written: AtomicI64::new(0),
         }
+    }
+
+    /// Since when this master knows the incarnation.
+    pub fn since(&self) -> Instant {
+        self.origin
+    }
+
+    /// The pod's record was written, or deleted, by this revision: whoever knows an older one is behind.
+    pub fn wrote(&self, revision: i64) {
+        self.written.fetch_max(revision, Ordering::AcqRel);
+    }
+
+    /// Whether nothing was told of that is newer than this revision of the pod's record.
+    pub fn is_latest(&self, revision: i64) -> bool {
+        self.written.load(Ordering::Acquire) <= revision
     }
 
     /// The pod's channel was opened. Attachments are numbered, so that an older one never overwrites a newer one.

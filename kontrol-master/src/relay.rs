@@ -45,6 +45,9 @@ use way::{Sight, Way};
 
 /// How many keepalives may wait for a batch; more are refused.
 const QUEUE: usize = 65_536;
+/// How long a written record waits until the leader knows of it. Missing that does little harm: it is stored, and the
+/// leader sees it a moment later.
+const WRITTEN_LIMIT: Duration = Duration::from_millis(100);
 
 /// How this master and the leader are linked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +113,8 @@ struct Item {
     sign: Sign,
     /// The attachment ended then: no sign of life.
     detached: bool,
+    /// The record was written, or deleted, by that revision: no sign of life.
+    written: bool,
     /// Who waits for the answer.
     answer: Option<oneshot::Sender<Counted>>,
 }
@@ -258,11 +263,40 @@ impl Relay {
         }
     }
 
+    /// Makes the leader know that a pod's record was written, before anyone is told: what other masters hear of the pod from
+    /// then on they must not hold against an older one. Where the leader can't be told, it learns it from the store.
+    pub async fn written(&self, key: PodKey, revision: Revision) {
+        if let Some(member) = self.roster.peek().member(key) {
+            member.heard.wrote(revision);
+        }
+        match self.way() {
+            Way::Stream | Way::Both => {}
+            Way::Here | Way::Detour | Way::Refuse => return,
+        }
+        let (sender, answer) = oneshot::channel();
+        let item = Item {
+            sign: Sign {
+                key,
+                revision,
+                beat: 0,
+                attachment: 0,
+                at: Instant::now(),
+            },
+            detached: false,
+            written: true,
+            answer: Some(sender),
+        };
+        if self.stream.try_send(item).is_ok() {
+            let _ = timeout(WRITTEN_LIMIT, answer).await;
+        }
+    }
+
     /// Tells the leader that an attachment ended without a goodbye. Where that can't be told, the pod's TTL decides.
     pub fn detached(&self, sign: Sign) {
         let item = Item {
             sign,
             detached: true,
+            written: false,
             answer: None,
         };
         // A full queue is of keepalives, which matter more.
@@ -293,13 +327,13 @@ impl Relay {
 }
 
 /// Counts a sign that a peer heard, on the leader. False when the record that it was held against is known to be gone or
-/// to be written anew.
+/// to be written anew, though the view may not show that yet.
 pub fn hear(view: &View, sign: Sign, master: Instance) -> bool {
     let Some(member) = view.member(sign.key) else {
         // A record that this view doesn't show yet gives its pod a full TTL once it does.
         return sign.revision > view.revision();
     };
-    if sign.revision < member.mod_revision {
+    if sign.revision < member.mod_revision || !member.heard.is_latest(sign.revision) {
         return false;
     }
     member.heard.touch(sign.at, sign.beat, Some(master));
@@ -312,6 +346,7 @@ fn hand(queue: &mpsc::Sender<Item>, sign: Sign) -> Result<oneshot::Receiver<Coun
     let item = Item {
         sign,
         detached: false,
+        written: false,
         answer: Some(sender),
     };
     queue

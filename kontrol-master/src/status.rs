@@ -1,6 +1,6 @@
 //! How the callback fares, as every master tells it: written by the term on the leader, by the relay elsewhere.
 
-use crate::roster::{Feed, Notice, Notices, Roster, view::millis};
+use crate::roster::{Notice, Roster, view::millis};
 use kontrol_proto::v1::CallbackStatus;
 use prost_types::Timestamp;
 use std::time::SystemTime;
@@ -52,13 +52,13 @@ impl Status {
         let mut before = follow.borrow_and_update().clone();
         while let Some(Ok(())) = token.run_until_cancelled(follow.changed()).await {
             let after = follow.borrow_and_update().clone();
-            publish(roster.feed(), roster.peek().revision(), &before, &after);
+            roster.feed().announce(notices(&before, &after));
             before = after;
         }
     }
 }
 
-fn publish(feed: &Feed, revision: i64, before: &CallbackStatus, after: &CallbackStatus) {
+fn notices(before: &CallbackStatus, after: &CallbackStatus) -> Vec<Notice> {
     let mut notices = Vec::new();
     let start = |status: &CallbackStatus| status.last_run.as_ref().and_then(|run| run.start);
     if let Some(run) = &after.last_run
@@ -73,11 +73,7 @@ fn publish(feed: &Feed, revision: i64, before: &CallbackStatus, after: &Callback
     if after.running_since.is_some() && after.running_since != before.running_since {
         notices.push(Notice::CallbackStarted(after.running_digest.clone()));
     }
-    feed.publish(Notices {
-        behind: revision,
-        revision,
-        notices,
-    });
+    notices
 }
 
 /// A moment of the monotonic clock as wall-clock time, for display.

@@ -8,6 +8,7 @@
 //! masters/<id>     a live master (JSON: id, address), bound to its lease
 //! removals         the last removals and their reasons, written by the transaction that removes
 //! relay/<master>   what a master heard that can't reach the leader, see `roster::view::relayed`
+//! removals/<key>   who left last from a key where no pod is now, see `roster::view::RemovalRecord`
 //! actions/<id>     an action and who carries it, see `model::action`; bound to a lease where the store has those
 //! ```
 //!

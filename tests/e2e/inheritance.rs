@@ -59,11 +59,7 @@ async fn blocked_and_ignored_signals_change_nothing_and_are_not_passed_on() {
     );
     let api = cluster.api(0);
     eventually(SOON, "a master", async || Ok(api.ensemble().await?)).await;
-    let arguments = [
-        &["--master", &address, "--id", "a"][..],
-        &LABELS,
-    ]
-    .concat();
+    let arguments = [&["--master", &address, "--id", "a"][..], &LABELS].concat();
     let mut slave = Process::spawn(
         "slave",
         &mut behind(&SIGNALS, "kontrol-slave", &arguments),
@@ -132,14 +128,7 @@ async fn each_may_open_what_it_may_and_passes_on_what_it_was_given() {
     eventually(SOON, "a master", async || Ok(api.ensemble().await?)).await;
     // 256 commands at once take more than the soft limit.
     let arguments = [
-        &[
-            "--master",
-            &address,
-            "--id",
-            "a",
-            "--max-actions",
-            "256",
-        ][..],
+        &["--master", &address, "--id", "a", "--max-actions", "256"][..],
         &LABELS,
     ]
     .concat();
@@ -170,11 +159,7 @@ async fn a_limit_on_the_size_of_files_kills_neither_a_slave_nor_its_commands() {
     let cluster = Cluster::on("memory:").patient().start().await;
     let address = cluster.masters[0].address();
     let none = ["sh", "-c", r#"ulimit -f 0 && exec "$@""#, "sh"];
-    let arguments = [
-        &["--master", &address, "--id", "a"][..],
-        &LABELS,
-    ]
-    .concat();
+    let arguments = [&["--master", &address, "--id", "a"][..], &LABELS].concat();
     let mut slave = Process::spawn(
         "slave",
         &mut behind(&none, "kontrol-slave", &arguments),

@@ -4,13 +4,19 @@
 //! something else was quicker, the store answers with the records as they are, and the decision is made again from
 //! those. After an unclear answer the records are read back and the same happens: a change that was committed after
 //! all then asks for nothing more.
+//!
+//! A report whose caller is gone is not decided anew: whoever sent it says it again, or is dead, and then a newer
+//! incarnation may have its place by now. A goodbye is the last word of its pod, and stands.
 
-use super::draft::{Committed, Decision, Draft, Records};
+use super::{
+    contest::{Contests, Refusal, Warning},
+    draft::{Answer, Committed, Decision, Draft, MAX_PLACES, Records},
+};
 use crate::{
     error::Error,
-    model::Report,
+    model::{Incarnation, Report},
     roster::Roster,
-    store::{MAX_TXN_BYTES, MAX_TXN_OPS, Outcome, SharedStore, StoreError},
+    store::{MAX_TXN_BYTES, Outcome, Revision, SharedStore, StoreError},
 };
 use std::{
     collections::{HashSet, VecDeque},
@@ -19,7 +25,7 @@ use std::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -27,8 +33,6 @@ use tokio_util::sync::CancellationToken;
 const QUEUE: usize = 8192;
 /// How long a keepalive waits to be written. It may be written all the same; sent again it then changes nothing.
 const COMMIT_LIMIT: Duration = Duration::from_secs(5);
-/// How many pods one transaction takes: beside them it has the counter and the removals to write.
-const MAX_BATCH: usize = MAX_TXN_OPS - 3;
 /// How often a batch is decided anew before its callers are told to try again.
 const MAX_ATTEMPTS: usize = 64;
 
@@ -44,6 +48,14 @@ struct Request {
     reply: oneshot::Sender<Result<Committed, Error>>,
 }
 
+impl Request {
+    /// Whoever stopped waiting tells it again, maybe elsewhere and maybe otherwise by now, or is no more. A goodbye is the
+    /// last word of its pod, and stands.
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed() && !self.report.down
+    }
+}
+
 /// The task behind [`Committer`].
 #[derive(Debug)]
 pub struct CommitterTask {
@@ -53,6 +65,7 @@ pub struct CommitterTask {
     queue: mpsc::Receiver<Request>,
     /// Taken from the queue, to be written by one of the next transactions.
     waiting: VecDeque<Request>,
+    contests: Contests,
 }
 
 impl Committer {
@@ -65,6 +78,7 @@ impl Committer {
             master,
             queue,
             waiting: VecDeque::new(),
+            contests: Contests::default(),
         };
         (Self { queue: sender }, task)
     }
@@ -90,18 +104,18 @@ impl Committer {
 impl CommitterTask {
     /// Runs until the token is cancelled; what was taken from the queue by then is still written.
     pub async fn run(mut self, token: CancellationToken) {
-        let mut taken = Vec::with_capacity(MAX_BATCH);
+        let mut taken = Vec::with_capacity(MAX_PLACES);
         loop {
             if self.waiting.is_empty() {
                 // Cancel safe: `recv_many` takes nothing unless it completes.
                 match token
-                    .run_until_cancelled(self.queue.recv_many(&mut taken, MAX_BATCH))
+                    .run_until_cancelled(self.queue.recv_many(&mut taken, MAX_PLACES))
                     .await
                 {
                     Some(0) | None => return,
                     Some(_) => {}
                 }
-            } else if let Some(room) = MAX_BATCH
+            } else if let Some(room) = MAX_PLACES
                 .checked_sub(self.waiting.len())
                 .filter(|room| *room > 0)
             {
@@ -124,14 +138,12 @@ impl CommitterTask {
         let (mut batch, mut later) = (Vec::new(), VecDeque::new());
         let (mut keys, mut bytes) = (HashSet::new(), 0);
         for request in self.waiting.drain(..) {
-            // Whoever stopped waiting tells it again, maybe elsewhere and maybe otherwise by now. A goodbye is the last
-            // word of its pod, and stands.
-            if request.reply.is_closed() && !request.report.down {
+            if request.is_abandoned() {
                 continue;
             }
             let size = size_of_report(&request.report);
             let fits = batch.is_empty() || bytes + size <= MAX_TXN_BYTES / 2;
-            if fits && batch.len() < MAX_BATCH && keys.insert(request.report.key()) {
+            if fits && batch.len() < MAX_PLACES && keys.insert(request.report.key()) {
                 bytes += size;
                 batch.push(request);
             } else {
@@ -143,30 +155,32 @@ impl CommitterTask {
         batch
     }
 
-    async fn write(&self, mut batch: Vec<Request>) {
+    async fn write(&mut self, mut batch: Vec<Request>) {
         let mut records = Records::default();
         for _ in 0..MAX_ATTEMPTS {
             let view = self.roster.view();
-            let mut draft = Draft::new(&view, &records, &self.master);
-            let mut undecided = Vec::with_capacity(batch.len());
+            let now = Instant::now();
+            let mut draft = Draft::new(&view, &records, &self.contests, &self.master, now);
+            let (mut pending, mut done) = (Vec::with_capacity(batch.len()), Vec::new());
+            batch.retain(|request| !request.is_abandoned());
             for request in batch {
                 match draft.add(&request.report) {
-                    Decision::Write(seq) => undecided.push((request, seq)),
-                    Decision::Done(answer) => {
-                        // The caller may have gone away; nobody else wants the answer.
-                        let _ = request.reply.send(answer);
-                    }
+                    Decision::Pending(answer) => pending.push((request, answer)),
+                    Decision::Done(answer) => done.push((request, answer)),
                 }
             }
-            if undecided.is_empty() {
+            let (keys, txn) = (draft.keys(), draft.into_txn());
+            for (request, answer) in done {
+                self.reply(request, answer, 0);
+            }
+            if pending.is_empty() {
                 return;
             }
-            let keys = draft.keys();
-            let outcome = match self.store.commit(draft.into_txn()).await {
+            let outcome = match self.store.commit(txn).await {
                 Err(StoreError::Indeterminate(cause)) => {
                     tracing::warn!(
                         cause,
-                        pods = undecided.len(),
+                        pods = pending.len(),
                         "a write got no clear answer; reading back"
                     );
                     self.store.read(&keys).await.map(Outcome::Conflict)
@@ -175,21 +189,17 @@ impl CommitterTask {
             };
             match outcome {
                 Ok(Outcome::Committed(revision)) => {
-                    for (request, seq) in undecided {
-                        let _ = request.reply.send(Ok(Committed {
-                            seq,
-                            revision,
-                            unchanged: false,
-                        }));
+                    for (request, answer) in pending {
+                        self.reply(request, answer, revision);
                     }
                     return;
                 }
                 Ok(Outcome::Conflict(snapshot)) => {
                     records = Records::read(&keys, &snapshot);
-                    batch = undecided.into_iter().map(|(request, _)| request).collect();
+                    batch = pending.into_iter().map(|(request, _)| request).collect();
                 }
                 Err(error) => {
-                    for (request, _) in undecided {
+                    for (request, _) in pending {
                         let _ = request.reply.send(Err(Error::from_store(&error)));
                     }
                     return;
@@ -206,6 +216,46 @@ impl CommitterTask {
             let _ = request.reply.send(Err(error));
         }
     }
+
+    /// Answers a request whose transaction made this revision.
+    fn reply(&mut self, request: Request, answer: Answer, revision: Revision) {
+        let answer = match answer {
+            Answer::Written { seq, seated } => {
+                if let Some((key, who)) = seated {
+                    self.contests.seat(key, who, Instant::now());
+                }
+                Ok(Committed {
+                    seq,
+                    revision,
+                    unchanged: false,
+                })
+            }
+            Answer::Unchanged(committed) => Ok(committed),
+            Answer::Refused(refusal, error) => {
+                if let Some(warning) = self.contests.note(&refusal, Instant::now()) {
+                    warn(&request.report, &refusal, &warning);
+                }
+                Err(error)
+            }
+            Answer::Failed(error) => Err(error),
+        };
+        // The caller may have gone away; nobody else wants the answer.
+        let _ = request.reply.send(answer);
+    }
+}
+
+fn warn(report: &Report, refusal: &Refusal, warning: &Warning) {
+    let name = |who: &Incarnation| format!("{} (nonce {:?})", who.id, who.nonce);
+    let refused: Vec<_> = warning.refused.iter().map(name).collect();
+    tracing::warn!(
+        ip = %report.ip,
+        key = %refusal.key,
+        in_roster = refusal.owner.as_ref().map(name).unwrap_or_default(),
+        refused = refused.join(", "),
+        other_places = warning.unsaid,
+        "several pods report from one address, or one pod was started more than once: only the one that came last is in the \
+         roster, the keepalives of the others are refused; give each an address of its own, or stop all but one"
+    );
 }
 
 /// A bound on what the record of a report takes.

@@ -1,25 +1,47 @@
 //! What a keepalive asks for, given what is known of its pod. PURE.
+//!
+//! Incarnations have an order: whoever is known to have had the place before is older than whoever has it, and than who had
+//! it last. So what a dead one has sent changes nothing, in whatever order it arrives:
+//!
+//! ```text
+//!  keepalive of     │ its record    another incarnation's      another pod's    nobody, and left last:
+//!                   │ is there      is there                   is there         itself      another
+//! ──────────────────┼────────────────────────────────────────────────────────────────────────────────
+//!  one never seen   │               Update (a restart)         Replace                      Join
+//!  one seen before  │ Refresh,      Superseded                 Superseded       Join, or    Superseded,
+//!                   │ Update, Stale                                             Stale (*)   or Join (**)
+//!
+//!  (*) its goodbye was sent later           (**) it goes on reporting, so it is alive
+//! ```
 
-use crate::model::{Pod, Report};
+use crate::model::{Incarnation, Pod, Report, Retired, incarnation::is_retired};
 
 /// What is known of the pod's key.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Known<'a> {
     /// The live pod, if there is one.
     pub pod: Option<&'a Pod>,
     /// The highest beat heard of its incarnation; 0: unknown.
     pub beat: u64,
-    /// Who last said goodbye from this key, if that is remembered.
+    /// Who left last from this key, if nobody is there and that is remembered.
     pub departed: Option<Departed<'a>>,
+    /// The incarnation that reports was refused so often that it must be alive.
+    pub alive: bool,
+    /// The place is fought over, and its owner keeps it for now.
+    pub kept: bool,
 }
 
-/// A pod that said goodbye.
+/// A pod that left.
 #[derive(Debug, Clone, Copy)]
 pub struct Departed<'a> {
     /// Its incarnation.
-    pub nonce: &'a str,
+    pub incarnation: &'a Incarnation,
+    /// It said goodbye.
+    pub down: bool,
     /// The beat of its goodbye.
     pub beat: u64,
+    /// Who had the place before it.
+    pub retired: &'a [Retired],
 }
 
 /// What is to be done.
@@ -37,25 +59,22 @@ pub enum Plan {
     Replace,
     /// The pod leaves.
     Remove,
+    /// A goodbye that came before the keepalives that it follows: they are not to bring the pod back.
+    Bury,
     /// A goodbye of somebody who isn't there any more.
     Nothing,
     /// A newer incarnation, or another pod, took this one's place.
     Superseded,
+    /// Several fight over the place: its owner keeps it for now.
+    Kept,
 }
 
 /// Decides what a keepalive asks for.
 pub fn plan(report: &Report, known: Known<'_>) -> Plan {
+    let who = Incarnation::of(report);
     let Some(pod) = known.pod else {
-        return match known.departed {
-            _ if report.down => Plan::Nothing,
-            // Sent before the goodbye, arrived after it.
-            Some(gone) if gone.nonce == report.nonce && older_or_same(report.beat, gone.beat) => {
-                Plan::Stale
-            }
-            _ => Plan::Join,
-        };
+        return plan_absent(report, &who, known);
     };
-    let superseded = !report.nonce.is_empty() && report.nonce == pod.previous_nonce();
     let same_pod = report.id == pod.id();
     let same_incarnation = same_pod && report.nonce == pod.nonce();
     // Without nonces a restart can't be told from a late keepalive, so that beats prove nothing.
@@ -63,7 +82,10 @@ pub fn plan(report: &Report, known: Known<'_>) -> Plan {
         && !report.nonce.is_empty()
         && older(report.beat, known.beat.max(pod.beat()));
     if report.down {
-        let unknown_incarnation = same_pod && (report.nonce.is_empty() || pod.nonce().is_empty());
+        let unknown_incarnation = same_pod
+            && (report.nonce.is_empty() || pod.nonce().is_empty())
+            && !pod.has_retired(&who);
+        // One that expired and came back was here before as well.
         return if !stale && (same_incarnation || unknown_incarnation) {
             Plan::Remove
         } else {
@@ -78,12 +100,43 @@ pub fn plan(report: &Report, known: Known<'_>) -> Plan {
         } else {
             Plan::Update
         }
-    } else if superseded {
+    } else if pod.has_retired(&who) {
         Plan::Superseded
+    } else if known.kept {
+        Plan::Kept
     } else if same_pod {
         Plan::Update
     } else {
         Plan::Replace
+    }
+}
+
+fn plan_absent(report: &Report, who: &Incarnation, known: Known<'_>) -> Plan {
+    let itself = known.departed.filter(|gone| gone.incarnation == who);
+    if report.down {
+        // Without a beat nothing could tell what came before it from what comes after.
+        let stands = itself.is_some_and(|gone| gone.down);
+        let tells = !report.nonce.is_empty() && report.beat != 0;
+        let retired = known
+            .departed
+            .is_some_and(|gone| is_retired(gone.retired, who));
+        return if tells && !stands && (itself.is_some() || !retired) {
+            Plan::Bury
+        } else {
+            Plan::Nothing
+        };
+    }
+    match (itself, known.departed) {
+        // Sent before the goodbye, arrived after it.
+        (Some(gone), _) if gone.down && older_or_same(report.beat, gone.beat) => Plan::Stale,
+        (Some(_), _) => Plan::Join,
+        // Without a nonce a restart can't be told from a late keepalive.
+        (None, Some(gone))
+            if !report.nonce.is_empty() && is_retired(gone.retired, who) && !known.alive =>
+        {
+            Plan::Superseded
+        }
+        (None, _) => Plan::Join,
     }
 }
 
@@ -99,14 +152,14 @@ fn older_or_same(beat: u64, than: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::pod::tests::report;
+    use crate::model::{Reason, pod::tests::report};
     use serde_json::json;
 
     fn known(pod: Option<&Pod>, beat: u64) -> Known<'_> {
         Known {
             pod,
             beat,
-            departed: None,
+            ..Known::default()
         }
     }
 
@@ -196,7 +249,6 @@ mod tests {
             plan(&down(report(1)), known(Some(&second), 0)),
             Plan::Nothing
         );
-        assert_eq!(plan(&down(report(1)), known(None, 0)), Plan::Nothing);
         assert_eq!(plan(&down(beat(4)), known(Some(&first), 5)), Plan::Nothing);
         let classic = Report {
             nonce: String::new(),
@@ -210,28 +262,131 @@ mod tests {
         assert_eq!(plan(&down(other), known(Some(&first), 0)), Plan::Nothing);
     }
 
+    fn start(nonce: &str) -> Report {
+        Report {
+            nonce: nonce.into(),
+            ..report(1)
+        }
+    }
+
     #[test]
     fn an_incarnation_that_was_replaced_does_not_come_back() {
-        let first = Pod::join(report(1), 0, 0);
-        assert_eq!(plan(&restarted(), known(Some(&first), 9)), Plan::Update);
-        let second = first.update(restarted());
-        assert_eq!(plan(&report(1), known(Some(&second), 0)), Plan::Superseded);
+        let mut pod = Pod::join(start("n0"), 0, 0);
+        for nonce in 1..10 {
+            let next = start(&format!("n{nonce}"));
+            assert_eq!(plan(&next, known(Some(&pod), 9)), Plan::Update);
+            pod = pod.update(next);
+            for before in 0..nonce {
+                let late = start(&format!("n{before}"));
+                assert_eq!(plan(&late, known(Some(&pod), 0)), Plan::Superseded);
+                assert_eq!(plan(&down(late), known(Some(&pod), 0)), Plan::Nothing);
+            }
+        }
+    }
+
+    #[test]
+    fn pods_on_one_address_come_to_rest_with_nonces_and_without() {
+        let other = |id: &str, nonce: &str| Report {
+            id: id.into(),
+            ..start(nonce)
+        };
+        for nonce in ["", "same for all"] {
+            let mut pod = Pod::join(other("p0", nonce), 0, 0);
+            for id in ["p1", "p2", "p3"] {
+                let next = other(id, nonce);
+                assert_eq!(plan(&next, known(Some(&pod), 0)), Plan::Replace);
+                pod = Pod::join(next, pod.seq() + 1, 0).replacing(&pod);
+            }
+            for id in ["p0", "p1", "p2"] {
+                let again = plan(&other(id, nonce), known(Some(&pod), 0));
+                assert_eq!(again, Plan::Superseded, "{id} with nonce {nonce:?}");
+            }
+            assert_eq!(
+                plan(&other("p3", nonce), known(Some(&pod), 0)),
+                Plan::Refresh
+            );
+            let kept = Known {
+                kept: true,
+                ..known(Some(&pod), 0)
+            };
+            assert_eq!(plan(&other("p4", nonce), kept), Plan::Kept);
+        }
+    }
+
+    /// What is known once an incarnation has left, and another one had the place before it.
+    fn left<'a>(who: &'a Incarnation, reason: Reason, retired: &'a [Retired]) -> Known<'a> {
+        Known {
+            departed: Some(Departed {
+                incarnation: who,
+                down: reason == Reason::Down,
+                beat: 6,
+                retired,
+            }),
+            ..Known::default()
+        }
     }
 
     #[test]
     fn a_keepalive_that_the_goodbye_overtook_does_not_bring_the_pod_back() {
-        let departed = Some(Departed {
-            nonce: "00000000000000aa",
-            beat: 6,
-        });
-        let known = Known {
-            pod: None,
-            beat: 0,
-            departed,
-        };
-        assert_eq!(plan(&beat(5), known), Plan::Stale);
-        assert_eq!(plan(&beat(7), known), Plan::Join);
-        assert_eq!(plan(&beat(0), known), Plan::Join);
-        assert_eq!(plan(&restarted(), known), Plan::Join);
+        let who = Incarnation::of(&report(1));
+        let down = left(&who, Reason::Down, &[]);
+        assert_eq!(plan(&beat(5), down), Plan::Stale);
+        assert_eq!(plan(&beat(7), down), Plan::Join);
+        assert_eq!(plan(&beat(0), down), Plan::Join);
+        assert_eq!(plan(&restarted(), down), Plan::Join);
+    }
+
+    #[test]
+    fn who_expired_comes_back_and_who_was_before_it_does_not_unless_it_lives() {
+        let (old, last) = (
+            Incarnation::new("web-1", "old"),
+            Incarnation::of(&report(1)),
+        );
+        let retired = [Retired {
+            incarnation: old,
+            seq: 0,
+            reason: Some(Reason::Down),
+        }];
+        for reason in [Reason::Expired, Reason::Lost, Reason::Down] {
+            let known = left(&last, reason, &retired);
+            let itself = if reason == Reason::Down {
+                beat(7)
+            } else {
+                beat(5)
+            };
+            assert_eq!(plan(&itself, known), Plan::Join);
+            assert_eq!(plan(&start("new"), known), Plan::Join);
+            assert_eq!(plan(&start("old"), known), Plan::Superseded);
+            let lives = Known {
+                alive: true,
+                ..known
+            };
+            assert_eq!(plan(&start("old"), lives), Plan::Join);
+        }
+    }
+
+    #[test]
+    fn a_goodbye_that_is_ahead_of_its_join_is_remembered_once() {
+        let who = Incarnation::of(&report(1));
+        assert_eq!(plan(&down(beat(6)), known(None, 0)), Plan::Bury);
+        assert_eq!(
+            plan(&down(beat(6)), left(&who, Reason::Expired, &[])),
+            Plan::Bury
+        );
+        assert_eq!(
+            plan(&down(beat(7)), left(&who, Reason::Down, &[])),
+            Plan::Nothing
+        );
+        assert_eq!(plan(&down(beat(0)), known(None, 0)), Plan::Nothing);
+        assert_eq!(
+            plan(
+                &down(Report {
+                    nonce: String::new(),
+                    ..beat(6)
+                }),
+                known(None, 0)
+            ),
+            Plan::Nothing
+        );
     }
 }

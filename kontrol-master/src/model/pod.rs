@@ -1,9 +1,13 @@
 //! A pod as it reports (`Report`) and as the store keeps it (`Pod`), with the limits of what a report may hold.
 //!
 //! `pods/<key>` holds a pod as canonical JSON: the fields of the PODS document, and beside them what the digest leaves
-//! out (annotations, first_seen_ms, beat, previous_nonce).
+//! out (annotations, first_seen_ms, beat, retired, contests).
 
-use super::{Invalid, PodKey, json};
+use super::{
+    Incarnation, Invalid, PodKey, Reason, Retired,
+    incarnation::{is_retired, retire},
+    json, whole,
+};
 use kontrol_slave::identity::annotations_size;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -146,12 +150,18 @@ struct Record {
     seq: u64,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, with = "whole")]
     beat: u64,
     #[serde(default)]
     first_seen_ms: u64,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    previous_nonce: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    retired: Vec<Retired>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    contests: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A text that is no pod record.
@@ -173,34 +183,6 @@ pub enum RecordError {
 impl Pod {
     /// A pod that joins with this report.
     pub fn join(report: Report, seq: u64, now_ms: u64) -> Self {
-        Self::new(report, seq, now_ms, String::new())
-    }
-
-    /// This pod after another report of it: seq and first_seen stay.
-    pub fn update(&self, report: Report) -> Self {
-        let previous = if report.nonce == self.record.nonce {
-            self.record.previous_nonce.clone()
-        } else {
-            self.record.nonce.clone()
-        };
-        Self::new(report, self.record.seq, self.record.first_seen_ms, previous)
-    }
-
-    /// This pod, which takes over the address of another: that other one doesn't come back while this one is here.
-    pub fn replacing(self, before: &Self) -> Self {
-        let previous_nonce = if before.nonce() == self.nonce() {
-            String::new()
-        } else {
-            before.nonce().to_owned()
-        };
-        let record = Record {
-            previous_nonce,
-            ..self.record
-        };
-        Self { record, ..self }
-    }
-
-    fn new(report: Report, seq: u64, first_seen_ms: u64, previous_nonce: String) -> Self {
         let key = report.key();
         Self::from_record(Record {
             key: key.to_string(),
@@ -215,9 +197,51 @@ impl Pod {
             seq,
             annotations: report.annotations,
             beat: report.beat,
-            first_seen_ms,
-            previous_nonce,
+            first_seen_ms: now_ms,
+            retired: Vec::new(),
+            contests: 0,
         })
+    }
+
+    /// This pod after another report of it: seq and first_seen stay. A new incarnation retires the one before.
+    pub fn update(&self, report: Report) -> Self {
+        let retired = if report.nonce == self.record.nonce {
+            self.record.retired.clone()
+        } else {
+            self.retire(None)
+        };
+        Self::join(report, self.record.seq, self.record.first_seen_ms)
+            .after(retired)
+            .contested(self.record.contests)
+    }
+
+    /// This pod, which takes over the address of another: that other one doesn't come back while this one is here.
+    pub fn replacing(self, before: &Self) -> Self {
+        let contests = before.contests();
+        self.after(before.retire(Some(Reason::Replaced)))
+            .contested(contests)
+    }
+
+    /// This pod in a place that these incarnations had before.
+    pub fn after(mut self, retired: Vec<Retired>) -> Self {
+        self.record.retired = retired;
+        self
+    }
+
+    /// This pod in a place that was fought over this often.
+    pub fn contested(mut self, contests: u32) -> Self {
+        self.record.contests = contests;
+        self
+    }
+
+    /// The incarnations that had the place, this one included: it left for this reason, or went on as another one.
+    pub fn retire(&self, reason: Option<Reason>) -> Vec<Retired> {
+        let one = Retired {
+            incarnation: self.incarnation(),
+            seq: self.record.seq,
+            reason,
+        };
+        retire(&self.record.retired, one)
     }
 
     fn from_record(record: Record) -> Self {
@@ -247,8 +271,8 @@ impl Pod {
 
     /// The record of `pods/<key>`: canonical JSON.
     pub fn encode(&self) -> Vec<u8> {
-        // A struct of strings, numbers and JSON has no way to fail to become JSON.
-        json::canonical(&serde_json::to_value(&self.record).unwrap_or_default())
+        let value = serde_json::to_value(&self.record);
+        json::canonical(&value.expect("strings, numbers and JSON always become JSON"))
     }
 
     /// Whether a report says what this record says already, so that nothing needs to be written.
@@ -298,9 +322,21 @@ impl Pod {
     pub fn nonce(&self) -> &str {
         &self.record.nonce
     }
-    /// The incarnation before this one; empty when there was none.
-    pub fn previous_nonce(&self) -> &str {
-        &self.record.previous_nonce
+    /// Which start of which pod it is.
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation::new(&self.record.id, &self.record.nonce)
+    }
+    /// The incarnations that had the place before, the oldest first.
+    pub fn retired(&self) -> &[Retired] {
+        &self.record.retired
+    }
+    /// Whether this incarnation had the place before.
+    pub fn has_retired(&self, who: &Incarnation) -> bool {
+        is_retired(&self.record.retired, who)
+    }
+    /// How often the place was taken over while several fought over it.
+    pub fn contests(&self) -> u32 {
+        self.record.contests
     }
     /// The pod's own data.
     pub fn payload(&self) -> &Value {
@@ -329,202 +365,4 @@ impl Pod {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::super::json::tests::any_json;
-    use super::*;
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    /// A report of a pod at `127.0.0.<host>`.
-    pub(crate) fn report(host: u8) -> Report {
-        Report {
-            app: "web".into(),
-            id: format!("web-{host}"),
-            ip: IpAddr::from([127, 0, 0, host]),
-            role: "front".into(),
-            nonce: "00000000000000aa".into(),
-            payload: json!(""),
-            down: false,
-            beat: 1,
-            labels: BTreeMap::from([("app".into(), "web".into())]),
-            annotations: BTreeMap::new(),
-            node: String::new(),
-        }
-    }
-
-    pub(crate) fn any_pod() -> impl Strategy<Value = Pod> {
-        (any::<[u8; 4]>(), any_json(), any::<u32>(), ".{1,8}").prop_map(|(ip, payload, seq, id)| {
-            let report = Report {
-                ip: IpAddr::from(ip),
-                payload,
-                id,
-                ..report(1)
-            };
-            Pod::join(report, u64::from(seq), 5)
-        })
-    }
-
-    #[test]
-    fn the_document_has_ten_sorted_fields_and_nothing_else() {
-        let report = Report {
-            annotations: BTreeMap::from([("note".into(), "not in the digest".into())]),
-            payload: json!({"b": 1.0, "a": [true]}),
-            ..report(1)
-        };
-        assert_eq!(
-            str::from_utf8(Pod::join(report, 7, 1).canonical()).unwrap(),
-            r#"{"app":"web","id":"web-1","ip":"127.0.0.1","key":"2kce4N","labels":{"app":"web"},"node":"","nonce":"00000000000000aa","payload":{"a":[true],"b":1},"role":"front","seq":7}"#
-        );
-    }
-
-    #[test]
-    fn an_update_keeps_seq_and_remembers_the_last_incarnation() {
-        let pod = Pod::join(report(1), 7, 1);
-        let again = pod.update(Report {
-            nonce: "bb".into(),
-            ..report(1)
-        });
-        assert_eq!((again.seq(), again.first_seen_ms()), (7, 1));
-        assert_eq!(
-            (again.nonce(), again.previous_nonce()),
-            ("bb", "00000000000000aa")
-        );
-    }
-
-    #[test]
-    fn each_limit_names_its_field() {
-        let long = "x".repeat(MAX_NAME_BYTES + 1);
-        let deep = (0..40).fold(json!(1), |inner, _| json!([inner]));
-        let cases: [(&str, Report); 9] = [
-            (
-                "app",
-                Report {
-                    app: String::new(),
-                    ..report(1)
-                },
-            ),
-            (
-                "id",
-                Report {
-                    id: long.clone(),
-                    ..report(1)
-                },
-            ),
-            (
-                "role",
-                Report {
-                    role: "a\nb".into(),
-                    ..report(1)
-                },
-            ),
-            (
-                "node",
-                Report {
-                    node: long.clone(),
-                    ..report(1)
-                },
-            ),
-            (
-                "nonce",
-                Report {
-                    nonce: long.clone(),
-                    ..report(1)
-                },
-            ),
-            (
-                "ip",
-                Report {
-                    ip: IpAddr::from([0, 0, 0, 0]),
-                    ..report(1)
-                },
-            ),
-            (
-                "labels[a]",
-                Report {
-                    labels: BTreeMap::from([("a".into(), long)]),
-                    ..report(1)
-                },
-            ),
-            (
-                "labels",
-                Report {
-                    labels: (0..65).map(|n| (n.to_string(), String::new())).collect(),
-                    ..report(1)
-                },
-            ),
-            (
-                "payload",
-                Report {
-                    payload: deep,
-                    ..report(1)
-                },
-            ),
-        ];
-        for (field, report) in cases {
-            assert_eq!(report.check("").unwrap_err().field, field);
-        }
-        // Control characters take six bytes each.
-        let annotations =
-            (0..MAX_LABELS).map(|n| (n.to_string(), "\u{1}".repeat(MAX_ANNOTATION_BYTES)));
-        let report_of_many = Report {
-            annotations: annotations.collect(),
-            ..report(1)
-        };
-        assert_eq!(report_of_many.check("").unwrap_err().field, "annotations");
-        assert_eq!(report(1).check("blXcB").unwrap_err().field, "key");
-        assert_eq!(report(1).check("2kce4N"), Ok(()));
-    }
-
-    /// The names of labels and annotations as Kubernetes has them: 253 bytes, a slash, 63 bytes; as many as promised.
-    #[test]
-    fn what_kubernetes_allows_is_taken() {
-        let name = |n: usize| format!("{n:03}{}/{}", "p".repeat(250), "n".repeat(63));
-        let labels: BTreeMap<String, String> =
-            (0..MAX_LABELS).map(|n| (name(n), "v".repeat(63))).collect();
-        let mut report = Report {
-            annotations: labels
-                .keys()
-                .map(|name| (name.clone(), "v".repeat(4096)))
-                .collect(),
-            labels,
-            ..report(1)
-        };
-        assert_eq!(report.check(""), Ok(()));
-        report.labels.insert(name(MAX_LABELS), String::new());
-        assert_eq!(report.check("").unwrap_err().field, "labels");
-        report.labels = BTreeMap::from([(name(0) + "n", String::new())]);
-        assert_eq!(
-            report.check("").unwrap_err().to_string(),
-            "labels is longer than 317 bytes"
-        );
-    }
-
-    proptest! {
-        /// One set of limits: what a slave takes for its identity, a master takes for a report.
-        #[test]
-        fn what_a_slave_may_say_a_master_takes(
-            names in prop::collection::btree_set("[a-z\\x01]{0,4}x{0,320}", 0..70),
-            value in "[\\x01a]{0,8}",
-            times in 0..700_usize,
-        ) {
-            let map: BTreeMap<String, String> = names.into_iter().map(|name| (name, value.repeat(times))).collect();
-            let fixed = [("app", "web"), ("role", "front")].map(|(name, value)| (name.to_owned(), value.to_owned()));
-            let given = kontrol_slave::identity::Given {
-                labels: map.iter().take(5).map(|(name, value)| (name.clone(), value.clone())).chain(fixed).collect(),
-                annotations: map,
-                ..Default::default()
-            };
-            if let Ok(identity) = given.identity(&Default::default(), "host") {
-                let report = Report { labels: identity.labels, annotations: identity.annotations, ..report(1) };
-                prop_assert_eq!(report.check(""), Ok(()));
-            }
-        }
-
-        #[test]
-        fn a_record_reads_back(pod in any_pod()) {
-            let back = Pod::decode(&pod.encode()).unwrap();
-            prop_assert_eq!(back.canonical(), pod.canonical());
-            prop_assert_eq!(back.encode(), pod.encode());
-        }
-    }
-}
+pub(crate) mod tests;

@@ -127,6 +127,7 @@ impl RelayTask {
                         at,
                     },
                     detached: false,
+                    written: false,
                     answer: None,
                 });
             }
@@ -204,6 +205,7 @@ impl RelayTask {
                 revision: sign.revision,
                 attachment: sign.attachment,
                 detached: item.detached,
+                written: item.written,
             }
         });
         RelayRequest {

@@ -11,7 +11,7 @@ use crate::{model::Digest, store::Revision};
 use kontrol_proto::v1::CallbackRun;
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::broadcast;
 
@@ -78,6 +78,8 @@ pub struct Feed {
 struct Recent {
     /// Every batch behind this revision is in `batches`.
     complete_behind: Option<Revision>,
+    /// What changed up to this revision was told.
+    told: Revision,
     batches: VecDeque<Arc<Notices>>,
     /// Which history the revisions belong to.
     marks: Marks,
@@ -106,13 +108,31 @@ impl Default for Feed {
 }
 
 impl Feed {
-    /// Tells all followers, and remembers for those who resume.
+    /// Tells all followers what a revision changed, and remembers it for those who resume.
     pub fn publish(&self, notices: Notices) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.told = notices.revision;
+        self.tell(recent, notices);
+    }
+
+    /// Tells all followers what belongs to no revision of its own. It takes the last one of which everything was told: the
+    /// roster may be further, and who resumed from there would never hear of what lies between.
+    pub fn announce(&self, notices: Vec<Notice>) {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let (behind, revision) = (recent.told, recent.told);
+        let notices = Notices {
+            behind,
+            revision,
+            notices,
+        };
+        self.tell(recent, notices);
+    }
+
+    fn tell(&self, mut recent: MutexGuard<'_, Recent>, notices: Notices) {
         if notices.notices.is_empty() {
             return;
         }
         let notices = Arc::new(notices);
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.batches.push_back(Arc::clone(&notices));
         if recent.batches.len() > REMEMBERED
             && let Some(dropped) = recent.batches.pop_front()
@@ -129,6 +149,7 @@ impl Feed {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.batches.clear();
         recent.complete_behind = Some(revision);
+        recent.told = revision;
     }
 
     /// The store holds another history, and a snapshot of it was read: nobody can resume from before this revision, and
@@ -248,6 +269,20 @@ mod tests {
             missed[0].notices[..],
             [Notice::CallbackStarted(_)]
         ));
+    }
+
+    #[test]
+    fn an_announcement_claims_no_revision_of_which_not_everything_was_told() {
+        let feed = Feed::default();
+        feed.start_at(1);
+        feed.publish(batch(2));
+        // The roster is at revision 3 by now, and its followers don't know.
+        feed.announce(vec![Notice::CallbackStarted(String::new())]);
+        feed.publish(batch(3));
+        let claimed = feed.follow(Some(1)).missed.unwrap()[1].revision;
+        assert_eq!(claimed, 2);
+        let missed = feed.follow(Some(claimed)).missed.unwrap();
+        assert!(missed.iter().any(|batch| batch.revision == 3));
     }
 
     #[tokio::test]

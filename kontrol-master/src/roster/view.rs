@@ -10,9 +10,11 @@ pub use relayed::{RelayRecord, Relayed, RelayedSign};
 use crate::{
     liveness::{Heard, Instance},
     model::{
-        Digest, Exact, Pod, PodKey,
+        Digest, Exact, Incarnation, Pod, PodKey, Retired,
         action::{ActionId, Head},
         exact,
+        incarnation::retire,
+        whole,
     },
     store::{Entry, Event, Events, Op, Revision, Snapshot},
 };
@@ -24,6 +26,8 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+
+pub use crate::model::Reason;
 
 /// Key of the counter of seqs.
 pub const SEQ: &str = "seq";
@@ -41,12 +45,21 @@ pub const MASTERS: &str = "masters/";
 pub const ACTIONS: &str = "actions/";
 /// Prefix of the batches of masters that can't reach the leader.
 pub const RELAY: &str = "relay/";
-/// How many past removals a view remembers, for `explain` and to tell a late keepalive from a return.
+/// Prefix of the tombstones: who left last from a key where nobody is now.
+pub const TOMBSTONES: &str = "removals/";
+/// How many past removals a view remembers, for `explain`.
 const MAX_REMOVALS: usize = 4096;
+/// How many tombstones the store keeps: the leader deletes the oldest of more.
+pub const MAX_TOMBSTONES: usize = 8192;
 
 /// The key in the store of an action.
 pub fn action_key(id: &ActionId) -> String {
     format!("{ACTIONS}{id}")
+}
+
+/// The key in the store of a pod's tombstone.
+pub fn tombstone_key(key: PodKey) -> String {
+    format!("{TOMBSTONES}{key}")
 }
 
 /// The key in the store of a pod.
@@ -63,6 +76,14 @@ pub struct Member {
     pub mod_revision: Revision,
     /// When it was last heard. Shared by all views of one incarnation.
     pub heard: Arc<Heard>,
+}
+
+impl Member {
+    /// Whether a record of this revision is the latest that this master knows of. One that is newer than the roster shows
+    /// may be, but this master can't tell.
+    pub fn is_latest(&self, revision: Revision) -> bool {
+        self.mod_revision == revision && self.heard.is_latest(revision)
+    }
 }
 
 /// A master as `masters/<id>` and `leader/<lease>` hold it.
@@ -122,23 +143,8 @@ pub struct StateRecord {
     pub epoch: Revision,
 }
 
-/// Why a pod left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Reason {
-    /// It said so.
-    Down,
-    /// It was silent for its TTL.
-    Expired,
-    /// Its process died while it was attached.
-    Lost,
-    /// Another pod reports from its address.
-    Replaced,
-    /// Nobody wrote why.
-    Unknown,
-}
-
-/// One entry of the JSON array in `removals`: what the transaction that removed pods says about it.
+/// What the transaction that removes a pod says about it: an entry of the JSON array in `removals`, which tells of the last
+/// transaction, and the pod's tombstone, which stays until somebody joins at that key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovalRecord {
     /// The pod's key.
@@ -147,8 +153,11 @@ pub struct RemovalRecord {
     pub seq: u64,
     /// Why it left.
     pub reason: Reason,
+    /// Which start of which pod it was.
+    #[serde(flatten)]
+    pub incarnation: Incarnation,
     /// The beat of its goodbye; 0: none.
-    #[serde(default)]
+    #[serde(default, with = "whole")]
     pub beat: u64,
     /// How long it had been silent, in milliseconds.
     pub silence_ms: u64,
@@ -156,14 +165,61 @@ pub struct RemovalRecord {
     pub time_ms: u64,
     /// The id of the master that removed it.
     pub master: String,
+    /// The incarnations that had the place before it. Only in tombstones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retired: Vec<Retired>,
 }
 
 impl RemovalRecord {
-    /// The write that tells why pods leave, for the transaction that removes them.
-    pub fn write(removals: &[Self]) -> Op {
-        // Strings and numbers have no way to fail to become JSON.
-        Op::put(REMOVALS, serde_json::to_vec(removals).unwrap_or_default())
+    /// The record of a pod that leaves now, after that much silence.
+    pub fn of(pod: &Pod, reason: Reason, silence: Duration, time_ms: u64, master: &str) -> Self {
+        Self {
+            key: pod.key().to_string(),
+            seq: pod.seq(),
+            reason,
+            incarnation: pod.incarnation(),
+            beat: 0,
+            silence_ms: millis(silence),
+            time_ms,
+            master: master.to_owned(),
+            retired: pod.retired().to_vec(),
+        }
     }
+
+    /// The writes that tell why pods leave, for the transaction that removes them: one for each pod, and one more.
+    pub fn writes(removals: &[Self]) -> Vec<Op> {
+        let mut list = removals.to_vec();
+        list.iter_mut().for_each(|removal| removal.retired.clear());
+        let mut ops = vec![Op::put(REMOVALS, to_json(&list))];
+        ops.extend(removals.iter().map(|removal| {
+            let key = format!("{TOMBSTONES}{}", removal.key);
+            Op::put(key, to_json(removal))
+        }));
+        ops
+    }
+
+    /// The incarnations that had the place, this one included.
+    pub fn predecessors(&self) -> Vec<Retired> {
+        let one = Retired {
+            incarnation: self.incarnation.clone(),
+            seq: self.seq,
+            reason: Some(self.reason),
+        };
+        retire(&self.retired, one)
+    }
+}
+
+fn to_json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("strings and numbers always become JSON")
+}
+
+/// A tombstone as the store holds it.
+#[derive(Debug, Clone)]
+pub struct Tombstone {
+    /// What it says; absent when it can't be read.
+    pub record: Option<Arc<RemovalRecord>>,
+    /// The revision that wrote it.
+    pub mod_revision: Revision,
 }
 
 /// A removal that this view remembers.
@@ -228,6 +284,9 @@ pub struct View {
     state_revision: Revision,
     removals: imbl::HashMap<PodKey, Arc<Removal>>,
     removal_order: imbl::Vector<PodKey>,
+    tombstones: imbl::HashMap<PodKey, Tombstone>,
+    /// The oldest first.
+    tombstone_order: imbl::OrdSet<(Revision, PodKey)>,
     actions: imbl::OrdMap<ActionId, Arc<KnownAction>>,
     relayed: Relayed,
     /// When this view was made; absent before the first one.
@@ -312,6 +371,15 @@ impl View {
     pub fn removal(&self, key: PodKey) -> Option<&Arc<Removal>> {
         self.removals.get(&key)
     }
+    /// The tombstone at this key.
+    pub fn tombstone(&self, key: PodKey) -> Option<&Tombstone> {
+        self.tombstones.get(&key)
+    }
+    /// The oldest tombstones of more than so many, each with its revision.
+    pub fn excess_tombstones(&self, keep: usize) -> impl Iterator<Item = &(Revision, PodKey)> {
+        let excess = self.tombstone_order.len().saturating_sub(keep);
+        self.tombstone_order.iter().take(excess)
+    }
     /// The action of the history with this id.
     pub fn action(&self, id: &ActionId) -> Option<&Arc<KnownAction>> {
         self.actions.get(id)
@@ -363,20 +431,22 @@ impl View {
                 });
             }
         }
-        let known = |entry: &&Entry| {
+        let news = |entry: &&Entry| {
             if let Some(id) = entry.key.strip_prefix(RELAY) {
                 // A batch tells ages from when it was written: taken in a second time, it would make its pods younger.
                 let latest = self.relayed.masters().get(id);
-                return latest.is_none_or(|latest| latest.mod_revision != entry.mod_revision);
-            }
-            match entry.key.strip_prefix(PODS).map(str::parse) {
-                Some(Ok(key)) => self
-                    .member(key)
-                    .is_none_or(|member| member.mod_revision != entry.mod_revision),
-                _ => true,
+                latest.is_none_or(|latest| latest.mod_revision != entry.mod_revision)
+            } else if let Some(Ok(key)) = entry.key.strip_prefix(PODS).map(str::parse) {
+                self.member(key)
+                    .is_none_or(|member| member.mod_revision != entry.mod_revision)
+            } else if let Some(Ok(key)) = entry.key.strip_prefix(TOMBSTONES).map(str::parse) {
+                self.tombstone(key)
+                    .is_none_or(|known| known.mod_revision != entry.mod_revision)
+            } else {
+                true
             }
         };
-        let puts = snapshot.entries.iter().filter(known);
+        let puts = snapshot.entries.iter().filter(news);
         events.events.extend(puts.cloned().map(Event::Put));
         self.catch_up(&events, now)
     }
@@ -394,6 +464,7 @@ impl View {
                 .keys()
                 .map(|id| format!("{RELAY}{id}")),
         );
+        keys.extend(self.tombstones.keys().map(|key| tombstone_key(*key)));
         keys.extend([SEQ, STATE].map(String::from));
         keys
     }

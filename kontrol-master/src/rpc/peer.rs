@@ -82,6 +82,10 @@ impl Relayed {
             };
             if refresh.detached {
                 self.context.relay.detached_here(sign);
+            } else if refresh.written {
+                if let Some(member) = view.member(sign.key) {
+                    member.heard.wrote(sign.revision);
+                }
             } else if !relay::hear(&view, sign, master) {
                 again.push(position);
             }

@@ -84,7 +84,9 @@ impl Watcher {
                 return None;
             }
             if let Some(notices) = self.missed.pop_front() {
-                self.waiting = self.teller.messages(&self.roster.view(), &notices);
+                self.waiting = self
+                    .teller
+                    .messages(&self.roster.view(), &notices, self.shown);
                 continue;
             }
             match self.followed.next().await? {
@@ -95,7 +97,9 @@ impl Watcher {
                 }
                 Ok(notices) => {
                     if notices.revision > self.shown || !notices.is_roster() {
-                        self.waiting = self.teller.messages(&self.roster.view(), &notices);
+                        self.waiting =
+                            self.teller
+                                .messages(&self.roster.view(), &notices, self.shown);
                     }
                 }
                 Err(_) => {
@@ -142,8 +146,9 @@ impl Teller {
     }
 
     /// The messages of a batch. Each carries the revision to go on from: only the last one of a batch carries its
-    /// revision, so that who is cut off before it is told all of it again, by whichever master.
-    fn messages(&self, view: &View, notices: &Notices) -> VecDeque<WatchResponse> {
+    /// revision, so that who is cut off before it is told all of it again, by whichever master. What the snapshot has
+    /// `shown` is told already: a callback notice may follow from less.
+    fn messages(&self, view: &View, notices: &Notices, shown: i64) -> VecDeque<WatchResponse> {
         let last = notices.notices.len().saturating_sub(1);
         let message = |(index, notice): (usize, &Notice)| {
             let revision = if index < last {
@@ -151,7 +156,7 @@ impl Teller {
             } else {
                 notices.revision
             };
-            self.message(revision, event(view, notice))
+            self.message(revision.max(shown), event(view, notice))
         };
         notices.notices.iter().enumerate().map(message).collect()
     }

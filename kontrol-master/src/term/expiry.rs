@@ -6,16 +6,19 @@ use crate::{
     liveness::{Gone, TICK, Tracked},
     roster::{
         Reason,
-        view::{RELAY, RemovalRecord, View, millis, pod_key},
+        view::{MAX_TOMBSTONES, RELAY, RemovalRecord, View, pod_key, tombstone_key},
     },
     status::now_ms,
     store::{Compare, Fence, MAX_TXN_OPS, Op, Outcome, Snapshot, StoreError, Txn},
 };
+use futures::future::join_all;
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
-/// Most pods in one transaction, which also has the fence and `relay/` to compare, and the removals to write.
-const BATCH: usize = MAX_TXN_OPS - 3;
+/// Most pods in one transaction, which for each has the record to delete and the tombstone to write, and the reasons.
+const BATCH: usize = (MAX_TXN_OPS - 1) / 2;
+/// Most pods at a time: their transactions are on their way together, so that a mass death is told in time.
+const MAX_AT_ONCE: usize = 2 * BATCH;
 /// When a removal is tried again that the store did not take.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -25,7 +28,7 @@ impl Term {
         loop {
             // Not a newer view: what it knows through the store must be in the deadlines.
             let view = Arc::clone(&self.seen);
-            let expired = self.deadlines.expired(now, BATCH, |(key, seq)| {
+            let expired = self.deadlines.expired(now, MAX_AT_ONCE, |(key, seq)| {
                 let member = view.member(key).filter(|member| member.pod.seq() == seq);
                 member.map(|member| member.heard.at()).ok_or(Gone)
             });
@@ -42,14 +45,42 @@ impl Term {
                 }
             }
         }
-        self.lose(now).await
+        self.lose(now).await?;
+        self.forget().await
+    }
+
+    /// Deletes the oldest tombstones where there are too many. A key that changes meanwhile is left for the next time.
+    async fn forget(&mut self) -> Result<(), Deposed> {
+        let view = self.context.roster.view();
+        let mut txn = Txn {
+            otherwise: vec![self.fence.key().to_owned()],
+            ..Txn::default()
+        };
+        for (revision, key) in view.excess_tombstones(MAX_TOMBSTONES).take(MAX_TXN_OPS) {
+            let name = tombstone_key(*key);
+            txn.compares
+                .push(Compare::ModRevision(name.clone(), *revision));
+            txn.ops.push(Op::Delete(name));
+        }
+        if txn.ops.is_empty() || self.over.is_cancelled() {
+            return Ok(());
+        }
+        let (store, txn) = (self.context.store.clone(), self.fence.guard(txn));
+        match self.attending(async move { store.commit(txn).await }).await {
+            Ok(Outcome::Conflict(snapshot)) if deposed(&self.fence, &snapshot) => Err(Deposed),
+            Ok(Outcome::Committed(_) | Outcome::Conflict(_)) => Ok(()),
+            Err(error) => {
+                tracing::debug!(%error, "could not delete old tombstones yet");
+                Ok(())
+            }
+        }
     }
 
     /// Removes every pod whose channel ended and that did not come back. One that can't be removed now is left to its TTL.
     async fn lose(&mut self, now: Instant) -> Result<(), Deposed> {
         loop {
             let view = Arc::clone(&self.seen);
-            let lost = self.deadlines.lost(now, BATCH, |(key, seq)| {
+            let lost = self.deadlines.lost(now, MAX_AT_ONCE, |(key, seq)| {
                 let member = view.member(key).filter(|member| member.pod.seq() == seq);
                 member.map(|member| Arc::clone(&member.heard))
             });
@@ -72,26 +103,33 @@ impl Term {
         reason: Reason,
         now: Instant,
     ) -> Result<Removed, Deposed> {
-        let removal = self.removal(view, pods, reason, now);
-        match self.attending(removal).await {
-            Ok(Outcome::Committed(_)) => {
-                tell(view, pods, reason, now);
-                Ok(Removed::All)
-            }
-            Ok(Outcome::Conflict(snapshot)) if deposed(&self.fence, &snapshot) => Err(Deposed),
-            Ok(Outcome::Conflict(snapshot)) => {
-                // Whatever it was is in the next view: a pod that was heard, or another record.
-                let roster = self.context.roster.clone();
-                self.attending(roster.caught_up(snapshot.revision, RETRY))
-                    .await;
-                self.observe(Instant::now());
-                Ok(Removed::Overtaken)
-            }
-            Err(error) => {
-                tracing::warn!(%error, pods = pods.len(), "could not remove silent pods yet");
-                Ok(Removed::NotYet)
+        let transactions = pods.chunks(BATCH);
+        let removals = transactions.map(|pods| self.removal(view, pods, reason, now));
+        let outcomes = self.attending(join_all(removals)).await;
+        let mut removed = Removed::All;
+        for (pods, outcome) in pods.chunks(BATCH).zip(outcomes) {
+            match outcome {
+                Ok(Outcome::Committed(_)) => tell(view, pods, reason, now),
+                Ok(Outcome::Conflict(snapshot)) if deposed(&self.fence, &snapshot) => {
+                    return Err(Deposed);
+                }
+                Ok(Outcome::Conflict(snapshot)) => {
+                    // Whatever it was is in the next view: a pod that was heard, or another record.
+                    let roster = self.context.roster.clone();
+                    self.attending(roster.caught_up(snapshot.revision, RETRY))
+                        .await;
+                    self.observe(Instant::now());
+                    if !matches!(removed, Removed::NotYet) {
+                        removed = Removed::Overtaken;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, pods = pods.len(), "could not remove silent pods yet");
+                    removed = Removed::NotYet;
+                }
             }
         }
+        Ok(removed)
     }
 
     /// Waits for the store without taking that for a time in which the process stood still.
@@ -128,7 +166,7 @@ impl Term {
             ..Txn::default()
         };
         let mut removals = Vec::with_capacity(pods.len());
-        for (key, seq) in pods {
+        for (key, _) in pods {
             let Some(member) = view.member(*key) else {
                 continue;
             };
@@ -140,17 +178,17 @@ impl Term {
                 .heard
                 .at()
                 .map(|at| now.saturating_duration_since(at));
-            removals.push(RemovalRecord {
-                key: key.to_string(),
-                seq: *seq,
+            let silence = silence.unwrap_or_default();
+            let id = &self.context.id;
+            removals.push(RemovalRecord::of(
+                &member.pod,
                 reason,
-                beat: 0,
-                silence_ms: millis(silence.unwrap_or_default()),
-                time_ms: now_ms(),
-                master: self.context.id.to_string(),
-            });
+                silence,
+                now_ms(),
+                id,
+            ));
         }
-        txn.ops.push(RemovalRecord::write(&removals));
+        txn.ops.extend(RemovalRecord::writes(&removals));
         let (store, txn) = (self.context.store.clone(), self.fence.guard(txn));
         async move { store.commit(txn).await }
     }
@@ -167,7 +205,7 @@ pub(super) fn deposed(fence: &Fence, snapshot: &Snapshot) -> bool {
 /// What became of a removal.
 enum Removed {
     All,
-    /// Another record changed first; nothing was removed.
+    /// Another record changed first; of some transactions nothing was removed.
     Overtaken,
     /// The store can't be reached.
     NotYet,

@@ -2,7 +2,7 @@
 
 use super::{
     ACTIONS, Candidate, Change, KnownAction, LEADER, MASTERS, MAX_REMOVALS, Member, PODS, RELAY,
-    REMOVALS, Reason, RelayRecord, Removal, RemovalRecord, SEQ, STATE, View,
+    REMOVALS, Reason, RelayRecord, Removal, RemovalRecord, SEQ, STATE, TOMBSTONES, Tombstone, View,
     relayed::{Latest, RelayedEnd},
 };
 use crate::{
@@ -46,6 +46,8 @@ impl Draft {
             state_revision: before.state_revision,
             removals: before.removals.clone(),
             removal_order: before.removal_order.clone(),
+            tombstones: before.tombstones.clone(),
+            tombstone_order: before.tombstone_order.clone(),
             actions: before.actions.clone(),
             relayed: before.relayed.clone(),
             made: Some(now),
@@ -68,10 +70,11 @@ impl Draft {
     pub(super) fn take(&mut self, events: &Events) {
         for event in &events.events {
             // Within a transaction the reasons may come behind the deletes that they explain.
-            if let Event::Put(entry) = event
-                && entry.key == REMOVALS
-            {
+            let Event::Put(entry) = event else { continue };
+            if entry.key == REMOVALS {
                 self.read_reasons(entry);
+            } else if let Some(Ok(key)) = entry.key.strip_prefix(TOMBSTONES).map(str::parse) {
+                self.put_tombstone(key, entry);
             }
         }
         for event in &events.events {
@@ -86,6 +89,29 @@ impl Draft {
         match serde_json::from_slice::<Vec<RemovalRecord>>(&entry.value) {
             Ok(reasons) => self.reasons.extend(reasons),
             Err(error) => tracing::warn!(%error, "the record of removals can't be read"),
+        }
+    }
+
+    /// A watch that was broken meanwhile missed the list of reasons, and still finds them here.
+    fn put_tombstone(&mut self, key: PodKey, entry: &Entry) {
+        let record = read_json::<RemovalRecord>(entry)
+            .filter(|record| record.key == key.to_string())
+            .map(Arc::new);
+        self.reasons.extend(record.as_deref().cloned());
+        self.remove_tombstone(key);
+        let order = &mut self.view.tombstone_order;
+        order.insert((entry.mod_revision, key));
+        let tombstone = Tombstone {
+            record,
+            mod_revision: entry.mod_revision,
+        };
+        self.view.tombstones.insert(key, tombstone);
+    }
+
+    fn remove_tombstone(&mut self, key: PodKey) {
+        if let Some(before) = self.view.tombstones.remove(&key) {
+            let order = &mut self.view.tombstone_order;
+            order.remove(&(before.mod_revision, key));
         }
     }
 
@@ -167,7 +193,10 @@ impl Draft {
                 });
             }
             Some(before) => {
-                self.left(before, Reason::Replaced);
+                // The pod that has the place now tells who had it before, even where this master missed how they left.
+                let why = pod.retired().iter().find(|one| one.seq == before.seq());
+                let why = why.and_then(|one| one.reason);
+                self.left(before, why.unwrap_or(Reason::Unknown));
                 self.changes.push(Change::Joined(after.clone()));
             }
             None => self.changes.push(Change::Joined(after.clone())),
@@ -239,6 +268,10 @@ impl Draft {
                 self.view.unreadable.remove(&key);
                 self.remove_pod(key);
             }
+        } else if let Some(key) = key.strip_prefix(TOMBSTONES) {
+            if let Ok(key) = key.parse() {
+                self.remove_tombstone(key);
+            }
         } else if key.starts_with(LEADER) {
             Arc::make_mut(&mut self.view.candidates).retain(|_, candidate| candidate.key != key);
         } else if let Some(id) = key.strip_prefix(MASTERS) {
@@ -267,7 +300,7 @@ impl Draft {
         let record = self
             .reasons
             .iter()
-            .find(|record| record.seq == pod.seq())
+            .find(|record| record.seq == pod.seq() && record.incarnation == pod.incarnation())
             .cloned();
         let removal = Arc::new(Removal {
             pod,

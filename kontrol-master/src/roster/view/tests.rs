@@ -66,10 +66,12 @@ fn expired(host: u8, seq: u64) -> RemovalRecord {
         key: report(host).key().to_string(),
         seq,
         reason: Reason::Expired,
+        incarnation: Incarnation::of(&report(host)),
         beat: 0,
         silence_ms: 25_000,
         time_ms: 1,
         master: "m".into(),
+        retired: Vec::new(),
     }
 }
 
@@ -102,14 +104,66 @@ fn another_pod_at_the_same_address_replaces_the_one_before() {
         id: "other".into(),
         ..report(1)
     };
-    let events = store
-        .step(|store| vec![store.put(&pod_key(report(1).key()), Pod::join(other, 1, 1).encode())]);
+    let other = Pod::join(other, 1, 1).replacing(&pod(1, 0));
+    let events = store.step(|store| vec![store.put(&pod_key(report(1).key()), other.encode())]);
     let (view, changes) = view.apply(&events, now);
     assert!(matches!(
         &changes[..],
         [Change::Left(removal), Change::Joined(member)] if removal.reason == Reason::Replaced && member.pod.id() == "other"
     ));
     assert_eq!(view.order().keys().copied().collect::<Vec<_>>(), [1]);
+}
+
+/// What a master that was cut off from the store while this happened finds afterwards.
+#[test]
+fn who_left_while_the_watch_was_broken_left_for_the_reason_that_the_store_remembers() {
+    let now = Instant::now();
+    let key = report(1).key();
+    for reason in [Reason::Down, Reason::Expired, Reason::Lost] {
+        let mut store = Naive::default();
+        let (view, _) = View::default().apply(&store.join(1, 0), now);
+        let tombstone = RemovalRecord {
+            reason,
+            ..expired(1, 0)
+        };
+        store.step(|store| {
+            let put = store.put(&tombstone_key(key), to_json(&tombstone));
+            vec![store.delete(&pod_key(key)), put]
+        });
+        let why = |changes: &[Change]| {
+            let Some(Change::Left(removal)) = changes.first() else {
+                panic!("{changes:?}");
+            };
+            removal.reason
+        };
+        let (_, changes) = view.replace(&store.snapshot(), now);
+        assert_eq!(why(&changes), reason, "nobody is there now");
+        let next = pod(1, 5).after(tombstone.predecessors());
+        store.step(|store| {
+            let put = store.put(&pod_key(key), next.encode());
+            vec![put, store.delete(&tombstone_key(key))]
+        });
+        let (view, changes) = view.replace(&store.snapshot(), now);
+        assert_eq!(why(&changes), reason, "another start is there now");
+        assert!(view.tombstone(key).is_none());
+    }
+}
+
+#[test]
+fn the_oldest_tombstones_of_too_many_are_told() {
+    let mut store = Naive::default();
+    let now = Instant::now();
+    let mut view = View::default();
+    for host in 1..=5 {
+        let key = report(host).key();
+        let json = to_json(&expired(host, 0));
+        let events = store.step(|store| vec![store.put(&tombstone_key(key), json)]);
+        view = view.apply(&events, now).0;
+    }
+    let excess: Vec<_> = view.excess_tombstones(3).map(|(_, key)| *key).collect();
+    assert_eq!(excess, [report(1).key(), report(2).key()]);
+    let (read, _) = View::default().replace(&store.snapshot(), now);
+    assert!(read.excess_tombstones(3).eq(view.excess_tombstones(3)));
 }
 
 #[test]

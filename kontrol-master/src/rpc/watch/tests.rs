@@ -28,7 +28,7 @@ fn who_is_cut_off_within_a_batch_goes_on_from_before_all_of_it() {
             tells_history: false,
             feed: Feed::default(),
         };
-        let messages = teller.messages(&View::default(), &batch);
+        let messages = teller.messages(&View::default(), &batch, 0);
         messages.iter().map(|message| message.revision).collect()
     };
     assert_eq!(revisions(batch(6, 7)), [6, 6, 7]);

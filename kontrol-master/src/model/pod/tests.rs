@@ -1,0 +1,210 @@
+//! Reports, records and their limits.
+
+use super::*;
+use crate::model::json::tests::any_json;
+use proptest::prelude::*;
+use serde_json::json;
+
+/// A report of a pod at `127.0.0.<host>`.
+pub(crate) fn report(host: u8) -> Report {
+    Report {
+        app: "web".into(),
+        id: format!("web-{host}"),
+        ip: IpAddr::from([127, 0, 0, host]),
+        role: "front".into(),
+        nonce: "00000000000000aa".into(),
+        payload: json!(""),
+        down: false,
+        beat: 1,
+        labels: BTreeMap::from([("app".into(), "web".into())]),
+        annotations: BTreeMap::new(),
+        node: String::new(),
+    }
+}
+
+pub(crate) fn any_pod() -> impl Strategy<Value = Pod> {
+    (any::<[u8; 4]>(), any_json(), any::<u32>(), ".{1,8}").prop_map(|(ip, payload, seq, id)| {
+        let report = Report {
+            ip: IpAddr::from(ip),
+            payload,
+            id,
+            ..report(1)
+        };
+        Pod::join(report, u64::from(seq), 5)
+    })
+}
+
+#[test]
+fn the_document_has_ten_sorted_fields_and_nothing_else() {
+    let report = Report {
+        annotations: BTreeMap::from([("note".into(), "not in the digest".into())]),
+        payload: json!({"b": 1.0, "a": [true]}),
+        ..report(1)
+    };
+    assert_eq!(
+        str::from_utf8(Pod::join(report, 7, 1).canonical()).unwrap(),
+        r#"{"app":"web","id":"web-1","ip":"127.0.0.1","key":"2kce4N","labels":{"app":"web"},"node":"","nonce":"00000000000000aa","payload":{"a":[true],"b":1},"role":"front","seq":7}"#
+    );
+}
+
+#[test]
+fn an_update_keeps_seq_and_remembers_the_incarnations_before() {
+    let start = |nonce: &str| Report {
+        nonce: nonce.into(),
+        ..report(1)
+    };
+    let pod = Pod::join(start("aa"), 7, 1);
+    let again = pod.update(start("bb")).update(start("cc"));
+    assert_eq!((again.seq(), again.first_seen_ms()), (7, 1));
+    for before in ["aa", "bb"] {
+        assert!(again.has_retired(&Incarnation::new("web-1", before)));
+    }
+    assert!(!again.has_retired(&again.incarnation()));
+    let back = Pod::decode(&again.encode()).unwrap();
+    assert_eq!(back, again);
+}
+
+#[test]
+fn a_beat_that_no_double_holds_is_kept_whole() {
+    for beat in [0, (1 << 53) - 1, (1 << 53) + 1, u64::MAX] {
+        let pod = Pod::join(Report { beat, ..report(1) }, 7, 1);
+        assert_eq!(Pod::decode(&pod.encode()).unwrap().beat(), beat);
+    }
+}
+
+#[test]
+fn each_limit_names_its_field() {
+    let long = "x".repeat(MAX_NAME_BYTES + 1);
+    let deep = (0..40).fold(json!(1), |inner, _| json!([inner]));
+    let cases: [(&str, Report); 9] = [
+        (
+            "app",
+            Report {
+                app: String::new(),
+                ..report(1)
+            },
+        ),
+        (
+            "id",
+            Report {
+                id: long.clone(),
+                ..report(1)
+            },
+        ),
+        (
+            "role",
+            Report {
+                role: "a\nb".into(),
+                ..report(1)
+            },
+        ),
+        (
+            "node",
+            Report {
+                node: long.clone(),
+                ..report(1)
+            },
+        ),
+        (
+            "nonce",
+            Report {
+                nonce: long.clone(),
+                ..report(1)
+            },
+        ),
+        (
+            "ip",
+            Report {
+                ip: IpAddr::from([0, 0, 0, 0]),
+                ..report(1)
+            },
+        ),
+        (
+            "labels[a]",
+            Report {
+                labels: BTreeMap::from([("a".into(), long)]),
+                ..report(1)
+            },
+        ),
+        (
+            "labels",
+            Report {
+                labels: (0..65).map(|n| (n.to_string(), String::new())).collect(),
+                ..report(1)
+            },
+        ),
+        (
+            "payload",
+            Report {
+                payload: deep,
+                ..report(1)
+            },
+        ),
+    ];
+    for (field, report) in cases {
+        assert_eq!(report.check("").unwrap_err().field, field);
+    }
+    // Control characters take six bytes each.
+    let annotations =
+        (0..MAX_LABELS).map(|n| (n.to_string(), "\u{1}".repeat(MAX_ANNOTATION_BYTES)));
+    let report_of_many = Report {
+        annotations: annotations.collect(),
+        ..report(1)
+    };
+    assert_eq!(report_of_many.check("").unwrap_err().field, "annotations");
+    assert_eq!(report(1).check("blXcB").unwrap_err().field, "key");
+    assert_eq!(report(1).check("2kce4N"), Ok(()));
+}
+
+/// The names of labels and annotations as Kubernetes has them: 253 bytes, a slash, 63 bytes; as many as promised.
+#[test]
+fn what_kubernetes_allows_is_taken() {
+    let name = |n: usize| format!("{n:03}{}/{}", "p".repeat(250), "n".repeat(63));
+    let labels: BTreeMap<String, String> =
+        (0..MAX_LABELS).map(|n| (name(n), "v".repeat(63))).collect();
+    let mut report = Report {
+        annotations: labels
+            .keys()
+            .map(|name| (name.clone(), "v".repeat(4096)))
+            .collect(),
+        labels,
+        ..report(1)
+    };
+    assert_eq!(report.check(""), Ok(()));
+    report.labels.insert(name(MAX_LABELS), String::new());
+    assert_eq!(report.check("").unwrap_err().field, "labels");
+    report.labels = BTreeMap::from([(name(0) + "n", String::new())]);
+    assert_eq!(
+        report.check("").unwrap_err().to_string(),
+        "labels is longer than 317 bytes"
+    );
+}
+
+proptest! {
+    /// One set of limits: what a slave takes for its identity, a master takes for a report.
+    #[test]
+    fn what_a_slave_may_say_a_master_takes(
+        names in prop::collection::btree_set("[a-z\\x01]{0,4}x{0,320}", 0..70),
+        value in "[\\x01a]{0,8}",
+        times in 0..700_usize,
+    ) {
+        let map: BTreeMap<String, String> = names.into_iter().map(|name| (name, value.repeat(times))).collect();
+        let fixed = [("app", "web"), ("role", "front")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let given = kontrol_slave::identity::Given {
+            labels: map.iter().take(5).map(|(name, value)| (name.clone(), value.clone())).chain(fixed).collect(),
+            annotations: map,
+            ..Default::default()
+        };
+        if let Ok(identity) = given.identity(&Default::default(), "host") {
+            let report = Report { labels: identity.labels, annotations: identity.annotations, ..report(1) };
+            prop_assert_eq!(report.check(""), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_record_reads_back(pod in any_pod()) {
+        let back = Pod::decode(&pod.encode()).unwrap();
+        prop_assert_eq!(back.canonical(), pod.canonical());
+        prop_assert_eq!(back.encode(), pod.encode());
+    }
+}

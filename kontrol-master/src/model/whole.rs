@@ -1,0 +1,29 @@
+//! A `u64` in JSON that nobody rounds: a number where every reader takes it as it is, else a text of digits.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The largest integer up to which JSON readers agree (RFC 8259, 6).
+const MAX_NUMBER: u64 = (1 << 53) - 1;
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Form {
+    Number(u64),
+    Digits(String),
+}
+
+pub(crate) fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    let form = if *value <= MAX_NUMBER {
+        Form::Number(*value)
+    } else {
+        Form::Digits(value.to_string())
+    };
+    form.serialize(serializer)
+}
+
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    match Form::deserialize(deserializer)? {
+        Form::Number(value) => Ok(value),
+        Form::Digits(digits) => digits.parse().map_err(serde::de::Error::custom),
+    }
+}
