@@ -15,10 +15,28 @@ mod verdict;
 pub use program::{Program, ProgramError};
 pub use run::run;
 
-use crate::model::{Digest, Exact, exact::MAX_STATE_BYTES};
+use crate::{
+    clock::Moment,
+    model::{Digest, Exact, exact::MAX_STATE_BYTES},
+};
+use async_trait::async_trait;
 use kontrol_slave::process::OWN_EXECUTABLE;
-use std::{path::PathBuf, time::Duration};
-use tokio::time::Instant;
+use std::{fmt, path::PathBuf, time::Duration};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Runs the callback once: the user's program, or what a test has in its place.
+#[async_trait]
+pub trait Runner: Send + Sync + fmt::Debug {
+    /// Runs it. `lease` is refreshed at each keep-alive that the store confirms, and the run ends before it does; `token`
+    /// ends the run. When this returns, nothing of the run is left.
+    async fn run(
+        &self,
+        input: Input,
+        lease: watch::Receiver<Validity>,
+        token: CancellationToken,
+    ) -> Run;
+}
 
 /// What is the same for every run.
 #[derive(Debug, Clone)]
@@ -52,6 +70,18 @@ impl Settings {
     }
 }
 
+#[async_trait]
+impl Runner for Settings {
+    async fn run(
+        &self,
+        input: Input,
+        lease: watch::Receiver<Validity>,
+        token: CancellationToken,
+    ) -> Run {
+        run(self, input, lease, token).await
+    }
+}
+
 /// What one run is about.
 #[derive(Debug, Clone)]
 pub struct Input {
@@ -75,15 +105,15 @@ pub enum Validity {
     /// Until the lease may have ended, if it is not confirmed again.
     Until {
         /// When the program gets SIGTERM.
-        soft: Instant,
+        soft: Moment,
         /// When it gets SIGKILL, early enough that it is gone when the lease ends.
-        hard: Instant,
+        hard: Moment,
     },
 }
 
 impl Validity {
     /// The validity that follows from a keep-alive which the store confirmed: `asked` is when it was sent.
-    pub fn confirmed(asked: Instant, ttl: Duration) -> Self {
+    pub fn confirmed(asked: Moment, ttl: Duration) -> Self {
         Self::Until {
             soft: asked + ttl.mul_f64(0.65),
             hard: asked + ttl.mul_f64(0.85),

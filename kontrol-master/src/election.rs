@@ -3,14 +3,15 @@
 //! etcd's own election API, so that `etcdctl elect` sees and joins it.
 //!
 //! A master believes that it leads only while two things hold: its key is the oldest in the roster, and its lease was
-//! confirmed so recently, by its own monotonic clock from before the question was sent, that no other master can see
-//! the lease end yet. So it stops believing before another can start.
+//! confirmed so recently, by its own clock (see [`crate::clock`]) from before the question was sent, that no other master
+//! can see the lease end yet. So it stops believing before another can start.
 
 mod presence;
 
 use crate::{
     advertise::Advertised,
     backoff::Backoff,
+    clock::{Clock, Moment},
     roster::{PeerMaster, Roster, view::MASTERS},
     store::{Compare, Fence, LeaseId, Outcome, Revision, SharedStore, StoreError, Txn},
 };
@@ -18,7 +19,7 @@ use presence::{Presence, candidacy, put};
 use std::time::Duration;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +31,7 @@ pub enum Confirmed {
     /// The lease can't end before `at + ttl`.
     Lease {
         /// When the last question was sent that was answered with yes.
-        at: Instant,
+        at: Moment,
         /// The lease's time to live.
         ttl: Duration,
     },
@@ -38,14 +39,14 @@ pub enum Confirmed {
 
 impl Confirmed {
     /// The moment at which a leader that has heard nothing further must have stopped: well before the lease can end.
-    pub fn end(self) -> Option<Instant> {
+    pub fn end(self) -> Option<Moment> {
         match self {
             Self::Forever => None,
             Self::Lease { at, ttl } => Some(at + ttl.mul_f64(0.9)),
         }
     }
 
-    fn holds(self, now: Instant) -> bool {
+    fn holds(self, now: Moment) -> bool {
         self.end().is_none_or(|end| now < end)
     }
 }
@@ -58,6 +59,7 @@ pub struct Election {
     /// The candidacy of now. It is set before the lease is confirmed, and read behind that.
     seat: watch::Receiver<Option<LeaseId>>,
     trouble: watch::Receiver<Option<&'static str>>,
+    clock: Clock,
 }
 
 impl Election {
@@ -68,19 +70,28 @@ impl Election {
 
     /// The right to write as the leader, while this master leads.
     pub fn leads(&self) -> Option<Fence> {
-        let holds = self.confirmed.borrow().holds(Instant::now());
+        let holds = self.in_touch();
         holds.then(|| self.lead.borrow().clone()).flatten()
     }
 
     /// Whether the store confirmed this master's lease lately: if not, others may have elected a leader unseen.
     pub fn in_touch(&self) -> bool {
-        self.confirmed.borrow().holds(Instant::now())
+        self.confirmed.borrow().holds(self.clock.now())
     }
 
     /// The candidacy of this master (`leader/<lease>`), while its lease surely has not ended: all that time, nobody saw the
     /// key gone from the store.
     pub fn seat(&self) -> Option<LeaseId> {
         self.in_touch().then(|| *self.seat.borrow()).flatten()
+    }
+
+    /// Waits until the confirmation of the lease is over that holds now. Never ends where none holds or can end. Cancel safe.
+    pub async fn lapses(&self) {
+        let end = self.confirmed.borrow().end();
+        match end.filter(|end| self.clock.now() < *end) {
+            Some(end) => self.clock.sleep_until(end).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Wakes when this master starts or stops to lead.
@@ -104,6 +115,7 @@ pub struct Campaign {
     lead: watch::Sender<Option<Fence>>,
     confirmed: watch::Sender<Confirmed>,
     seat: watch::Sender<Option<LeaseId>>,
+    clock: Clock,
 }
 
 struct Session {
@@ -121,13 +133,35 @@ impl Campaign {
         me: PeerMaster,
         ttl: Duration,
     ) -> (Election, Self) {
+        Self::by(Clock::default(), store, roster, me, ttl)
+    }
+
+    /// The same by another clock.
+    pub(crate) fn by(
+        clock: Clock,
+        store: SharedStore,
+        roster: Roster,
+        me: PeerMaster,
+        ttl: Duration,
+    ) -> (Election, Self) {
         let address = Some(me.address.clone());
         let advertised = watch::channel(Advertised { address, ip: None }).1;
-        Self::advertising(store, roster, me, advertised, ttl)
+        Self::with(clock, store, roster, me, advertised, ttl)
     }
 
     /// The same, as a master whose address is told by `advertised`.
     pub fn advertising(
+        store: SharedStore,
+        roster: Roster,
+        me: PeerMaster,
+        advertised: watch::Receiver<Advertised>,
+        ttl: Duration,
+    ) -> (Election, Self) {
+        Self::with(Clock::default(), store, roster, me, advertised, ttl)
+    }
+
+    fn with(
+        clock: Clock,
         store: SharedStore,
         roster: Roster,
         me: PeerMaster,
@@ -146,12 +180,14 @@ impl Campaign {
             lead,
             confirmed,
             seat,
+            clock: clock.clone(),
         };
         let handle = Election {
             lead: lead_receiver,
             confirmed: confirmed_receiver,
             seat: seat_receiver,
             trouble,
+            clock,
         };
         (handle, task)
     }
@@ -198,7 +234,7 @@ impl Campaign {
 
     /// Grants a lease and becomes a candidate.
     async fn open(&self) -> Result<Session, StoreError> {
-        let sent = Instant::now();
+        let sent = self.clock.now();
         let (lease, ttl) = self.store.grant(self.ttl).await?;
         match self.stand(lease).await {
             Ok((key, epoch)) => {
@@ -257,7 +293,7 @@ impl Campaign {
     async fn hold(&mut self, session: &Session, token: &CancellationToken) {
         let period = session.ttl / 5;
         let mut changes = self.roster.changes();
-        let mut beat = Instant::now() + period;
+        let mut beat = self.clock.now() + period;
         loop {
             if !self.evaluate(session) {
                 return;
@@ -266,15 +302,18 @@ impl Campaign {
             let end = self.confirmed.borrow().end();
             let expiry = async {
                 match end {
-                    Some(end) if end > Instant::now() => sleep_until(end).await,
+                    Some(end) if end > self.clock.now() => self.clock.sleep_until(end).await,
                     _ => std::future::pending().await,
                 }
             };
             // All arms are cancel safe: a keep-alive is awaited in the arm's body, not in the arm.
             tokio::select! {
+                biased;
                 () = token.cancelled() => return,
-                () = sleep_until(beat) => {
-                    let sent = Instant::now();
+                // Before the next question: after a suspension the lease may be over long since.
+                () = expiry => {}
+                () = self.clock.sleep_until(beat) => {
+                    let sent = self.clock.now();
                     match timeout(session.ttl / 3, self.store.keep_alive(session.lease)).await {
                         Ok(Ok(ttl)) => self.confirm(sent, ttl),
                         Ok(Err(StoreError::LeaseGone(_))) => {
@@ -284,11 +323,10 @@ impl Campaign {
                         Ok(Err(error)) => tracing::debug!(%error, "could not confirm the lease"),
                         Err(_) => tracing::debug!("the store did not confirm the lease in time"),
                     }
-                    beat = (sent + period).max(Instant::now() + period / 4);
+                    beat = (sent + period).max(self.clock.now() + period / 4);
                 }
                 () = self.presence.moved() => {}
                 more = changes.next() => if !more { return },
-                () = expiry => {}
             }
         }
     }
@@ -312,7 +350,7 @@ impl Campaign {
         }
     }
 
-    fn confirm(&self, at: Instant, ttl: Duration) {
+    fn confirm(&self, at: Moment, ttl: Duration) {
         self.confirmed.send_replace(if self.store.leases_expire() {
             Confirmed::Lease { at, ttl }
         } else {
@@ -335,7 +373,7 @@ impl Campaign {
         let ours = view
             .leader()
             .is_some_and(|leader| leader.key == session.key);
-        if ours && self.confirmed.borrow().holds(Instant::now()) {
+        if ours && self.confirmed.borrow().holds(self.clock.now()) {
             self.lead.send_if_modified(|lead| {
                 if lead.is_none() {
                     tracing::info!(epoch = session.epoch, "leading");

@@ -33,7 +33,7 @@
 //! 8. An action is carried by one master, told in one place what became of it, and has one end for each target; see
 //!    [`action`].
 //!
-//! Dependencies run one way: `model` ← `liveness`, `damper` ← `store` ← `roster`, `keepalive`, `election`, `term`,
+//! Dependencies run one way: `model` ← `clock`, `liveness`, `damper` ← `store` ← `roster`, `keepalive`, `election`, `term`,
 //! `relay`, `callback` ← `action` ← `rpc`, `gateway` ← `server` ← `cli`.
 
 pub mod action;
@@ -42,6 +42,7 @@ pub mod attention;
 pub mod backoff;
 pub mod callback;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod damper;
 pub mod election;

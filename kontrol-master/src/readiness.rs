@@ -6,10 +6,7 @@ use crate::{
     roster::{Changes, Roster},
 };
 use std::borrow::Cow;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
+use tokio::sync::watch;
 
 /// Tells whether this master can do its work. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -62,6 +59,7 @@ impl Readiness {
             link: self.relay.changes(),
             confirmed: self.election.confirmed(),
             trouble: self.election.trouble(),
+            election: self.election.clone(),
         }
     }
 }
@@ -73,24 +71,18 @@ pub struct ReadinessChanges {
     link: watch::Receiver<Link>,
     confirmed: watch::Receiver<Confirmed>,
     trouble: watch::Receiver<Option<&'static str>>,
+    election: Election,
 }
 
 impl ReadinessChanges {
     /// Waits. False once the master shuts down. Cancel safe.
     pub async fn next(&mut self) -> bool {
-        let end = self.confirmed.borrow_and_update().end();
-        let end = end.filter(|end| *end > Instant::now());
-        let lapsed = async {
-            match end {
-                Some(end) => sleep_until(end).await,
-                None => std::future::pending().await,
-            }
-        };
+        self.confirmed.borrow_and_update();
         tokio::select! {
             more = self.roster.next() => more,
             more = self.link.changed() => more.is_ok(),
             more = self.confirmed.changed() => more.is_ok(),
-            () = lapsed => true,
+            () = self.election.lapses() => true,
             more = self.trouble.changed() => more.is_ok(),
         }
     }

@@ -18,6 +18,8 @@
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+pub(crate) mod double;
 pub mod embedded;
 pub mod etcd;
 pub mod measured;

@@ -11,7 +11,7 @@ mod relayed;
 mod run;
 
 use crate::{
-    callback,
+    callback::{self, Runner},
     damper::{Damper, retry_delay},
     election::{Confirmed, Election},
     liveness::{Attention, Deadlines, Detached, TICK},
@@ -73,7 +73,7 @@ pub struct Settings {
     /// How long endless change can put the callback off.
     pub damper_max: Duration,
     /// The callback, if there is one.
-    pub callback: Option<Arc<callback::Settings>>,
+    pub callback: Option<Arc<dyn Runner>>,
 }
 
 /// How many ends of channels may wait for the term; more are left to the TTL.
@@ -314,7 +314,7 @@ impl Term {
 
     /// Starts the callback if it is due and there is something that it has not handled.
     fn start_due(&mut self, now: Instant) {
-        let Some(settings) = self.context.settings.callback.clone() else {
+        let Some(runner) = self.context.settings.callback.clone() else {
             self.damper.clear();
             return;
         };
@@ -348,7 +348,7 @@ impl Term {
         let task = RunTask {
             context: self.context.clone(),
             fence: self.fence.clone(),
-            settings,
+            runner,
             view,
             digest,
             handled: self.handled.clone(),

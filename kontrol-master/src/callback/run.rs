@@ -10,7 +10,7 @@ use super::{
     output::Lines,
     verdict::judge,
 };
-use crate::model::Exact;
+use crate::{clock::Clock, model::Exact};
 use kontrol_slave::process::{
     DIRECTORY_PREFIX, End, Guarded, INPUT_FILE, Lease, Order, Pipes, Spec,
 };
@@ -90,7 +90,7 @@ async fn start(
         })?;
 
     let validity = *lease.borrow_and_update();
-    if matches!(validity, Validity::Until { soft, .. } if soft <= Instant::now()) {
+    if matches!(validity, Validity::Until { soft, .. } if soft <= Clock::default().now()) {
         return Err(Failure::LeaseUnconfirmed);
     }
     let not_started = |error: io::Error| Failure::NotStarted(format!("start its guard: {error}"));
@@ -108,7 +108,10 @@ async fn start(
 fn until(validity: Validity) -> Lease {
     match validity {
         Validity::Forever => Lease::Forever,
-        Validity::Until { soft, hard } => Lease::until(soft, hard),
+        Validity::Until { soft, hard } => Lease::Until {
+            soft: soft.millis(),
+            hard: hard.millis(),
+        },
     }
 }
 

@@ -201,10 +201,11 @@ impl Core {
 
 fn term_settings(config: &Config, own: SocketAddr) -> term::Settings {
     let callback = config.callback.clone().map(|program| {
-        Arc::new(callback::Settings {
+        let runner: Arc<dyn callback::Runner> = Arc::new(callback::Settings {
             timeout: config.callback_timeout,
             ..callback::Settings::new(program, format!("http://{own}"))
-        })
+        });
+        runner
     });
     term::Settings {
         ttl: config.settings.ttl,

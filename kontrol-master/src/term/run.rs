@@ -3,7 +3,7 @@
 use super::{Context, expiry::deposed, handled::Handled, pass_on, validity};
 use crate::{
     backoff::Backoff,
-    callback::{self, changes},
+    callback::{self, Runner, changes},
     model::{Digest, Exact, digest::pods_document},
     roster::{StateRecord, View, view::STATE},
     store::{Compare, Fence, Op, Outcome, Revision, StoreError, Txn},
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) struct RunTask {
     pub(super) context: Context,
     pub(super) fence: Fence,
-    pub(super) settings: Arc<callback::Settings>,
+    pub(super) runner: Arc<dyn Runner>,
     pub(super) view: Arc<View>,
     pub(super) digest: Digest,
     pub(super) handled: Handled,
@@ -90,7 +90,7 @@ impl RunTask {
         };
         let confirmed = self.context.election.confirmed();
         let (sender, lease) = watch::channel(validity(*confirmed.borrow()));
-        let run = callback::run(&self.settings, input, lease, self.over.clone());
+        let run = self.runner.run(input, lease, self.over.clone());
         // Both arms are cancel safe; the lease's confirmations stop with the run that they are for.
         let run = tokio::select! {
             run = run => run,

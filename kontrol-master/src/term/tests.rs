@@ -1,9 +1,13 @@
 //! A whole master without its network, on the store in memory, under virtual time.
 
+mod callback;
 mod faults;
+mod leases;
+mod stage;
 
 use super::*;
 use crate::{
+    clock::Clock,
     election::Campaign,
     error::Error,
     keepalive::{Accepted, Committer, Keepalives},
@@ -22,6 +26,7 @@ use tokio::time::{sleep, timeout};
 
 const TTL: Duration = Duration::from_secs(5);
 const LOST: Duration = Duration::from_secs(3);
+const DAMPER: Duration = Duration::from_secs(1);
 
 struct Harness {
     store: SharedStore,
@@ -29,7 +34,9 @@ struct Harness {
     relay: Relay,
     keepalives: Keepalives,
     election: Election,
+    status: Status,
     metrics: Arc<Metrics>,
+    clock: Clock,
     token: CancellationToken,
     tasks: JoinHandle<Result<(), kontrol_slave::supervise::Failure>>,
 }
@@ -41,19 +48,33 @@ impl Harness {
     }
 
     async fn on(store: SharedStore) -> Self {
-        let me = Instance(1);
+        let this = Self::begin(store, 1, Clock::of_runtime(), None);
+        this.elected().await;
+        this
+    }
+
+    /// Starts the master with this number, and does not wait until it leads.
+    fn begin(
+        store: SharedStore,
+        number: u64,
+        clock: Clock,
+        callback: Option<Arc<dyn Runner>>,
+    ) -> Self {
+        let me = Instance(number);
+        let id = format!("m{number}");
         let (metrics, status) = (Arc::new(Metrics::default()), Status::default());
         let (roster, mirror) = Roster::new(store.clone());
         let myself = PeerMaster {
-            id: "m".into(),
-            address: "127.0.0.1:1".into(),
+            id: id.clone(),
+            address: format!("127.0.0.1:{number}"),
             instance: me.to_string(),
         };
-        let (election, campaign) = Campaign::new(store.clone(), roster.clone(), myself, TTL);
+        let (election, campaign) =
+            Campaign::by(clock.clone(), store.clone(), roster.clone(), myself, TTL);
         let (sender, detached) = detachments();
-        let (relay, relay_task, _detour) = Relay::new(relay::Parts {
+        let (relay, relay_task, detour) = Relay::new(relay::Parts {
             me,
-            id: "m".into(),
+            id: id.as_str().into(),
             store: store.clone(),
             roster: roster.clone(),
             election: election.clone(),
@@ -62,7 +83,8 @@ impl Harness {
             interval: TTL / 5,
             detached: sender,
         });
-        let (committer, committer_task) = Committer::new(store.clone(), roster.clone(), "m".into());
+        let (committer, committer_task) =
+            Committer::new(store.clone(), roster.clone(), id.as_str().into());
         let keepalives = Keepalives::new(
             me,
             roster.clone(),
@@ -74,37 +96,54 @@ impl Harness {
             store: store.clone(),
             roster: roster.clone(),
             election: election.clone(),
-            status,
+            status: status.clone(),
             metrics: metrics.clone(),
-            id: "m".into(),
+            id: id.into(),
             settings: Arc::new(Settings {
                 ttl: TTL,
                 lost: LOST,
-                damper: Duration::from_secs(1),
-                damper_max: Duration::from_secs(6),
-                callback: None,
+                damper: DAMPER,
+                damper_max: 6 * DAMPER,
+                callback,
             }),
         };
         let token = CancellationToken::new();
         let mut tasks = Tasks::new(token.clone());
-        tasks.spawn("mirror", mirror.run(token.clone()));
+        // The callback ends before the election resigns, and that before the roster stands still.
+        let (resign, last) = (CancellationToken::new(), CancellationToken::new());
+        tasks.spawn("mirror", mirror.run(last.clone()));
         tasks.spawn("committer", committer_task.run(token.clone()));
         tasks.spawn("relay", relay_task.run(token.clone()));
-        tasks.spawn("campaign", campaign.run(token.clone()));
-        tasks.spawn("term", supervise(context, detached, token.clone()));
+        tasks.spawn("detour", detour.run(token.clone()));
+        let (term, then) = (token.clone(), resign.clone().drop_guard());
+        tasks.spawn("campaign", async move {
+            let _then = last.drop_guard();
+            campaign.run(resign).await;
+        });
+        tasks.spawn("term", async move {
+            let _then = then;
+            supervise(context, detached, term).await;
+        });
         let tasks = tokio::spawn(tasks.run(Duration::from_secs(5)));
-        let mut lead = election.changes();
-        lead.wait_for(Option::is_some).await.unwrap();
         Self {
             store,
             roster,
             relay,
             keepalives,
             election,
+            status,
             metrics,
+            clock,
             token,
             tasks,
         }
+    }
+
+    /// Waits until it leads.
+    async fn elected(&self) -> Fence {
+        let mut lead = self.election.changes();
+        let fence = lead.wait_for(Option::is_some).await.unwrap().clone();
+        fence.unwrap()
     }
 
     async fn ping(&self, report: Report) -> Result<Accepted, Error> {

@@ -3,7 +3,10 @@
 use crate::support::{
     DEADLINE, alive, exact, input, pid, pid_in, run, script, settings, signal, until,
 };
-use kontrol_master::callback::{self, Failure, Settings, Validity};
+use kontrol_master::{
+    callback::{self, Failure, Settings, Validity},
+    clock::Clock,
+};
 use serde_json::json;
 use std::{
     fs,
@@ -48,10 +51,8 @@ async fn a_run_that_is_stopped_before_it_begins_starts_nothing() {
     let run = callback::run(&settings, input(1, None), validity, token).await;
     assert_eq!((run.exit_code, run.outcome), (-1, Err(Failure::Stopped)));
 
-    let past = Validity::confirmed(
-        tokio::time::Instant::now() - Duration::from_secs(5),
-        Duration::from_secs(5),
-    );
+    let ttl = Duration::from_secs(5);
+    let past = Validity::confirmed(Clock::default().now() - ttl, ttl);
     let (_lease, validity) = watch::channel(past);
     let run = callback::run(
         &settings,
@@ -76,8 +77,9 @@ async fn a_lease_that_is_not_confirmed_ends_it_in_time() {
         ..settings(&script(&directory, text))
     };
     let lease = Duration::from_secs(5);
-    let asked = tokio::time::Instant::now();
-    let (_lease, validity) = watch::channel(Validity::confirmed(asked, lease));
+    let asked = Instant::now();
+    let valid = Validity::confirmed(Clock::default().now(), lease);
+    let (_lease, validity) = watch::channel(valid);
     let run = callback::run(
         &settings,
         input(1, None),
@@ -99,7 +101,7 @@ async fn a_lease_that_is_not_confirmed_ends_it_in_time() {
 #[tokio::test]
 async fn a_lease_that_is_confirmed_lets_it_run_on() {
     let ttl = Duration::from_secs(2);
-    let now = tokio::time::Instant::now;
+    let now = || Clock::default().now();
     let (lease, validity) = watch::channel(Validity::confirmed(now(), ttl));
     let settings = settings("sleep 4; echo true");
     let confirm = async {
@@ -285,7 +287,7 @@ async fn holds_a_run() {
     let ttl = std::env::var(HELPER_LEASE).ok();
     let ttl = ttl.map(|ms| Duration::from_millis(ms.parse().unwrap()));
     let valid = || match ttl {
-        Some(ttl) => Validity::confirmed(tokio::time::Instant::now(), ttl),
+        Some(ttl) => Validity::confirmed(Clock::default().now(), ttl),
         None => Validity::Forever,
     };
     let (lease, validity) = watch::channel(valid());

@@ -156,6 +156,7 @@ async fn listen(master: usize, revision: &mut i64, tell: &mut impl FnMut(Told)) 
     let mut client = EnsembleServiceClient::new(channel).max_decoding_message_size(64 << 20);
     let request = WatchRequest {
         revision: *revision,
+        ..WatchRequest::default()
     };
     let mut stream = client.watch(request).await?.into_inner();
     while let Some(message) = stream.message().await? {

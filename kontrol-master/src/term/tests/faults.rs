@@ -1,98 +1,12 @@
 //! The same master on a store that is slow, hangs, or shows its changes late.
 
 use super::*;
-use crate::store::{
-    Compare, Events, LeaseId, Outcome, Revision, Snapshot, Store, StoreError, Watch,
-};
-use async_trait::async_trait;
+use crate::store::{Compare, double::Faulty};
 use std::net::IpAddr;
 
-#[derive(Debug, Clone)]
-struct Faulty {
-    inner: SharedStore,
-    /// How long a transaction takes.
-    delay: watch::Sender<Duration>,
-    /// Whether the next transaction gets no clear answer, and is committed a moment later.
-    unclear: watch::Sender<bool>,
-    /// Whether watches hold back what they have.
-    held: watch::Sender<bool>,
-}
-
 impl Faulty {
-    fn new() -> Self {
-        Self {
-            inner: open(&StoreUrl::Memory, "n", "a", EtcdOptions::default()).unwrap(),
-            delay: watch::Sender::new(Duration::ZERO),
-            unclear: watch::Sender::new(false),
-            held: watch::Sender::new(false),
-        }
-    }
-
     async fn master(&self) -> Harness {
         Harness::on(Arc::new(self.clone())).await
-    }
-}
-
-#[async_trait]
-impl Store for Faulty {
-    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        self.inner.snapshot().await
-    }
-    async fn snapshot_at(&self, prefix: &str, revision: Revision) -> Result<Snapshot, StoreError> {
-        self.inner.snapshot_at(prefix, revision).await
-    }
-    async fn read(&self, keys: &[String]) -> Result<Snapshot, StoreError> {
-        self.inner.read(keys).await
-    }
-    async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
-        let delay = *self.delay.borrow();
-        sleep(delay).await;
-        if self.unclear.send_replace(false) {
-            let inner = self.inner.clone();
-            tokio::spawn(async move {
-                sleep(Duration::from_millis(1)).await;
-                inner.commit(txn).await
-            });
-            return Err(StoreError::Indeterminate("on purpose".into()));
-        }
-        self.inner.commit(txn).await
-    }
-    async fn watch(&self, behind: Revision) -> Result<Box<dyn Watch>, StoreError> {
-        Ok(Box::new(Held {
-            inner: self.inner.watch(behind).await?,
-            held: self.held.subscribe(),
-        }))
-    }
-    async fn grant(&self, ttl: Duration) -> Result<(LeaseId, Duration), StoreError> {
-        self.inner.grant(ttl).await
-    }
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
-        self.inner.keep_alive(lease).await
-    }
-    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.inner.revoke(lease).await
-    }
-    fn leases_expire(&self) -> bool {
-        self.inner.leases_expire()
-    }
-}
-
-struct Held {
-    inner: Box<dyn Watch>,
-    held: watch::Receiver<bool>,
-}
-
-#[async_trait]
-impl Watch for Held {
-    async fn next(&mut self) -> Result<Events, StoreError> {
-        loop {
-            let _ = self.held.wait_for(|held| !held).await;
-            tokio::select! {
-                biased;
-                _ = self.held.changed() => {}
-                events = self.inner.next() => return events,
-            }
-        }
     }
 }
 

@@ -66,8 +66,13 @@ impl Master {
             address: format!("m{number}:1"),
             instance: crate::liveness::Instance(number).to_string(),
         };
-        let (election, campaign) =
-            Campaign::new(Arc::clone(&way), roster.clone(), me.clone(), LEASE);
+        let (election, campaign) = Campaign::by(
+            crate::clock::Clock::of_runtime(),
+            Arc::clone(&way),
+            roster.clone(),
+            me.clone(),
+            LEASE,
+        );
         let metrics = Arc::<Metrics>::default();
         let (switchboard, switching) = Switchboard::new(roster.clone(), Arc::clone(&metrics));
         let hour = Duration::from_secs(3600);
