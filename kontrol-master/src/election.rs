@@ -1,6 +1,6 @@
 //! The election: one lease for each master, which carries its presence (`masters/<id>`) and its candidacy
 //! (`leader/<lease>`). The oldest candidate leads, in the epoch that its key's create-revision names: the recipe of
-//! etcd's own election API, so that `etcdctl elect` sees and joins it.
+//! etcd's own election API. So `etcdctl elect` joins it as well: once it is elected, no master leads until it goes away.
 //!
 //! A master believes that it leads only while two things hold: its key is the oldest in the roster, and its lease was
 //! confirmed so recently, by its own clock (see [`crate::clock`]) from before the question was sent, that no other master
@@ -22,6 +22,9 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+
+/// Most leases that are remembered to be given back.
+const MAX_LEFT: usize = 8;
 
 /// How far this master's lease is confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +62,7 @@ pub struct Election {
     /// The candidacy of now. It is set before the lease is confirmed, and read behind that.
     seat: watch::Receiver<Option<LeaseId>>,
     trouble: watch::Receiver<Option<&'static str>>,
+    longer: watch::Receiver<Option<Duration>>,
     clock: Clock,
 }
 
@@ -99,6 +103,11 @@ impl Election {
         self.lead.clone()
     }
 
+    /// The lease that the store granted, where it is longer than what was asked for.
+    pub fn longer_lease(&self) -> Option<Duration> {
+        *self.longer.borrow()
+    }
+
     /// How far the lease is confirmed, as that goes on.
     pub fn confirmed(&self) -> watch::Receiver<Confirmed> {
         self.confirmed.clone()
@@ -115,6 +124,10 @@ pub struct Campaign {
     lead: watch::Sender<Option<Fence>>,
     confirmed: watch::Sender<Confirmed>,
     seat: watch::Sender<Option<LeaseId>>,
+    /// The lease that the store granted, where it is longer than what was asked for.
+    longer: watch::Sender<Option<Duration>>,
+    /// The last leader that was no master.
+    stranger: watch::Sender<String>,
     clock: Clock,
 }
 
@@ -172,6 +185,7 @@ impl Campaign {
         let (lead, lead_receiver) = watch::channel(None);
         let (confirmed, confirmed_receiver) = watch::channel(Confirmed::Forever);
         let (seat, seat_receiver) = watch::channel(None);
+        let (longer, longer_receiver) = watch::channel(None);
         let task = Self {
             store,
             roster,
@@ -180,6 +194,8 @@ impl Campaign {
             lead,
             confirmed,
             seat,
+            longer,
+            stranger: watch::Sender::new(String::new()),
             clock: clock.clone(),
         };
         let handle = Election {
@@ -187,6 +203,7 @@ impl Campaign {
             confirmed: confirmed_receiver,
             seat: seat_receiver,
             trouble,
+            longer: longer_receiver,
             clock,
         };
         (handle, task)
@@ -195,14 +212,16 @@ impl Campaign {
     /// Takes part until the token is cancelled, then resigns.
     pub async fn run(mut self, token: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-        let mut old: Option<LeaseId> = None;
+        let mut leases = Vec::new();
         while !token.is_cancelled() {
             token.run_until_cancelled(self.presence.located()).await;
-            match token.run_until_cancelled(self.open()).await {
+            match token.run_until_cancelled(self.open(&mut leases)).await {
+                // A candidacy on its way to the store leads nobody: its lease is given back below.
                 None => break,
                 Some(Ok(session)) => {
                     backoff.reset();
-                    self.give_back(old.take()).await;
+                    leases.retain(|lease| *lease != session.lease);
+                    self.give_back(&mut leases).await;
                     self.hold(&session, &token).await;
                     self.seat.send_replace(None);
                     self.step_down(if token.is_cancelled() {
@@ -212,7 +231,7 @@ impl Campaign {
                     });
                     // Not before the next one holds this master's presence: a leader whose key alone was deleted may have a
                     // callback that takes its time to end, and the next leader waits for it only while it sees this master.
-                    old = Some(session.lease);
+                    leases.push(session.lease);
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "could not become a candidate yet");
@@ -221,25 +240,31 @@ impl Campaign {
             }
         }
         // Whoever waits for the leader key to go need not wait for the lease to end.
-        self.give_back(old).await;
+        self.give_back(&mut leases).await;
     }
 
-    async fn give_back(&self, lease: Option<LeaseId>) {
-        if let Some(lease) = lease
-            && let Err(error) = self.store.revoke(lease).await
-        {
-            tracing::debug!(%error, "could not give the lease back; it ends by itself");
+    /// Ends these leases, and keeps those that the store did not end, to try again.
+    async fn give_back(&self, leases: &mut Vec<LeaseId>) {
+        for lease in std::mem::take(leases) {
+            if let Err(error) = self.store.revoke(lease).await {
+                tracing::debug!(%error, "could not give a lease back yet; it ends by itself");
+                leases.push(lease);
+            }
         }
+        // All end by themselves: what a long outage left behind is gone by now.
+        leases.drain(..leases.len().saturating_sub(MAX_LEFT));
     }
 
-    /// Grants a lease and becomes a candidate.
-    async fn open(&self) -> Result<Session, StoreError> {
+    /// Grants a lease and becomes a candidate. `leases` holds the lease from when it is granted.
+    async fn open(&self, leases: &mut Vec<LeaseId>) -> Result<Session, StoreError> {
         let sent = self.clock.now();
         let (lease, ttl) = self.store.grant(self.ttl).await?;
+        leases.push(lease);
         match self.stand(lease).await {
             Ok((key, epoch)) => {
                 self.seat.send_replace(Some(lease));
                 self.confirm(sent, ttl);
+                self.say_longer(ttl);
                 Ok(Session {
                     lease,
                     ttl,
@@ -249,10 +274,26 @@ impl Campaign {
             }
             Err(error) => {
                 // A candidacy that is stored late after all would lead for as long as the lease lives, and do nothing.
-                self.give_back(Some(lease)).await;
+                self.give_back(leases).await;
                 Err(error)
             }
         }
+    }
+
+    /// Says so when the store makes the lease longer, and a fail-over with it.
+    fn say_longer(&self, ttl: Duration) {
+        let longer = (ttl > self.ttl).then_some(ttl);
+        self.longer.send_if_modified(|known| {
+            let news = *known != longer;
+            if news && let Some(ttl) = longer {
+                tracing::warn!(
+                    granted = ?ttl, asked = ?self.ttl,
+                    "the store grants no shorter lease: a fail-over takes that long, not what --fover says"
+                );
+            }
+            *known = longer;
+            news
+        });
     }
 
     /// Becomes a candidate; tells the key and the epoch.
@@ -373,6 +414,11 @@ impl Campaign {
         let ours = view
             .leader()
             .is_some_and(|leader| leader.key == session.key);
+        if let Some(leader) = view.leader()
+            && leader.master.is_stranger()
+        {
+            self.say_stranger(&leader.key);
+        }
         if ours && self.confirmed.borrow().holds(self.clock.now()) {
             self.lead.send_if_modified(|lead| {
                 if lead.is_none() {
@@ -386,6 +432,21 @@ impl Campaign {
             self.step_down("the lease was not confirmed in time");
         }
         true
+    }
+
+    /// Says it once for each candidate.
+    fn say_stranger(&self, key: &str) {
+        self.stranger.send_if_modified(|said| {
+            let news = said != key;
+            if news {
+                tracing::warn!(
+                    key,
+                    "a candidate that is no master leads: no pod expires and no callback runs until it goes away"
+                );
+                key.clone_into(said);
+            }
+            news
+        });
     }
 
     fn step_down(&self, why: &str) {

@@ -14,5 +14,6 @@ pub use feed::{Feed, Followed, Lagged, Notice, Notices, Place};
 pub use history::History;
 pub use mirror::{Changes, Mirror, Roster};
 pub use view::{
-    Candidate, Change, KnownAction, Member, PeerMaster, Reason, Removal, StateRecord, View,
+    Candidate, Change, KnownAction, Member, PeerMaster, Reason, Removal, StateRecord, Unreadable,
+    View,
 };

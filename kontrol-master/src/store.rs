@@ -136,6 +136,11 @@ impl Txn {
         let mut seen = HashSet::with_capacity(self.ops.len());
         for op in &self.ops {
             let (key, size) = match op {
+                // No record is empty: one that could not be encoded must not take the place of one that holds.
+                Op::Put { key, value, .. } if value.is_empty() => {
+                    let reason = format!("a transaction that writes nothing into {key}");
+                    return Err(StoreError::Refused(reason));
+                }
                 Op::Put { key, value, .. } => (key, value.len()),
                 Op::Delete(key) => (key, 0),
             };
@@ -315,5 +320,20 @@ impl Fence {
         txn.compares
             .push(Compare::CreateRevision(self.key.clone(), self.epoch));
         txn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_could_not_be_encoded_takes_no_others_place() {
+        let txn = |value: &'static str| Txn {
+            ops: vec![Op::put("seq", "1"), Op::put("state", value)],
+            ..Txn::default()
+        };
+        assert!(txn("{}").check().is_ok());
+        assert!(matches!(txn("").check(), Err(StoreError::Refused(_))));
     }
 }

@@ -9,6 +9,7 @@ mod expiry;
 mod handled;
 mod relayed;
 mod run;
+mod storing;
 
 use crate::{
     callback::{self, Runner},
@@ -21,14 +22,20 @@ use crate::{
     status::{Status, timestamp},
     store::{Fence, SharedStore},
 };
+use futures::FutureExt as _;
 use handled::Handled;
 use imbl::ordmap::DiffItem;
 use run::{Finished, RunTask};
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::Arc,
+    time::Duration,
+};
+use storing::{Storing, Success};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -38,9 +45,11 @@ const RELAY_SLACK: Duration = Duration::from_millis(250);
 /// How long a new leader waits for its roster to show its own election, before it asks again.
 const CATCH_UP: Duration = Duration::from_secs(1);
 
-/// How long the first run is held back when the leader before this one still lives: longer than it takes to stop a
-/// callback, grace included.
+/// How long no run starts when a callback that nobody waits for may still be there: that of the leader before, who still
+/// lives, or that of a run that panicked. Longer than it takes to stop a callback, grace included.
 const QUARANTINE: Duration = Duration::from_secs(4);
+/// When a run is looked at again that could not be started, because the store did not tell what it is to be handed.
+const UNREAD: Duration = Duration::from_secs(1);
 
 /// What a term works with.
 #[derive(Debug, Clone)]
@@ -84,14 +93,31 @@ pub fn detachments() -> (mpsc::Sender<Detached>, mpsc::Receiver<Detached>) {
     mpsc::channel(DETACHED)
 }
 
-/// Runs a term whenever this master leads, until the token is cancelled and the last term has ended.
+/// Runs a term whenever this master leads, until the token is cancelled and the last term has ended. Then nothing is left
+/// of the callback, not even after a panic: whoever waits for this may resign.
 pub async fn supervise(
+    context: Context,
+    detached: mpsc::Receiver<Detached>,
+    token: CancellationToken,
+) {
+    let terms = token.child_token();
+    let work = AssertUnwindSafe(terms_of(context, detached, terms.clone()));
+    if let Err(panic) = work.catch_unwind().await {
+        tracing::error!("the term panicked; this master stops once its callback has ended");
+        terms.cancel();
+        sleep(QUARANTINE).await;
+        resume_unwind(panic);
+    }
+}
+
+async fn terms_of(
     context: Context,
     mut detached: mpsc::Receiver<Detached>,
     token: CancellationToken,
 ) {
     let mut lead = context.election.changes();
     let mut deposed = None;
+    let mut unstored: Option<(Fence, Success)> = None;
     loop {
         // A term that found itself deposed may end before the election has noticed: its epoch gets no other one.
         let next = lead.wait_for(|now| now.is_some() && *now != deposed);
@@ -101,17 +127,20 @@ pub async fn supervise(
         };
         let Some(fence) = fence else { continue };
         let over = token.child_token();
+        // Nobody else led in between when the lease was confirmed too late, but in the end.
+        let left = unstored.take().filter(|(of, _)| *of == fence);
         let term = Term::new(context.clone(), fence.clone(), over.clone());
-        let mut term = std::pin::pin!(term.run(&mut detached));
+        let left = left.map(|(_, success)| success);
+        let mut term = std::pin::pin!(term.run(&mut detached, left));
         let lost = async {
             let _ = lead.wait_for(|now| now.as_ref() != Some(&fence)).await;
         };
         // Both arms are cancel safe: the term is pinned and goes on where it was.
         tokio::select! {
-            () = &mut term => deposed = Some(fence.clone()),
+            _ = &mut term => deposed = Some(fence.clone()),
             () = lost => {
                 over.cancel();
-                term.await;
+                unstored = term.await.map(|success| (fence.clone(), success));
             }
         }
     }
@@ -134,12 +163,16 @@ struct Term {
     quarantine: Option<Instant>,
     running: Option<Running>,
     failed: Option<Failed>,
+    /// Why nothing goes on, as the run that goes on or did not start tells it; empty when all is well.
+    trouble: watch::Sender<String>,
 }
 
 /// A run that goes on.
 struct Running {
     task: JoinHandle<Finished>,
     digest: Digest,
+    /// Since when the change waited that it is for.
+    pending_since: Option<Instant>,
 }
 
 /// The last run failed.
@@ -166,17 +199,23 @@ impl Term {
             quarantine: None,
             running: None,
             failed: None,
+            trouble: watch::Sender::new(String::new()),
             context,
             fence,
             over,
         }
     }
 
-    async fn run(mut self, detached: &mut mpsc::Receiver<Detached>) {
+    /// Runs until the term is over. `left` is what a run left that this epoch could not store yet; tells what is left so.
+    async fn run(
+        mut self,
+        detached: &mut mpsc::Receiver<Detached>,
+        left: Option<Success>,
+    ) -> Option<Success> {
         let epoch = self.fence.epoch();
         while !self.context.roster.caught_up(epoch, CATCH_UP).await {
             if self.over.is_cancelled() {
-                return;
+                return left;
             }
         }
         self.context.metrics.leading.set(1);
@@ -201,11 +240,31 @@ impl Term {
             status.running_digest.clear();
             status.retry_at = None;
             status.failures = 0;
+            status.error.clear();
         });
+        if let Some(success) = left {
+            let digest = success.view.digest();
+            tracing::info!(%digest, "storing what the callback left before the lease was confirmed again");
+            self.running = Some(Running {
+                digest,
+                pending_since: None,
+                task: tokio::spawn(self.storing().store(success)),
+            });
+        }
         self.attention = Attention::new(Instant::now());
         self.work(detached).await;
-        self.stop_running().await;
+        let unstored = self.stop_running().await;
         self.context.metrics.leading.set(0);
+        unstored
+    }
+
+    fn storing(&self) -> Storing {
+        Storing {
+            context: self.context.clone(),
+            fence: self.fence.clone(),
+            over: self.over.clone(),
+            trouble: self.trouble.clone(),
+        }
     }
 
     async fn work(&mut self, detached: &mut mpsc::Receiver<Detached>) {
@@ -290,6 +349,10 @@ impl Term {
             }
         }
         let first = self.seen.revision() == 0;
+        if self.seen.state().is_err() && !self.handled.is_known() {
+            // Whoever repaired the record may have put back what was handled.
+            self.handled = Handled::recorded(&view);
+        }
         self.seen = view;
         if first {
             in_digest = self.seen.digest() != self.handled.digest();
@@ -301,7 +364,10 @@ impl Term {
 
     /// When a run is to be started, or looked at.
     fn run_due(&self) -> Option<Instant> {
-        if self.running.is_some() || self.context.settings.callback.is_none() {
+        if self.running.is_some()
+            || self.context.settings.callback.is_none()
+            || self.seen.state().is_err()
+        {
             return None;
         }
         let due = match (&self.failed, self.damper.due()) {
@@ -344,26 +410,19 @@ impl Term {
             }
             _ => {}
         }
+        let pending_since = self.damper.pending_since();
         self.damper.clear();
         let task = RunTask {
-            context: self.context.clone(),
-            fence: self.fence.clone(),
+            storing: self.storing(),
             runner,
             view,
             digest,
             handled: self.handled.clone(),
-            over: self.over.clone(),
         };
-        tracing::info!(%digest, pods = task.view.len(), "starting the callback");
-        self.context.status.update(|status| {
-            status.running_since = Some(timestamp(now));
-            status.running_digest = digest.to_string();
-            status.pending_since = None;
-            status.retry_at = None;
-        });
         self.running = Some(Running {
             task: tokio::spawn(task.run()),
             digest,
+            pending_since,
         });
     }
 
@@ -372,11 +431,20 @@ impl Term {
         finished: Result<Finished, tokio::task::JoinError>,
     ) -> Result<(), Deposed> {
         let digest = self.running.take().map(|running| running.digest);
-        let finished = finished.unwrap_or_else(|error| Finished::broken(digest, error.to_string()));
+        let now = Instant::now();
+        let finished = finished.unwrap_or_else(|error| {
+            tracing::error!(%error, "the task of a run panicked; this is a bug, please report it with the lines above");
+            // Nobody waits any more for the end of what it started.
+            self.quarantine = Some(now + QUARANTINE);
+            Finished::broken(digest, format!("the run broke off, which is a bug: {error}"))
+        });
+        if let (Some(reason), Some(digest)) = (&finished.not_started, digest) {
+            self.put_off(digest, reason, now);
+            return Ok(());
+        }
         self.context
             .metrics
             .callback_run(finished.error.is_none(), finished.duration);
-        let now = Instant::now();
         match (&finished.error, digest) {
             (None, _) => self.failed = None,
             (Some(error), Some(digest)) => {
@@ -418,34 +486,73 @@ impl Term {
         }
     }
 
-    /// Tells since when a change waits.
+    /// A run could not be started: the store does not tell what the callback is to be handed.
+    fn put_off(&mut self, digest: Digest, reason: &str, now: Instant) {
+        let before = self.failed.as_ref();
+        let before = before.filter(|failed| failed.digest == digest);
+        let (count, retry_at) = (before.map_or(0, |failed| failed.count), now + UNREAD);
+        if self.trouble.borrow().is_empty() {
+            tracing::warn!(%digest, reason, "the callback waits for the store");
+        }
+        self.trouble.send_replace(reason.to_owned());
+        self.failed = Some(Failed {
+            digest,
+            count,
+            retry_at,
+        });
+        self.context.status.update(|status| {
+            status.failures = count;
+            status.retry_at = Some(timestamp(retry_at));
+        });
+    }
+
+    /// Tells since when a change waits, and what it waits for.
     fn tell(&self) {
-        let pending = self.damper.pending_since();
-        let told = self.context.status.now().pending_since.is_some();
-        if pending.is_some() != told {
-            self.context
-                .status
-                .update(|status| status.pending_since = pending.map(timestamp));
+        let told = self.context.status.now();
+        let starting = self.running.as_ref();
+        let starting = starting.filter(|_| told.running_since.is_none());
+        let pending = self
+            .damper
+            .pending_since()
+            .or(starting.and_then(|running| running.pending_since));
+        let error = match (self.seen.state(), &self.context.settings.callback) {
+            (Err(unreadable), Some(_)) => unreadable.to_string(),
+            _ => self.trouble.borrow().clone(),
+        };
+        if pending.is_some() != told.pending_since.is_some() || error != told.error {
+            self.context.status.update(|status| {
+                status.pending_since = pending.map(timestamp);
+                status.error = error;
+            });
         }
     }
 
-    /// Ends the run that goes on, and waits until nothing of it is left.
-    async fn stop_running(&mut self) {
+    /// Ends the run that goes on, and waits until nothing of it is left. Tells what it left that is not stored.
+    async fn stop_running(&mut self) -> Option<Success> {
         self.over.cancel();
+        let mut unstored = None;
         if let Some(running) = self.running.take() {
-            let finished = running.task.await;
-            if let Ok(Finished {
-                error: Some(error), ..
-            }) = finished
-            {
-                tracing::info!(error, "the callback ended with the term");
+            match running.task.await {
+                Ok(finished) => {
+                    if let Some(error) = finished.error {
+                        tracing::info!(error, "the callback ended with the term");
+                    }
+                    unstored = finished.unstored;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the task of a run panicked; this is a bug, please report it with the lines above");
+                    // Nobody waits any more for the end of what it started.
+                    sleep(QUARANTINE).await;
+                }
             }
         }
         self.context.status.update(|status| {
             status.running_since = None;
             status.running_digest.clear();
             status.pending_since = None;
+            status.error.clear();
         });
+        unstored
     }
 }
 

@@ -114,6 +114,9 @@ fn callback(status: &CallbackStatus, now: SystemTime, lines: &mut Vec<Line>) {
         (Style::Plain, "idle".to_owned())
     };
     lines.push(("Callback", style, text));
+    if !status.error.is_empty() {
+        lines.push(("Trouble", Style::Bad, clean(&status.error)));
+    }
     if let Some(run) = &status.last_run {
         let style = if run.error.is_empty() {
             Style::Good
@@ -153,8 +156,14 @@ pub(super) fn outcome(run: &CallbackRun) -> String {
 }
 
 fn settings(settings: &Settings) -> String {
+    let lease = settings.lease.as_ref().map_or_else(String::new, |lease| {
+        format!(
+            " (the store grants no lease under {})",
+            proto_span(Some(lease))
+        )
+    });
     format!(
-        "ttl {}, interval {}, damper {} (at most {}), fover {}, lost {}, history {}",
+        "ttl {}, interval {}, damper {} (at most {}), fover {}{lease}, lost {}, history {}",
         proto_span(settings.ttl.as_ref()),
         proto_span(settings.interval.as_ref()),
         proto_span(settings.damper.as_ref()),

@@ -88,6 +88,7 @@ fn ensemble() -> GetEnsembleResponse {
             fover: seconds(5),
             lost: seconds(3),
             history: seconds(3600),
+            lease: None,
         }),
         master: "m1".to_owned(),
     }

@@ -279,9 +279,13 @@ mod tests {
         // The roster is at revision 3 by now, and its followers don't know.
         feed.announce(vec![Notice::CallbackStarted(String::new())]);
         feed.publish(batch(3));
-        let claimed = feed.follow(Some(1)).missed.unwrap()[1].revision;
+        let place = |revision| Place {
+            revision,
+            history: None,
+        };
+        let claimed = feed.follow(Some(place(1))).missed.unwrap()[1].revision;
         assert_eq!(claimed, 2);
-        let missed = feed.follow(Some(claimed)).missed.unwrap();
+        let missed = feed.follow(Some(place(claimed))).missed.unwrap();
         assert!(missed.iter().any(|batch| batch.revision == 3));
     }
 

@@ -105,6 +105,20 @@ impl PeerMaster {
             .into_bytes()
     }
 
+    /// A candidate that is no master, such as `etcdctl elect`: nobody reaches it.
+    fn stranger(key: &str) -> Self {
+        Self {
+            id: format!("{key}, which is no master"),
+            address: String::new(),
+            instance: String::new(),
+        }
+    }
+
+    /// Whether it is a candidate that is no master.
+    pub fn is_stranger(&self) -> bool {
+        self.instance.is_empty()
+    }
+
     /// Whether it is this very process.
     pub fn is(&self, instance: Instance) -> bool {
         self.instance.parse() == Ok(instance)
@@ -122,7 +136,7 @@ pub struct Candidate {
     pub master: PeerMaster,
 }
 
-/// The JSON of `state`.
+/// The JSON of `state`. A record that lacks what every record has is none: it counts as unreadable, not as empty.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StateRecord {
     /// What the callback persisted; absent before the first time. Null is a state like any other.
@@ -133,14 +147,40 @@ pub struct StateRecord {
     )]
     pub state: Option<Exact>,
     /// The digest that was handled last; empty before the first time.
-    #[serde(default)]
     pub digest: String,
     /// The revision of the roster that was handled last.
-    #[serde(default)]
     pub revision: Revision,
     /// The epoch of the leader that handled it.
-    #[serde(default)]
     pub epoch: Revision,
+}
+
+impl StateRecord {
+    /// The record among these entries, and the revision that wrote it: the empty record and 0 when there is none yet.
+    pub fn find(snapshot: &Snapshot) -> Result<(Self, Revision), Unreadable> {
+        match snapshot.entries.iter().find(|entry| entry.key == STATE) {
+            Some(entry) => Ok((Self::read(entry)?, entry.mod_revision)),
+            None => Ok((Self::default(), 0)),
+        }
+    }
+
+    fn read(entry: &Entry) -> Result<Self, Unreadable> {
+        serde_json::from_slice(&entry.value).map_err(|error| Unreadable {
+            revision: entry.mod_revision,
+            reason: error.to_string().into(),
+        })
+    }
+}
+
+/// The record of the state can't be read: somebody edited it, or a newer version wrote it. It stays as it is, and no
+/// callback runs, until a person repairs it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the record of the state in the store can't be read ({reason}); no callback runs until a person puts a state or repairs the record"
+)]
+pub struct Unreadable {
+    /// The revision that wrote it.
+    pub revision: Revision,
+    reason: Arc<str>,
 }
 
 /// What the transaction that removes a pod says about it: an entry of the JSON array in `removals`, which tells of the last
@@ -282,6 +322,7 @@ pub struct View {
     seq_revision: Revision,
     state: Arc<StateRecord>,
     state_revision: Revision,
+    unreadable_state: Option<Unreadable>,
     removals: imbl::HashMap<PodKey, Arc<Removal>>,
     removal_order: imbl::Vector<PodKey>,
     tombstones: imbl::HashMap<PodKey, Tombstone>,
@@ -364,8 +405,11 @@ impl View {
         (self.next_seq.max(floor), self.seq_revision)
     }
     /// The callback's state, and the revision that wrote it (0: never).
-    pub fn state(&self) -> (&Arc<StateRecord>, Revision) {
-        (&self.state, self.state_revision)
+    pub fn state(&self) -> Result<(&Arc<StateRecord>, Revision), &Unreadable> {
+        match &self.unreadable_state {
+            Some(unreadable) => Err(unreadable),
+            None => Ok((&self.state, self.state_revision)),
+        }
     }
     /// The last removal of a pod with this key that is remembered.
     pub fn removal(&self, key: PodKey) -> Option<&Arc<Removal>> {

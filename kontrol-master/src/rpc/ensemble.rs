@@ -8,7 +8,7 @@ use super::{
 use crate::{
     error::Error,
     model::{Exact, Invalid, PodKey, Selector, invalid::key},
-    roster::{Member, PeerMaster, StateRecord, View, view::STATE},
+    roster::{Member, PeerMaster, StateRecord, Unreadable, View, view::STATE},
     status::now_ms,
     store::{Compare, Op, Outcome, Revision, StoreError, Txn},
 };
@@ -53,8 +53,10 @@ impl Service {
 
     async fn put_state(&self, state: Exact) -> Result<Revision, Error> {
         let view = self.view()?;
-        let (record, revision) = view.state();
-        let mut current = (StateRecord::clone(record), revision);
+        let mut current = match view.state() {
+            Ok((record, revision)) => (StateRecord::clone(record), revision),
+            Err(unreadable) => replaced(unreadable),
+        };
         for _ in 0..MAX_ATTEMPTS {
             let record = StateRecord {
                 state: Some(state.clone()),
@@ -67,7 +69,8 @@ impl Service {
                 }],
                 ops: vec![Op::put(
                     STATE,
-                    serde_json::to_vec(&record).map_err(unusable)?,
+                    serde_json::to_vec(&record)
+                        .map_err(|error| Error::Internal(format!("write the state: {error}")))?,
                 )],
                 otherwise: vec![STATE.to_owned()],
             };
@@ -81,14 +84,8 @@ impl Service {
             match outcome.map_err(|error| Error::from_store(&error))? {
                 Outcome::Committed(revision) => return Ok(revision),
                 Outcome::Conflict(snapshot) => {
-                    let entry = snapshot.entries.first();
-                    current = match entry {
-                        Some(entry) => {
-                            let record = serde_json::from_slice(&entry.value);
-                            (record.map_err(unusable)?, entry.mod_revision)
-                        }
-                        None => (StateRecord::default(), 0),
-                    };
+                    current = StateRecord::find(&snapshot)
+                        .unwrap_or_else(|unreadable| replaced(&unreadable));
                     if current.0.state.as_ref() == Some(&state) {
                         return Ok(current.1);
                     }
@@ -151,7 +148,10 @@ impl EnsembleService for Service {
             leader: leader.map(|leader| convert::master(&leader.master)),
             masters: view.masters().map(convert::master).collect(),
             callback: Some(self.context.status.now()),
-            handled_digest: view.state().0.digest.clone(),
+            handled_digest: view
+                .state()
+                .map(|(record, _)| record.digest.clone())
+                .unwrap_or_default(),
             revision: view.revision(),
             settings: Some(v1::Settings {
                 ttl: convert::duration(settings.ttl),
@@ -161,6 +161,11 @@ impl EnsembleService for Service {
                 fover: convert::duration(settings.fover),
                 lost: convert::duration(settings.lost),
                 history: convert::duration(settings.history),
+                lease: self
+                    .context
+                    .election
+                    .longer_lease()
+                    .and_then(convert::duration),
             }),
             master: self.context.id.to_string(),
         }))
@@ -231,7 +236,9 @@ impl EnsembleService for Service {
         _: Request<GetStateRequest>,
     ) -> Result<Response<GetStateResponse>, Status> {
         let view = self.view()?;
-        let (record, _) = view.state();
+        let (record, _) = view
+            .state()
+            .map_err(|unreadable| Error::Internal(unreadable.to_string()))?;
         let state = record.state.as_ref();
         Ok(Response::new(GetStateResponse {
             state: state.map(|state| convert::to_proto(&state.to_value())),
@@ -279,11 +286,10 @@ impl EnsembleService for Service {
     }
 }
 
-/// The record of the state can't be read, or written.
-#[expect(clippy::needless_pass_by_value, reason = "map_err hands it over")]
-fn unusable(error: serde_json::Error) -> Error {
-    tracing::error!(%error, "the record `state` in the store is no such record; a person must look");
-    Error::Internal("the state in the store can't be read; see the log of this master".to_owned())
+/// What takes the place of a record that can't be read, because a person says so: what was handled is lost with it.
+fn replaced(unreadable: &Unreadable) -> (StateRecord, Revision) {
+    tracing::warn!("a state is put in place of a record that can't be read");
+    (StateRecord::default(), unreadable.revision)
 }
 
 /// Why a pod is in the roster or not, in a sentence.

@@ -48,6 +48,8 @@ pub(crate) enum Fault {
     Down,
     /// The store will not do it.
     Refused,
+    /// The caller runs into a bug.
+    Panic,
 }
 
 #[derive(Debug)]
@@ -163,6 +165,7 @@ impl Faulty {
                 sleep(delay).await;
                 work.await
             }
+            Some(Fault::Panic) => panic!("on purpose"),
             Some(Fault::Refused) => Err(StoreError::Refused("on purpose".into())),
             Some(Fault::Down) => Err(StoreError::Unavailable("on purpose".into())),
             Some(Fault::Unanswered) => {
@@ -204,6 +207,7 @@ impl Faulty {
             }
             Fault::Down => Err(StoreError::Unavailable("on purpose".into())),
             Fault::Refused => Err(StoreError::Refused("on purpose".into())),
+            Fault::Panic => panic!("on purpose"),
         }
     }
 

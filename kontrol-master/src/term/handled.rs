@@ -23,7 +23,9 @@ pub(super) struct Handled {
 impl Handled {
     /// What the store says was handled last.
     pub(super) fn recorded(view: &View) -> Self {
-        let (state, _) = view.state();
+        let Ok((state, _)) = view.state() else {
+            return Self::default();
+        };
         match state.digest.parse() {
             Ok(digest) => Self {
                 digest: Some(digest),
@@ -32,6 +34,11 @@ impl Handled {
             },
             Err(_) => Self::default(),
         }
+    }
+
+    /// Whether it is known what was handled last.
+    pub(super) fn is_known(&self) -> bool {
+        self.digest.is_some()
     }
 
     /// This roster was handled.
@@ -49,25 +56,29 @@ impl Handled {
     }
 
     /// The digest and the roster that it stood for, read back from the store's past after a change of leaders. Nothing
-    /// before the first time, and when the store has forgotten.
-    pub(super) async fn baseline(&self, store: &SharedStore) -> Option<(Digest, Order)> {
-        let digest = self.digest?;
+    /// before the first time, and when the store has forgotten; an error when it can't be asked.
+    pub(super) async fn baseline(
+        &self,
+        store: &SharedStore,
+    ) -> Result<Option<(Digest, Order)>, StoreError> {
+        let Some(digest) = self.digest else {
+            return Ok(None);
+        };
         if let Some(order) = &self.order {
-            return Some((digest, order.clone()));
+            return Ok(Some((digest, order.clone())));
         }
         let snapshot = match store.snapshot_at(PODS, self.revision).await {
-            Ok(snapshot) => snapshot,
-            Err(error) => {
-                let compacted = matches!(error, StoreError::Compacted(_));
-                tracing::warn!(%error, compacted, "can't read what was handled last; all pods count as joined");
-                return None;
+            Err(error @ StoreError::Compacted(_)) => {
+                tracing::warn!(%error, "the store has forgotten what was handled last; all pods count as joined");
+                return Ok(None);
             }
+            snapshot => snapshot?,
         };
         let pods = snapshot
             .entries
             .iter()
             .filter_map(|entry| Pod::decode(&entry.value).ok());
         let order: Order = pods.map(|pod| (pod.seq(), Arc::new(pod))).collect();
-        (Digest::of(order.values()) == digest).then_some((digest, order))
+        Ok((Digest::of(order.values()) == digest).then_some((digest, order)))
     }
 }

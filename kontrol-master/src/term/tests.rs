@@ -4,6 +4,7 @@ mod callback;
 mod faults;
 mod leases;
 mod stage;
+mod trouble;
 
 use super::*;
 use crate::{

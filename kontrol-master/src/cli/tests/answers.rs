@@ -7,7 +7,7 @@ use super::{
 };
 use kontrol_proto::v1::{
     CallbackRun, CallbackStatus, ExplainPodResponse, GetEnsembleResponse, GetStateResponse,
-    LeaveReason, MasterView, Pod, Removal,
+    LeaveReason, MasterView, Pod, Removal, Settings,
 };
 use serde_json::json;
 use std::time::{Duration, SystemTime};
@@ -59,7 +59,12 @@ async fn status_shows_trouble() {
                     exit_code: 3,
                     error: "exit code 3\u{1b}[2J".to_owned(),
                 }),
+                error: "the state can't be read".to_owned(),
                 ..CallbackStatus::default()
+            }),
+            settings: Some(Settings {
+                lease: seconds(15),
+                ..ensemble().settings.unwrap()
             }),
             ..ensemble()
         },
@@ -74,6 +79,8 @@ async fn status_shows_trouble() {
         format!(
             "Last run    1m30s ago for {DIGEST}, failed after 2s, exit code 3: exit code 3\u{fffd}[2J\n"
         ),
+        "Trouble     the state can't be read\n".to_owned(),
+        "fover 5s (the store grants no lease under 15s), lost 3s".to_owned(),
         "Failures    3 since the last success, next try in 59m".to_owned(),
     ] {
         assert!(ran.out.contains(&line), "{line:?} is not in\n{}", ran.out);
@@ -99,7 +106,7 @@ async fn json_has_every_field_in_proto3_json_with_plain_numbers() {
                 {"id": "m1", "address": "m1.example:8000"},
                 {"id": "m2", "address": "m2.example:8000"},
             ],
-            "callback": {"configured": true, "failures": 0, "runningDigest": ""},
+            "callback": {"configured": true, "failures": 0, "runningDigest": "", "error": ""},
             "handledDigest": DIGEST, "revision": 9_007_199_254_740_993_i64,
             "settings": {"ttl": "25s", "interval": "8s", "damper": "2.500s", "damperMax": "60s", "fover": "5s", "lost": "3s", "history": "3600s"},
             "master": "m1",

@@ -227,7 +227,7 @@ impl Record {
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        // Strings and numbers have no way to fail to become JSON.
+        // Strings and numbers become JSON; should that fail, the store refuses the empty value.
         serde_json::to_vec(self).unwrap_or_default()
     }
 }

@@ -1,8 +1,9 @@
 //! A view in the making: the one before, with the store's events put in one by one.
 
 use super::{
-    ACTIONS, Candidate, Change, KnownAction, LEADER, MASTERS, MAX_REMOVALS, Member, PODS, RELAY,
-    REMOVALS, Reason, RelayRecord, Removal, RemovalRecord, SEQ, STATE, TOMBSTONES, Tombstone, View,
+    ACTIONS, Candidate, Change, KnownAction, LEADER, MASTERS, MAX_REMOVALS, Member, PODS,
+    PeerMaster, RELAY, REMOVALS, Reason, RelayRecord, Removal, RemovalRecord, SEQ, STATE,
+    StateRecord, TOMBSTONES, Tombstone, View,
     relayed::{Latest, RelayedEnd},
 };
 use crate::{
@@ -44,6 +45,7 @@ impl Draft {
             seq_revision: before.seq_revision,
             state: before.state.clone(),
             state_revision: before.state_revision,
+            unreadable_state: before.unreadable_state.clone(),
             removals: before.removals.clone(),
             removal_order: before.removal_order.clone(),
             tombstones: before.tombstones.clone(),
@@ -122,9 +124,9 @@ impl Draft {
                 Err(error) => tracing::warn!(key = entry.key, "the store has a key that {error}"),
             }
         } else if entry.key.starts_with(LEADER) {
-            let Some(master) = read_json(entry) else {
-                return;
-            };
+            // Whoever stands in etcd's election leads when its turn comes, master or not: to pass it over would make two
+            // leaders.
+            let master = read_json(entry).unwrap_or_else(|| PeerMaster::stranger(&entry.key));
             let candidate = Candidate {
                 key: entry.key.clone(),
                 epoch: entry.create_revision,
@@ -152,9 +154,23 @@ impl Draft {
             }
             self.view.seq_revision = entry.mod_revision;
         } else if entry.key == STATE {
-            self.view.state = Arc::new(read_json(entry).unwrap_or_default());
-            self.view.state_revision = entry.mod_revision;
+            self.put_state(entry);
         }
+    }
+
+    fn put_state(&mut self, entry: &Entry) {
+        self.view.state_revision = entry.mod_revision;
+        self.view.unreadable_state = match StateRecord::read(entry) {
+            Ok(record) => {
+                self.view.state = Arc::new(record);
+                None
+            }
+            Err(unreadable) => {
+                tracing::error!("{unreadable}");
+                self.view.state = Arc::default();
+                Some(unreadable)
+            }
+        };
     }
 
     fn put_pod(&mut self, key: PodKey, entry: &Entry) {
@@ -285,6 +301,7 @@ impl Draft {
         } else if key == STATE {
             self.view.state = Arc::default();
             self.view.state_revision = 0;
+            self.view.unreadable_state = None;
         }
     }
 

@@ -244,8 +244,36 @@ fn what_can_not_be_read_is_no_pod_and_no_crash() {
         ]
     });
     let (view, changes) = view.apply(&events, now);
-    assert!(matches!(&changes[..], [Change::Left(_)]));
+    // Whoever stands in the election may lead, whatever it wrote.
+    assert!(matches!(
+        &changes[..],
+        [Change::Left(_), Change::Leader(Some(leader))] if leader.master.is_stranger()
+    ));
+    assert_eq!(view.state().unwrap_err().revision, 2);
     assert_eq!((view.len(), view.unreadable(report(1).key())), (0, Some(2)));
+}
+
+#[test]
+fn a_state_that_is_no_whole_record_is_not_taken_for_an_empty_one() {
+    let mut store = Naive::default();
+    for broken in [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "null",
+        "7",
+        r#"{"n":1}"#,
+        r#"{"digest":7}"#,
+    ] {
+        let events = store.step(|store| vec![store.put(STATE, broken.into())]);
+        let (view, _) = View::default().apply(&events, Instant::now());
+        assert!(view.state().is_err(), "{broken}");
+        let whole = serde_json::to_vec(&StateRecord::default()).unwrap();
+        let events = store.step(|store| vec![store.put(STATE, whole)]);
+        let (view, _) = view.apply(&events, Instant::now());
+        assert_eq!(view.state().unwrap().1, events.revision);
+    }
 }
 
 #[test]

@@ -6,7 +6,13 @@ use super::{
     stage::{Acts, GRACE},
     *,
 };
-use crate::store::double::{Call, Fault, Faulty};
+use crate::{
+    roster::view::LEADER,
+    store::{
+        Store,
+        double::{Call, Fault, Faulty},
+    },
+};
 
 /// A second master beside a leader.
 fn second(store: &Faulty, acts: &Acts) -> (Harness, Faulty) {
@@ -72,7 +78,7 @@ async fn a_machine_that_was_suspended_does_not_believe_in_a_lease_that_is_over()
         act.at.elapsed() < TTL / 2,
         "its own timers say that all is well"
     );
-    one.told(|now| now.running_since.is_none()).await;
+    sleep(2 * GRACE).await;
     assert_eq!(acts.running(), 0);
     store.heal();
     one.elected().await;
@@ -141,4 +147,80 @@ async fn the_first_run_waits_while_the_leader_before_still_lives() {
     two.handled().await;
     one.stop().await;
     two.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_master_that_stops_while_it_becomes_a_candidate_leaves_no_candidacy() {
+    for fault in [
+        Fault::Late(Duration::from_millis(300)),
+        Fault::Unanswered,
+        Fault::Overdue(Duration::from_millis(300)),
+        Fault::Silent,
+    ] {
+        for patience in [0, 200, 2100] {
+            let store = Faulty::new();
+            store.fault(Call::Commit(LEADER), fault, 1);
+            let master = Harness::begin(Arc::new(store.clone()), 1, Clock::of_runtime(), None);
+            sleep(Duration::from_millis(patience)).await;
+            master.stop().await;
+            assert_eq!(store.leases(), 0, "{fault:?}");
+            sleep(Duration::from_secs(1)).await;
+            assert!(!store.holds(LEADER).await && !store.holds(MASTERS).await);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_could_not_be_given_back_is_given_back_later() {
+    let store = Faulty::new();
+    // The candidacy is stored late, and its lease can't be revoked at first: it would lead and do nothing.
+    store.least_lease(Duration::from_secs(600));
+    let late = Fault::Overdue(Duration::from_millis(20));
+    store.fault(Call::Commit(LEADER), late, 1);
+    store.fault(Call::Revoke, Fault::Down, 1);
+    let master = Harness::begin(Arc::new(store.clone()), 1, Clock::of_runtime(), None);
+    let start = Instant::now();
+    let fence = master.elected().await;
+    assert!(start.elapsed() < TTL, "{:?}", start.elapsed());
+    assert_eq!(master.roster.view().leader().unwrap().key, fence.key());
+    assert_eq!(store.leases(), 1);
+    master.stop().await;
+    assert_eq!(store.leases(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_longer_lease_than_asked_for_is_told() {
+    let store = Faulty::new();
+    let master = Harness::on(Arc::new(store.clone())).await;
+    assert_eq!(master.election.longer_lease(), None);
+    master.stop().await;
+    store.least_lease(3 * TTL);
+    let master = Harness::on(Arc::new(store.clone())).await;
+    assert_eq!(master.election.longer_lease(), Some(3 * TTL));
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_master_leads_while_another_candidate_is_elected() {
+    let store = Faulty::new();
+    // As `etcdctl elect` does: any words, under a lease.
+    let (lease, _) = store.grant(TTL).await.unwrap();
+    let put = Op::Put {
+        key: format!("{LEADER}{lease}"),
+        value: "maintenance".into(),
+        lease: Some(lease),
+    };
+    let txn = Txn {
+        ops: vec![put],
+        ..Txn::default()
+    };
+    store.inner.commit(txn).await.unwrap();
+    let master = Harness::begin(Arc::new(store.clone()), 1, Clock::of_runtime(), None);
+    master.until(|view| view.masters().count() == 1).await;
+    sleep(TTL / 2).await;
+    assert_eq!(master.election.leads(), None);
+    assert!(master.roster.view().leader().unwrap().master.is_stranger());
+    store.revoke(lease).await.unwrap();
+    master.elected().await;
+    master.stop().await;
 }

@@ -149,8 +149,7 @@ impl Runner for Player {
     ) -> Run {
         let (end, mut ended) = oneshot::channel();
         let at = Instant::now();
-        let running = 1 + self.stage.running.fetch_add(1, Ordering::SeqCst);
-        self.stage.most.fetch_max(running, Ordering::SeqCst);
+        let _running = Counted::new(&self.stage);
         let act = Act { input, at, end };
         self.stage.acts.send(act).await.unwrap();
         let outcome = loop {
@@ -178,11 +177,27 @@ impl Runner for Player {
                 Ok(()) = lease.changed() => {}
             }
         };
-        self.stage.running.fetch_sub(1, Ordering::SeqCst);
         Run {
             exit_code: if outcome.is_ok() { 0 } else { 3 },
             duration: at.elapsed(),
             outcome,
         }
+    }
+}
+
+/// Counts one run for as long as it is there.
+struct Counted(Arc<Stage>);
+
+impl Counted {
+    fn new(stage: &Arc<Stage>) -> Self {
+        let running = 1 + stage.running.fetch_add(1, Ordering::SeqCst);
+        stage.most.fetch_max(running, Ordering::SeqCst);
+        Self(stage.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -10,14 +10,14 @@ async fn an_action_whose_task_panics_is_told_as_lost_and_never_runs_again() {
     let (_identity, identity) = watch::channel(Identity {
         app: "web".into(),
         id: "web-1".into(),
-        ip: [127, 0, 0, 1].into(),
+        ip: Some([127, 0, 0, 1].into()),
         role: "front".into(),
         labels: Labels::new(),
         annotations: Labels::new(),
         node: String::new(),
     });
     let (executor, mut task) = Executor::new(Some(Settings::default()), identity, vec![channel]);
-    let (words, _words) = mpsc::channel(1);
+    let (words, _words) = told::channel();
     let bug = task.tasks.spawn(async { panic!("on purpose") });
     task.ids.insert(bug.id(), (0, "a7".into()));
     task.tiers[0].actions.insert("a7".into(), words);
