@@ -24,7 +24,7 @@ const MIB: usize = 1024 * 1024;
 
 /// JSON of so many bytes in as many values as fit: it takes the most room everywhere but in text.
 fn bits(bytes: usize) -> String {
-    let first = if bytes % 2 == 0 { "10" } else { "1" };
+    let first = if bytes.is_multiple_of(2) { "10" } else { "1" };
     let text = format!("[{first}{}]", ",0".repeat((bytes - 2 - first.len()) / 2));
     assert_eq!(text.len(), bytes);
     text

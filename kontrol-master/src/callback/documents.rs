@@ -163,8 +163,8 @@ pub(super) fn with_path(
 ) -> Vec<(OsString, OsString)> {
     let is_path = |variable: &(OsString, OsString)| variable.0 == "PATH";
     let (path, mut others): (Vec<_>, Vec<_>) = variables.into_iter().partition(is_path);
-    let path = path.into_iter().map(|(_, path)| path);
-    let path = path.filter(|path| !path.is_empty()).last();
+    let mut path = path.into_iter().map(|(_, path)| path);
+    let path = path.rfind(|path| !path.is_empty());
     let path = path.unwrap_or_else(|| DEFAULT_PATH.into());
     let path = match directory {
         Some(directory) => with_directory(path, directory),

@@ -67,7 +67,13 @@ pub(super) fn violations(history: &History) -> Vec<String> {
                     }
                     complain_of_output(action, key, id, &mut complain);
                 }
-                _ => {}
+                Outcome::Unspecified
+                | Outcome::Exited
+                | Outcome::TimedOut
+                | Outcome::Cancelled
+                | Outcome::Refused
+                | Outcome::Unreachable
+                | Outcome::Lost => {}
             }
         }
     }
@@ -130,10 +136,13 @@ mod tests {
         }
     }
 
+    /// What the judge says, and how the history breaks a promise.
+    type Case = (&'static str, fn(&mut History));
+
     #[test]
     fn each_break_of_the_promises_is_found() {
         assert_eq!(violations(&good()), Vec::<String>::new());
-        let cases: [(&str, fn(&mut History)); 8] = [
+        let cases: [Case; 8] = [
             ("ran 2 times", |all| {
                 all.executions.push(all.executions[0].clone())
             }),

@@ -42,7 +42,7 @@ pub(super) fn violations(history: &History) -> Vec<String> {
         let first = states
             .first()
             .is_some_and(|first| bounds(history, first.from).1 >= run.start - READ);
-        if !known && !(given.is_empty() && first) {
+        if !(known || given.is_empty() && first) {
             found.push(format!(
                 "the run {} was given the state {given:?}, which was not there when it started at {:.3}",
                 run.id, run.start

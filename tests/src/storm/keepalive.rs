@@ -85,7 +85,7 @@ fn locked_out(beats: &[&Beat]) -> Vec<String> {
             "incarnation {} of {} was refused at {:.3}: {status} {reason}",
             beat.incarnation, beat.id, beat.done
         )),
-        _ => None,
+        Answer::Accepted(_) | Answer::Refused(..) | Answer::Unclear => None,
     });
     refused.collect()
 }

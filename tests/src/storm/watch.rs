@@ -64,7 +64,7 @@ fn replay(watch: &Watched, digests: &Digests) -> Vec<String> {
 fn reasons(watch: &Watched, versions: &[Version], history: &History) -> Vec<String> {
     let left = watch.told.iter().filter_map(|told| match &told.event {
         Event::Left(pod, reason) => Some((told, pod, *reason)),
-        _ => None,
+        Event::Snapshot(_) | Event::Here(_) | Event::Digest(_) | Event::Other => None,
     });
     let wrong = left.filter_map(|(told, pod, reason)| {
         let mut of_pod = versions.iter().rev();

@@ -330,7 +330,13 @@ impl Members {
                         "{text} (does this etcd want TLS? then name its authority, KONTROL_ETCD_CACERT)"
                     ))
                 }
-                failure => failure,
+                failure @ (Failure::Token(_)
+                | Failure::Elsewhere(_)
+                | Failure::Unreachable(_)
+                | Failure::Unclear(_)
+                | Failure::Compacted
+                | Failure::Lease
+                | Failure::Refused(_)) => failure,
             }),
             Err(_) => Err(Failure::Unclear("no answer in time".into())),
         }

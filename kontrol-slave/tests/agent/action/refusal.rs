@@ -96,7 +96,8 @@ async fn a_command_that_nobody_can_run_is_refused_with_the_reason() {
             },
             "NUL",
         ),
-        ("a4", variable("A=B", ""), "can't be a variable"),
+        ("a4", variable("A=B", ""), "can't be the name of a variable"),
+        ("a4b", variable("KONTROL_KEY", "forged"), "KONTROL_KEY"),
         (
             "a5",
             Command {
