@@ -2,6 +2,7 @@
 //! [`Config`] is what it means; all mistakes are told at once. Nothing is bound, opened or contacted here.
 
 mod args;
+mod mistakes;
 #[cfg(test)]
 mod tests;
 
@@ -20,8 +21,8 @@ use kontrol_slave::{
     identity::{Labels, Mistake, Podinfo, parse_labels},
     masters::{self, Tier},
 };
+use mistakes::{Mistakes, name};
 use std::{
-    fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     time::Duration,
@@ -466,67 +467,4 @@ fn pod(
         ..args.clone()
     };
     args.check()
-}
-
-/// The mistakes so far.
-#[derive(Default)]
-struct Mistakes(Vec<Mistake>);
-
-impl Mistakes {
-    fn one<T>(&mut self, result: Result<T, Mistake>) -> Option<T> {
-        result.map_err(|mistake| self.0.push(mistake)).ok()
-    }
-
-    fn all<T>(&mut self, result: Result<T, Vec<Mistake>>) -> Option<T> {
-        result.map_err(|mistakes| self.0.extend(mistakes)).ok()
-    }
-
-    /// A setting, or its default where nothing was said. After a mistake it only stands in for the one that was meant.
-    fn read<T, E: fmt::Display>(
-        &mut self,
-        flag: &'static str,
-        text: Option<&str>,
-        default: T,
-        parse: impl Fn(&str) -> Result<T, E>,
-    ) -> T {
-        let read =
-            given(text).map(|text| parse(text.trim()).map_err(|error| Mistake::new(flag, error)));
-        read.and_then(|read| self.one(read)).unwrap_or(default)
-    }
-
-    fn time(
-        &mut self,
-        flag: &'static str,
-        text: Option<&str>,
-        default: Duration,
-        least: Duration,
-    ) -> Duration {
-        self.read(flag, text, default, |text| {
-            let time = duration::parse(text).map_err(|error| error.to_string())?;
-            if time < least {
-                return Err(format!("{text} is less than {}", duration::show(least)));
-            }
-            Ok(time)
-        })
-    }
-
-    fn tiers(&mut self, flag: &'static str, text: Option<&str>) -> Option<Vec<Tier>> {
-        let tiers = masters::parse(given(text)?).map_err(|errors| {
-            let mistakes = errors.into_iter().map(|error| Mistake::new(flag, error));
-            mistakes.collect()
-        });
-        self.all(tiers)
-    }
-}
-
-/// A part of the ensemble's name: it becomes part of every key in the store.
-fn name(flag: &'static str, text: Option<&str>) -> Result<String, Mistake> {
-    let text = text.unwrap_or("default");
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if !text.bytes().all(fits) || text.len() > MAX_NAME_BYTES {
-        let reason =
-            format!("{text:?} must be 1 to {MAX_NAME_BYTES} letters, digits, `-`, `_` or `.`");
-        return Err(Mistake::new(flag, reason));
-    }
-    Ok(text.to_owned())
 }

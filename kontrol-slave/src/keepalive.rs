@@ -5,7 +5,7 @@
 //! grows with each request sent; at most one keepalive is under way; nothing here waits longer than an interval.
 //! Only transitions are logged (attached, lost, away, refused), never single keepalives.
 //!
-//! What is said is [`content`]'s to choose, and the address that the pod is known by [`known_as`]'s. A pod whose
+//! What is said is `content`'s to choose, and the address that the pod is known by `known_as`'s. A pod whose
 //! address changes is another pod to its masters: the one before says goodbye, beside the first keepalive of the next.
 
 use crate::{
@@ -486,34 +486,4 @@ impl TierTask {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_master_that_is_busy_or_no_master_is_left_and_one_that_says_no_is_believed() {
-        for code in [
-            Code::Unavailable,
-            Code::Unimplemented,
-            Code::Internal,
-            Code::ResourceExhausted,
-        ] {
-            let setback = Setback::from(Status::new(code, "x"));
-            assert!(matches!(setback, Setback::Failed(_)), "{code:?}");
-        }
-        let setback = Setback::from(Status::invalid_argument("ip is required"));
-        assert_eq!(setback, Setback::Unfit("ip is required".into()));
-        let setback = Setback::from(Status::failed_precondition("another took its place"));
-        assert_eq!(setback, Setback::Refused("another took its place".into()));
-    }
-
-    #[test]
-    fn a_connection_that_broke_is_no_refusal_whatever_its_code() {
-        let mut status = Status::permission_denied("h2");
-        status.set_source(Arc::new(std::io::Error::other("reset")));
-        let setback = Setback::from(status);
-        assert_eq!(
-            setback,
-            Setback::Failed("the connection broke: reset".into())
-        );
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 //! `verbose` shows Kontrol's own debug lines; the libraries below never say less than a warning, since their debug
 //! lines (every HTTP/2 frame) bury what a person looks for. So every target of our own begins with `kontrol`.
 //!
-//! Whoever stops reading stops the log and nothing else: see [`sink`]. A program ends with [`flush`], and says what it has to
+//! Whoever stops reading stops the log and nothing else: see `sink`. A program ends with [`flush`], and says what it has to
 //! say before there is a log, or at its end, with [`say`], which no full or closed standard error turns into a panic.
 
 mod sink;

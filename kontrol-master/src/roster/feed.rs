@@ -273,19 +273,14 @@ mod tests {
 
     #[test]
     fn an_announcement_claims_no_revision_of_which_not_everything_was_told() {
-        let feed = Feed::default();
-        feed.start_at(1);
+        let feed = feed(1, 3);
         feed.publish(batch(2));
         // The roster is at revision 3 by now, and its followers don't know.
         feed.announce(vec![Notice::CallbackStarted(String::new())]);
         feed.publish(batch(3));
-        let place = |revision| Place {
-            revision,
-            history: None,
-        };
-        let claimed = feed.follow(Some(place(1))).missed.unwrap()[1].revision;
+        let claimed = feed.follow(at(1)).missed.unwrap()[1].revision;
         assert_eq!(claimed, 2);
-        let missed = feed.follow(Some(place(claimed))).missed.unwrap();
+        let missed = feed.follow(at(claimed)).missed.unwrap();
         assert!(missed.iter().any(|batch| batch.revision == 3));
     }
 

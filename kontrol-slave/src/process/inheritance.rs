@@ -71,7 +71,7 @@ pub(super) fn restore(open_files: Option<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// The signals that a process ignores, from its /proc/<pid>/status. The kernel tells SIGPIPE too, which Rust ignores.
+/// The signals that a process ignores, from its `/proc/<pid>/status`. The kernel tells SIGPIPE too, which Rust ignores.
 fn ignored(status: &str) -> Vec<i32> {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
