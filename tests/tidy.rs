@@ -59,7 +59,10 @@ const OWNERS: [(&str, &[&str]); 7] = [
         ],
     ),
     ("glob", &["kontrol-slave/src/action/policy/rules"]),
-    ("nix", &["kontrol-slave/src/process"]),
+    (
+        "nix",
+        &["kontrol-slave/src/process", "kontrol-slave/src/address"],
+    ),
     ("close_fds", &["kontrol-slave/src/process/shim"]),
 ];
 
