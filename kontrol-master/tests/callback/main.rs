@@ -148,7 +148,12 @@ async fn what_is_no_program_is_not_handed_to_a_shell() {
                 other => panic!("{text:?}: {other:?}"),
             }
         };
-        assert!(reason.contains("first line"), "{text:?}: {reason}");
+        // An interpreter without a name is no program to some kernels, and one that may not run to others.
+        let nameless = text == "#!" && reason.contains("the interpreter it names");
+        assert!(
+            nameless || reason.contains("first line"),
+            "{text:?}: {reason}"
+        );
     }
 }
 
