@@ -72,7 +72,7 @@ async fn every_route_of_the_ensemble_answers() {
     assert_eq!(
         ensemble["callback"],
         json!({
-            "configured": false, "pendingSince": "1970-01-01T00:00:00Z", "failures": 0, "runningDigest": "",
+            "configured": false, "pendingSince": "1970-01-01T00:00:00Z", "failures": 0, "runningDigest": "", "error": "",
         })
     );
 
