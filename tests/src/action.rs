@@ -196,7 +196,10 @@ impl Dispatch {
         let Some(message) = next else {
             return Ok(false);
         };
-        self.told.take(message.event.unwrap());
+        // An empty message is a sign of life.
+        if let Some(event) = message.event {
+            self.told.take(event);
+        }
         Ok(true)
     }
 
