@@ -123,7 +123,10 @@ async fn a_lease_that_is_confirmed_lets_it_run_on() {
 #[tokio::test]
 async fn a_guard_that_is_asked_to_end_gives_the_callback_its_grace() {
     let directory = tempfile::tempdir().unwrap();
-    let text = "trap 'touch $DIR/cleaned; exit 0' TERM; echo $PPID > $DIR/guard; sleep 600 & wait";
+    // A child that the shell has not made a program of yet loses the signal, and then the grace is waited for.
+    let text = "trap 'touch $DIR/cleaned; exit 0' TERM; sleep 600 &
+        until grep -q sleep /proc/$!/comm; do :; done
+        echo $PPID > $DIR/guard; wait";
     let settings = Settings {
         grace: DEADLINE,
         ..settings(&script(&directory, text))
