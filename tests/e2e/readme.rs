@@ -141,7 +141,8 @@ impl Scene {
             Ok(())
         })
         .await;
-        process.signal(Signal::INT);
+        // Not SIGINT, which a shell may have told these tests, and so curl, to ignore.
+        process.signal(Signal::TERM);
         process.ended(SOON).await;
     }
 }

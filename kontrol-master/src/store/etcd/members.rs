@@ -281,6 +281,18 @@ impl Members {
         Ok(known)
     }
 
+    /// What to look at when a member hangs up that never answered: it says why, if at all, in an alert that the end of the
+    /// connection may overtake.
+    fn hint(&self) -> &'static str {
+        match &self.options.tls {
+            None => " (does this etcd want TLS? then name its authority, KONTROL_ETCD_CACERT)",
+            Some(files) if files.identity.is_none() => {
+                " (does this etcd want a client's certificate? KONTROL_ETCD_CERT, KONTROL_ETCD_KEY)"
+            }
+            Some(_) => "",
+        }
+    }
+
     async fn attempt<T, F>(
         &self,
         member: &Member,
@@ -320,15 +332,11 @@ impl Members {
                 Ok(answer)
             }
             Ok(Err(error)) => Err(match Failure::from(error) {
-                // What etcd hangs up with on who should have begun with TLS.
                 Failure::Unclear(text) | Failure::Unreachable(text)
-                    if self.options.tls.is_none()
-                        && !text.contains("etcdserver")
+                    if !text.contains("etcdserver")
                         && !member.has_answered.load(Ordering::Relaxed) =>
                 {
-                    Failure::Unclear(format!(
-                        "{text} (does this etcd want TLS? then name its authority, KONTROL_ETCD_CACERT)"
-                    ))
+                    Failure::Unclear(format!("{text}{}", self.hint()))
                 }
                 failure @ (Failure::Token(_)
                 | Failure::Elsewhere(_)
