@@ -6,7 +6,7 @@
 
 use crate::{
     address::{Reach, reach},
-    json,
+    json, strict,
 };
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt, net::IpAddr};
@@ -160,8 +160,14 @@ pub fn annotations_size(annotations: &Labels) -> usize {
 
 /// Reads labels or annotations from a JSON object of strings.
 pub fn parse_labels(flag: &'static str, text: &str) -> Result<Labels, Vec<Mistake>> {
-    let value: Value = serde_json::from_str(text)
-        .map_err(|error| vec![Mistake::new(flag, format!("not valid JSON: {error}"))])?;
+    let value = strict::value(text.as_bytes(), json::MAX_DEPTH).map_err(|fault| {
+        let reason = if fault.malformed {
+            format!("not valid JSON: {fault}")
+        } else {
+            fault.to_string()
+        };
+        vec![Mistake::new(flag, reason)]
+    })?;
     let Value::Object(fields) = value else {
         let reason = "must be a JSON object of strings, as in '{\"app\":\"web\"}'";
         return Err(vec![Mistake::new(flag, reason)]);
@@ -314,6 +320,7 @@ mod tests {
         for (text, said) in [
             ("{app:web}", "--labels: not valid JSON"),
             ("[]", "--labels: must be a JSON object"),
+            (r#"{"app":"a","app":"b"}"#, "--labels: app: is given twice"),
             (
                 r#"{"app":1}"#,
                 "--labels: the value of `app` must be a string",

@@ -29,8 +29,9 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long a stream's first message is waited for before the response starts without it: an error until then becomes
 /// the HTTP status, and a stream that has nothing to say yet opens all the same.
 const FIRST_MESSAGE: Duration = Duration::from_secs(1);
-/// The field whose value is the id of an event.
-const REVISION: &str = "revision";
+/// The fields that tell where a stream is: together the id of an event.
+pub(super) const REVISION: &str = "revision";
+pub(super) const HISTORY: &str = "history";
 
 /// The response of a unary RPC.
 pub(super) async fn unary(operation: &Operation, mut frames: Frames) -> Result<Response, Status> {
@@ -182,8 +183,9 @@ impl Events {
     async fn news(&mut self) -> Option<Result<Bytes, Status>> {
         loop {
             let next = self.frames.next().await?;
-            let is_news =
-                |message: &Bytes| !output::says_nothing(&self.rpc.output, message, REVISION);
+            let is_news = |message: &Bytes| {
+                !output::says_nothing(&self.rpc.output, message, &[REVISION, HISTORY])
+            };
             if next.as_ref().map_or(true, is_news) {
                 return Some(next);
             }
@@ -197,9 +199,12 @@ impl Events {
             return Ok(text.into());
         }
         let mut event = Vec::with_capacity(text.len() + 40);
-        let revision = self.rpc.output.get_field_by_name(REVISION);
-        if let Some(id) = revision.and_then(|field| output::integer(&field, message)) {
-            event.extend_from_slice(format!("id: {id}\n").as_bytes());
+        let field = |name| self.rpc.output.get_field_by_name(name);
+        if let Some(id) = field(REVISION).and_then(|field| output::integer(&field, message)) {
+            let history = field(HISTORY).map(|field| output::text(&field, message));
+            let history = history.filter(|history| !history.is_empty());
+            let history = history.map_or_else(String::new, |history| format!("-{history}"));
+            event.extend_from_slice(format!("id: {id}{history}\n").as_bytes());
         }
         event.extend_from_slice(b"data: ");
         event.append(&mut text);

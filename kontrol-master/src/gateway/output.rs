@@ -70,15 +70,23 @@ pub(super) fn write_field(field: &FieldDescriptor, wire: &[u8]) -> Result<Vec<u8
 
 /// Whether an encoded message could say something in a oneof, and has nothing, but for where the stream is (`place`): a
 /// stream's way to say that it lives.
-pub(super) fn says_nothing(message: &MessageDescriptor, wire: &[u8], place: &str) -> bool {
-    let place = message.get_field_by_name(place);
-    let place = place.map(|field| field.number());
-    let says_something = |index: Vec<Found<'_>>| {
-        let mut numbers = index.iter().map(|found| found.number);
-        numbers.any(|number| Some(number) != place)
+pub(super) fn says_nothing(message: &MessageDescriptor, wire: &[u8], place: &[&str]) -> bool {
+    let is_place = |found: &Found<'_>| {
+        let field = message.get_field(found.number);
+        field.is_some_and(|field| place.contains(&field.name()))
     };
+    let says_something = |index: Vec<Found<'_>>| !index.iter().all(is_place);
     message.oneofs().any(|oneof| !oneof.is_synthetic())
         && index(wire).is_ok_and(|index| !says_something(index))
+}
+
+/// The text in a field of an encoded message; empty where there is none.
+pub(super) fn text<'w>(field: &FieldDescriptor, wire: &'w [u8]) -> &'w str {
+    let index = index(wire).unwrap_or_default();
+    let found = index.iter().rfind(|found| found.number == field.number());
+    let text = found.and_then(|found| bytes(*found).ok());
+    text.and_then(|text| str::from_utf8(text).ok())
+        .unwrap_or_default()
 }
 
 /// The whole number in a field of an encoded message, if it has that field and it is one.

@@ -3,7 +3,7 @@
 
 use super::{
     MAX_BODY_BYTES,
-    answer::Format,
+    answer::{Format, HISTORY, REVISION},
     input, json,
     rule::{self, BodyRule, Operation},
 };
@@ -31,8 +31,6 @@ const MAX_FIELD_PATH: usize = 8;
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 /// What a browser's EventSource says when it comes back.
 const LAST_EVENT_ID: &str = "last-event-id";
-/// The request field that it fills.
-const REVISION: &str = "revision";
 
 /// The message that an HTTP request asks for, encoded.
 pub(super) async fn message(
@@ -69,19 +67,40 @@ pub(super) async fn message(
 }
 
 /// Lets a stream go on where an EventSource lost it: it comes back with the URL that it began with, so that the header is
-/// newer than the query. An empty one is none, as for every EventSource before its first event.
+/// newer than the query. An empty one is none, as for every EventSource before its first event. Where a place is a
+/// revision of a history, each event is asked to name both.
 fn resume(
     operation: &Operation,
     message: &mut DynamicMessage,
     headers: &HeaderMap,
 ) -> Result<(), Status> {
-    let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) else {
+    let field = |name| operation.rpc.input.get_field_by_name(name);
+    let Some(revision) = field(REVISION) else {
         return Ok(());
     };
-    let Some(field) = operation.rpc.input.get_field_by_name(REVISION) else {
-        return Ok(());
-    };
-    let text = id.to_str().unwrap_or_default();
+    let history = field(HISTORY).filter(FieldDescriptor::supports_presence);
+    let id = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty());
+    let mut asked = "";
+    if let Some(id) = id {
+        let text = id.to_str().unwrap_or_default();
+        let number = match text.split_once('-') {
+            Some((number, history)) => {
+                asked = history;
+                number
+            }
+            None => text,
+        };
+        set(message, revision, number)?;
+    }
+    match history {
+        Some(history) if !asked.is_empty() || !message.has_field(&history) => {
+            set(message, history, asked)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn set(message: &mut DynamicMessage, field: FieldDescriptor, text: &str) -> Result<(), Status> {
     input::set(message, &[field], &[text])
         .map_err(|reason| Status::invalid_argument(format!("Last-Event-ID: {reason}")))
 }

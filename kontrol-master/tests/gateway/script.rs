@@ -32,6 +32,8 @@ pub(crate) const FAIL_AS_FIRST_MESSAGE: i64 = 5;
 /// Never ends, whatever the token says.
 pub(crate) const STUBBORN: i64 = 6;
 pub(crate) const SILENT: i64 = 7;
+/// Tells the history that it was asked for.
+pub(crate) const WITH_HISTORY: i64 = 8;
 
 pub(crate) const FLOOD_BYTES: usize = 64 * 1024;
 
@@ -44,7 +46,7 @@ struct Inner {
     pings: Mutex<Vec<SeenPing>>,
     listed: Mutex<Option<ListPodsRequest>>,
     stored: Mutex<Option<PutStateRequest>>,
-    watched_from: Mutex<Vec<i64>>,
+    watched: Mutex<Vec<WatchRequest>>,
     open_watches: AtomicI32,
     flooded: AtomicU64,
     token: CancellationToken,
@@ -81,7 +83,10 @@ impl Script {
         self.0.stored.lock().unwrap().clone()
     }
     pub(crate) fn last_watched_from(&self) -> i64 {
-        *self.0.watched_from.lock().unwrap().last().unwrap()
+        self.last_watch().revision
+    }
+    pub(crate) fn last_watch(&self) -> WatchRequest {
+        self.0.watched.lock().unwrap().last().unwrap().clone()
     }
     pub(crate) fn open_watches(&self) -> i32 {
         self.0.open_watches.load(Ordering::SeqCst)
@@ -252,8 +257,9 @@ impl EnsembleService for Script {
         &self,
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let revision = request.into_inner().revision;
-        self.0.watched_from.lock().unwrap().push(revision);
+        let request = request.into_inner();
+        let revision = request.revision;
+        self.0.watched.lock().unwrap().push(request.clone());
         if revision == FAIL_AT_ONCE {
             return Err(Status::unavailable("no roster yet"));
         }
@@ -264,6 +270,10 @@ impl EnsembleService for Script {
         let events: Self::WatchStream = match revision {
             FAIL_AFTER_ONE => Box::pin(stream::iter([Ok(left(11, "x")), cut_off()])),
             FAIL_AS_FIRST_MESSAGE => Box::pin(stream::iter([cut_off()])),
+            WITH_HISTORY => Box::pin(stream::iter([Ok(WatchResponse {
+                history: request.history,
+                ..left(11, "x")
+            })])),
             END_AFTER_ONE => Box::pin(stream::iter([Ok(left(11, "x"))])),
             FLOOD => {
                 let script = self.clone();

@@ -100,6 +100,32 @@ async fn a_watch_can_be_server_sent_events_that_resume() {
         send(server.address, "GET", "/v1/watch?revision=9", &headers, b"").await;
         assert_eq!(server.script.last_watched_from(), 9);
     }
+    let place = ("last-event-id", "10-00000000000000aa");
+    let target = "/v1/watch?revision=9&history=00000000000000bb";
+    send(server.address, "GET", target, &[events, place], b"").await;
+    let watched = server.script.last_watch();
+    assert_eq!(watched.revision, 10);
+    assert_eq!(watched.history.as_deref(), Some("00000000000000aa"));
+    send(server.address, "GET", target, &[events], b"").await;
+    let watched = server.script.last_watch();
+    assert_eq!(watched.history.as_deref(), Some("00000000000000bb"));
+    send(server.address, "GET", "/v1/watch", &[events], b"").await;
+    let watched = server.script.last_watch();
+    assert_eq!(
+        watched.history.as_deref(),
+        Some(""),
+        "each event is to name it"
+    );
+    get(server.address, "/v1/watch").await;
+    assert_eq!(server.script.last_watch().history, None);
+    let target = format!("/v1/watch?revision={WITH_HISTORY}&history=00000000000000bb");
+    let reply = send(server.address, "GET", &target, &[events], b"").await;
+    let text = reply.text().await;
+    assert!(
+        text.starts_with("id: 11-00000000000000bb\ndata: {"),
+        "{text}"
+    );
+
     let wrong = ("last-event-id", "x");
     let reply = send(server.address, "GET", "/v1/watch", &[events, wrong], b"").await;
     assert_eq!(reply.status, 400);
