@@ -210,8 +210,9 @@ impl Draft {
             }
             Some(before) => {
                 // The pod that has the place now tells who had it before, even where this master missed how they left.
-                let why = pod.retired().iter().find(|one| one.seq == before.seq());
-                let why = why.and_then(|one| one.reason);
+                // Of one seq there is an entry for each restart, and the last of them has the reason.
+                let of_it = pod.retired().iter().filter(|one| one.seq == before.seq());
+                let why = of_it.filter_map(|one| one.reason).next();
                 self.left(before, why.unwrap_or(Reason::Unknown));
                 self.changes.push(Change::Joined(after.clone()));
             }

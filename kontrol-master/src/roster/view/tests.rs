@@ -122,8 +122,18 @@ fn who_left_while_the_watch_was_broken_left_for_the_reason_that_the_store_rememb
     for reason in [Reason::Down, Reason::Expired, Reason::Lost] {
         let mut store = Naive::default();
         let (view, _) = View::default().apply(&store.join(1, 0), now);
+        // It had restarted before, under the same seq.
+        let restarted = Retired {
+            incarnation: Incarnation {
+                nonce: "00".into(),
+                ..Incarnation::of(&report(1))
+            },
+            seq: 0,
+            reason: None,
+        };
         let tombstone = RemovalRecord {
             reason,
+            retired: vec![restarted],
             ..expired(1, 0)
         };
         store.step(|store| {
