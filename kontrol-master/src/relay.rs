@@ -43,6 +43,8 @@ use tokio::{
 };
 use way::{Sight, Way};
 
+/// How long a batch and the answer before it may have been under way together.
+const LATE_LIMIT: Duration = Duration::from_millis(1250);
 /// How many keepalives may wait for a batch; more are refused.
 const QUEUE: usize = 65_536;
 /// How long a written record waits until the leader knows of it. Missing that does little harm: it is stored, and the
@@ -190,6 +192,7 @@ impl Relay {
             limits,
             queue: to_stream,
             link,
+            echo: None,
             pending: Vec::new(),
         };
         (handle, task, detour)
@@ -269,9 +272,19 @@ impl Relay {
         if let Some(member) = self.roster.peek().member(key) {
             member.heard.wrote(revision);
         }
-        match self.way() {
-            Way::Stream | Way::Both => {}
-            Way::Here | Way::Detour | Way::Refuse => return,
+        let end = Instant::now() + WRITTEN_LIMIT;
+        let mut link = self.changes();
+        loop {
+            link.borrow_and_update();
+            match self.way() {
+                Way::Stream | Way::Both => break,
+                Way::Here | Way::Refuse => return,
+                // Whoever was elected a moment ago hears of it as soon as it takes the stream.
+                Way::Detour => match timeout_at(end, link.changed()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) | Err(_) => return,
+                },
+            }
         }
         let (sender, answer) = oneshot::channel();
         let item = Item {
@@ -287,7 +300,7 @@ impl Relay {
             answer: Some(sender),
         };
         if self.stream.try_send(item).is_ok() {
-            let _ = timeout(WRITTEN_LIMIT, answer).await;
+            let _ = timeout_at(end, answer).await;
         }
     }
 
@@ -339,6 +352,12 @@ pub fn hear(view: &View, sign: Sign, master: Instance) -> bool {
     member.heard.touch(sign.at, sign.beat, Some(master));
     member.heard.attach(sign.attachment);
     true
+}
+
+/// Whether a batch may have been under way for too long to count: since the answer with the stamp that it echoes, `since`
+/// has passed on the leader's clock, and `held` of that before it was sent. Its caller takes the stream for broken by then.
+pub fn is_late(since: Duration, held: Duration) -> bool {
+    since.saturating_sub(held) > LATE_LIMIT
 }
 
 fn hand(queue: &mpsc::Sender<Item>, sign: Sign) -> Result<oneshot::Receiver<Counted>, Error> {

@@ -144,6 +144,7 @@ impl RelayTask {
     ) -> Ended {
         let mut changes = self.roster.changes();
         let mut number = 0;
+        self.echo = None;
         loop {
             let mut due = number == 0 || !self.pending.is_empty();
             if !due {
@@ -173,7 +174,11 @@ impl RelayTask {
             }
             if due {
                 number += 1;
-                let size = self.pending.len().min(MAX_BATCH);
+                // The first one only fetches a stamp: nobody can tell how long it is under way.
+                let size = match self.echo {
+                    Some(_) => self.pending.len().min(MAX_BATCH),
+                    None => 0,
+                };
                 if sender.try_send(self.batch(leader, number, size)).is_err() {
                     return Ended::Broken("the stream closed".to_owned());
                 }
@@ -214,6 +219,10 @@ impl RelayTask {
             batch: number,
             refreshes: refreshes.collect(),
             leader: leader.master.instance.clone(),
+            echo: self.echo.map_or(0, |(stamp, _)| stamp),
+            echo_age_ms: self.echo.map_or(0, |(_, at)| {
+                u32::try_from(at.elapsed().as_millis()).unwrap_or(u32::MAX)
+            }),
         }
     }
 
@@ -247,6 +256,7 @@ impl RelayTask {
                 response.batch
             )));
         }
+        self.echo = Some((response.stamp, Instant::now()));
         let again: HashSet<u32> = response.again.into_iter().collect();
         for (position, item) in (0..).zip(self.pending.drain(..size)) {
             item.settle(if again.contains(&position) {

@@ -29,6 +29,8 @@ pub struct RelayTask {
     pub(super) limits: Limits,
     pub(super) queue: mpsc::Receiver<Item>,
     pub(super) link: watch::Sender<Link>,
+    /// The stamp of the leader's last answer on this stream, and when it came.
+    pub(super) echo: Option<(u64, Instant)>,
     /// Taken from the queue and not yet acknowledged.
     pub(super) pending: Vec<Item>,
 }

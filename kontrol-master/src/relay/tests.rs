@@ -101,10 +101,16 @@ impl PeerService for Leader {
             let leader = leader.clone();
             async move {
                 let batch = batch?;
+                // The first one fetches a stamp, which each one behind it echoes.
+                let first = batch.batch == 1;
+                assert_eq!(first, batch.echo == 0);
+                assert!(!first || batch.refreshes.is_empty());
                 let mut response = RelayResponse {
                     batch: batch.batch,
+                    stamp: 1000 + batch.batch,
                     ..RelayResponse::default()
                 };
+                assert!(first || batch.echo == 999 + batch.batch);
                 match &leader.answer {
                     Answer::Counts(token) => token.cancelled().await,
                     Answer::Overtaken => return Err(RpcStatus::aborted("another leads")),
@@ -343,6 +349,26 @@ async fn a_keepalive_held_against_another_record_is_not_counted_either_way() {
         stored.relay.count(sign).await.unwrap(),
         Counted::Again(stored.roster.peek().revision())
     );
+}
+
+#[test]
+fn a_batch_that_the_network_held_back_is_late_however_long_its_caller_held_the_stamp() {
+    let seconds = Duration::from_secs_f64;
+    for (since, held, late) in [
+        (0.2, 0.2, false),
+        (60.2, 60.0, false),
+        (1.2, 0.0, false),
+        (6.4, 0.2, true),
+        (66.4, 60.0, true),
+        // Clocks run unlike.
+        (0.1, 0.2, false),
+    ] {
+        assert_eq!(
+            is_late(seconds(since), seconds(held)),
+            late,
+            "{since} {held}"
+        );
+    }
 }
 
 #[test]

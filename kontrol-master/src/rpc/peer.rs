@@ -6,6 +6,7 @@ use crate::{
     liveness::Instance,
     model::{PodKey, invalid::key},
     relay::{self, Sign},
+    roster::view::millis,
 };
 use futures::{Stream, StreamExt, stream};
 use kontrol_proto::{
@@ -36,6 +37,8 @@ struct Relayed {
     requests: Streaming<RelayRequest>,
     callback: watch::Receiver<CallbackStatus>,
     told: bool,
+    /// When the stream was opened: what its stamps count from.
+    began: Instant,
 }
 
 impl Relayed {
@@ -68,6 +71,20 @@ impl Relayed {
             return Some(Err(Status::invalid_argument("master is not a master's id")));
         };
         let now = Instant::now();
+        let since = now
+            .saturating_duration_since(self.began)
+            .saturating_sub(Duration::from_millis(request.echo));
+        let held = Duration::from_millis(request.echo_age_ms.into());
+        if request.batch > 1 && relay::is_late(since, held) {
+            return Some(Err(Status::deadline_exceeded(
+                "the batch was under way for too long",
+            )));
+        }
+        if request.batch <= 1 && !request.refreshes.is_empty() {
+            return Some(Err(Status::invalid_argument(
+                "batch 1 has refreshes, and no echo",
+            )));
+        }
         let view = self.context.roster.view();
         let mut again = Vec::new();
         for (position, refresh) in (0..).zip(&request.refreshes) {
@@ -97,6 +114,7 @@ impl Relayed {
             callback: changed.then(|| self.callback.borrow_and_update().clone()),
             revision: if again.is_empty() { 0 } else { view.revision() },
             again,
+            stamp: millis(self.began.elapsed()),
         }))
     }
 }
@@ -114,6 +132,7 @@ impl PeerService for Service {
             requests: request.into_inner(),
             callback: self.context.status.follow(),
             told: false,
+            began: Instant::now(),
         };
         let end = self.context.token.clone().cancelled_owned();
         let answers = stream::unfold(Some(relayed), async |relayed| {
