@@ -18,7 +18,7 @@ use std::{
     collections::{BinaryHeap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -67,6 +67,26 @@ pub struct Heard {
     attachment: AtomicU64,
     /// The latest revision of the pod's record that was told of, which the roster need not show yet; 0: none.
     written: AtomicI64,
+    /// How many writes of the pod's record this master has begun that are not answered yet.
+    writing: AtomicU32,
+}
+
+/// A write of a pod's record that is under way, for as long as it is held.
+#[derive(Debug)]
+pub struct Writing(Arc<Heard>);
+
+impl Writing {
+    /// The write begins: until it is answered nobody knows which record the store has.
+    pub fn begin(heard: &Arc<Heard>) -> Self {
+        heard.writing.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(heard))
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.writing.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Heard {
@@ -79,6 +99,7 @@ impl Heard {
             master: AtomicU64::new(0),
             attachment: AtomicU64::new(0),
             written: AtomicI64::new(0),
+            writing: AtomicU32::new(0),
         }
     }
 
@@ -92,9 +113,10 @@ impl Heard {
         self.written.fetch_max(revision, Ordering::AcqRel);
     }
 
-    /// Whether nothing was told of that is newer than this revision of the pod's record.
+    /// Whether nothing was told of that is newer than this revision of the pod's record, and nothing is being written.
     pub fn is_latest(&self, revision: i64) -> bool {
         self.written.load(Ordering::Acquire) <= revision
+            && self.writing.load(Ordering::Acquire) == 0
     }
 
     /// The pod's channel was opened. Attachments are numbered, so that an older one never overwrites a newer one.

@@ -19,6 +19,7 @@ use kontrol_tests::{
     storm::{judge, record::History, silences},
     wait::eventually,
 };
+use prost_types::Timestamp;
 use std::{
     env,
     os::unix::fs::PermissionsExt,
@@ -26,7 +27,7 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::task::JoinSet;
 use world::World;
@@ -194,7 +195,25 @@ async fn settle(
     whole.watches = rest.watches;
     whole.views = rest.views;
     whole.runs = recorder.runs();
+    whole.terms = terms(dir);
     whole
+}
+
+/// When masters began to lead, as their logs have it.
+fn terms(dir: &std::path::Path) -> Vec<f64> {
+    let (wall, monotonic) = (SystemTime::now(), now());
+    let mut found = Vec::new();
+    for index in 0..world::MASTERS {
+        let log = std::fs::read_to_string(dir.join(format!("m{index}.log"))).unwrap();
+        for line in log.lines().filter(|line| line.contains(" leading epoch=")) {
+            let time: Timestamp = line.split(' ').next().unwrap().parse().unwrap();
+            let ago = wall.duration_since(time.try_into().unwrap()).unwrap();
+            found.push(monotonic - ago.as_secs_f64());
+        }
+    }
+    assert!(!found.is_empty(), "no master's log says that it led");
+    found.sort_by(f64::total_cmp);
+    found
 }
 
 fn tell(history: &History, seed: u64) {

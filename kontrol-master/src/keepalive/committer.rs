@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     error::Error,
+    liveness::Writing,
     model::{Incarnation, Report},
     roster::Roster,
     store::{MAX_TXN_BYTES, Outcome, Revision, SharedStore, StoreError},
@@ -170,6 +171,12 @@ impl CommitterTask {
                 }
             }
             let (keys, txn) = (draft.keys(), draft.into_txn());
+            // What a later keepalive of such a pod says must not be held against the record as it is now.
+            let _writing: Vec<_> = pending
+                .iter()
+                .filter_map(|(request, _)| view.member(request.report.key()))
+                .map(|member| Writing::begin(&member.heard))
+                .collect();
             for (request, answer) in done {
                 self.reply(request, answer, 0);
             }

@@ -265,7 +265,7 @@ impl<'a> Draft<'a> {
             Plan::Superseded | Plan::Kept => {
                 let against = place.revision();
                 let told = told || self.contests.is_known(key, &who, against, self.now);
-                let error = refused(report, place.pod(), plan);
+                let error = refused(report, &place, plan);
                 let owner = place.pod().map(Pod::incarnation);
                 let refusal = Refusal {
                     key,
@@ -428,10 +428,20 @@ fn check_size(pod: &Pod) -> Result<(), Invalid> {
 }
 
 /// What a report is told that is refused.
-fn refused(report: &Report, pod: Option<&Pod>, plan: Plan) -> Error {
+fn refused(report: &Report, place: &Place, plan: Plan) -> Error {
+    let pod = place.pod();
+    let itself = place
+        .departed()
+        .is_some_and(|gone| gone.incarnation == Incarnation::of(report));
     let by = match pod {
         _ if plan == Plan::Kept => {
             "too many starts or pods report from this address by turns".to_owned()
+        }
+        None if itself => {
+            return Error::Superseded(format!(
+                "nonce {}: beat {} came after a later one, and after the pod had left",
+                report.nonce, report.beat
+            ));
         }
         Some(pod) if pod.id() != report.id => format!(
             "the pod {:?} reports from the same address {}",

@@ -8,10 +8,11 @@
 //!                   │ is there      is there                   is there         itself      another
 //! ──────────────────┼────────────────────────────────────────────────────────────────────────────────
 //!  one never seen   │               Update (a restart)         Replace                      Join
-//!  one seen before  │ Refresh,      Superseded                 Superseded       Join, or    Superseded,
-//!                   │ Update, Stale                                             Stale (*)   or Join (**)
+//!  one seen before  │ Refresh,      Superseded                 Superseded       Join (*)    Superseded (**)
+//!                   │ Update, Stale
 //!
-//!  (*) its goodbye was sent later           (**) it goes on reporting, so it is alive
+//!  (*) but Stale if its goodbye was sent later, and Superseded (**) if something later was heard before it was silent
+//!  (**) but Join if it goes on reporting: it is alive
 //! ```
 
 use crate::model::{Incarnation, Pod, Report, Retired, incarnation::is_retired};
@@ -38,7 +39,7 @@ pub struct Departed<'a> {
     pub incarnation: &'a Incarnation,
     /// It said goodbye.
     pub down: bool,
-    /// The beat of its goodbye.
+    /// The beat of its goodbye, or the highest that was heard of it; 0: unknown.
     pub beat: u64,
     /// Who had the place before it.
     pub retired: &'a [Retired],
@@ -63,7 +64,7 @@ pub enum Plan {
     Bury,
     /// A goodbye of somebody who isn't there any more.
     Nothing,
-    /// A newer incarnation, or another pod, took this one's place.
+    /// A newer incarnation, or another pod, took this one's place; or it came too late, after its pod had left.
     Superseded,
     /// Several fight over the place: its owner keeps it for now.
     Kept,
@@ -129,6 +130,12 @@ fn plan_absent(report: &Report, who: &Incarnation, known: Known<'_>) -> Plan {
     match (itself, known.departed) {
         // Sent before the goodbye, arrived after it.
         (Some(gone), _) if gone.down && older_or_same(report.beat, gone.beat) => Plan::Stale,
+        // Held back by the network until its pod had expired. One whose beats are counted anew goes on reporting.
+        (Some(gone), _)
+            if !report.nonce.is_empty() && older(report.beat, gone.beat) && !known.alive =>
+        {
+            Plan::Superseded
+        }
         (Some(_), _) => Plan::Join,
         // Without a nonce a restart can't be told from a late keepalive.
         (None, Some(gone))
@@ -349,12 +356,7 @@ mod tests {
         }];
         for reason in [Reason::Expired, Reason::Lost, Reason::Down] {
             let known = left(&last, reason, &retired);
-            let itself = if reason == Reason::Down {
-                beat(7)
-            } else {
-                beat(5)
-            };
-            assert_eq!(plan(&itself, known), Plan::Join);
+            assert_eq!(plan(&beat(7), known), Plan::Join);
             assert_eq!(plan(&start("new"), known), Plan::Join);
             assert_eq!(plan(&start("old"), known), Plan::Superseded);
             let lives = Known {
@@ -362,6 +364,30 @@ mod tests {
                 ..known
             };
             assert_eq!(plan(&start("old"), lives), Plan::Join);
+        }
+    }
+
+    #[test]
+    fn what_the_network_held_back_until_its_pod_had_expired_does_not_bring_it_back() {
+        let who = Incarnation::of(&report(1));
+        for reason in [Reason::Expired, Reason::Lost] {
+            let known = left(&who, reason, &[]);
+            assert_eq!(plan(&beat(5), known), Plan::Superseded);
+            // The same again may have been sent again.
+            for later in [beat(6), beat(7), beat(0)] {
+                assert_eq!(plan(&later, known), Plan::Join);
+            }
+            let lives = Known {
+                alive: true,
+                ..known
+            };
+            assert_eq!(plan(&beat(5), lives), Plan::Join, "its beats began anew");
+            let anonymous = Report {
+                nonce: String::new(),
+                ..beat(5)
+            };
+            let gone = Incarnation::of(&anonymous);
+            assert_eq!(plan(&anonymous, left(&gone, reason, &[])), Plan::Join);
         }
     }
 

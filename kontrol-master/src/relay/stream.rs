@@ -187,7 +187,10 @@ impl RelayTask {
                 }
                 backoff.reset();
                 // Not before the leader knows all that was heard before.
-                if self.pending.iter().all(|item| item.answer.is_some()) && self.set(Link::Up) {
+                // A stream that was late for a moment is no news.
+                let late = *self.link.borrow() == Link::Late;
+                let known = self.pending.iter().all(|item| item.answer.is_some());
+                if known && self.set(Link::Up) && !late {
                     tracing::info!(
                         leader = leader.master.address,
                         epoch = leader.epoch,

@@ -150,7 +150,7 @@ pub struct RemovalRecord {
     /// Which start of which pod it was.
     #[serde(flatten)]
     pub incarnation: Incarnation,
-    /// The beat of its goodbye; 0: none.
+    /// The beat of its goodbye, or the highest that was heard of it; 0: unknown.
     #[serde(default, with = "whole")]
     pub beat: u64,
     /// How long it had been silent, in milliseconds.
@@ -172,7 +172,7 @@ impl RemovalRecord {
             seq: pod.seq(),
             reason,
             incarnation: pod.incarnation(),
-            beat: 0,
+            beat: pod.beat(),
             silence_ms: millis(silence),
             time_ms,
             master: master.to_owned(),

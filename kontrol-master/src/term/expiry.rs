@@ -180,13 +180,12 @@ impl Term {
                 .map(|at| now.saturating_duration_since(at));
             let silence = silence.unwrap_or_default();
             let id = &self.context.id;
-            removals.push(RemovalRecord::of(
-                &member.pod,
-                reason,
-                silence,
-                now_ms(),
-                id,
-            ));
+            let record = RemovalRecord::of(&member.pod, reason, silence, now_ms(), id);
+            removals.push(RemovalRecord {
+                // What is still under way of it came too late.
+                beat: record.beat.max(member.heard.beat()),
+                ..record
+            });
         }
         txn.ops.extend(RemovalRecord::writes(&removals));
         let (store, txn) = (self.context.store.clone(), self.fence.guard(txn));

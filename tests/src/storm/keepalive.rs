@@ -116,16 +116,15 @@ fn goodbyes(history: &History, beats: &[&Beat]) -> Vec<String> {
 /// Silent pods that stayed too long.
 fn silent(history: &History, beats: &[&Beat]) -> Vec<String> {
     let versions = versions(history);
-    let leaders = elections(history);
     let mut found = Vec::new();
     for (index, beat) in beats.iter().enumerate() {
         // Whatever may have been heard starts the time anew.
         let next = beats.get(index + 1).map_or(history.end, |next| next.sent);
         let mut end = quiet(history, beat.done) + history.ttl;
-        for elected in &leaders {
-            if *elected > beat.done && *elected < end + 1.0 {
-                // A new leader gives every pod a full TTL.
-                end = end.max(elected + history.ttl);
+        for term in &history.terms {
+            if *term > beat.done && *term < quiet(history, end) + 1.0 {
+                // A new term gives every pod a full TTL.
+                end = end.max(term + history.ttl);
             }
         }
         let deadline = quiet(history, end) + 1.0 + SLACK;
@@ -144,27 +143,6 @@ fn silent(history: &History, beats: &[&Beat]) -> Vec<String> {
                 "{} was silent from {:.3} to {next:.3}, and its record of revision {} was there after {deadline:.3}",
                 beat.id, beat.done, stays.from
             ));
-        }
-    }
-    found
-}
-
-/// When another master came to lead, at the latest.
-fn elections(history: &History) -> Vec<Time> {
-    let mut candidates: Vec<&str> = Vec::new();
-    let mut found = Vec::new();
-    for change in &history.changes {
-        let Some(key) = change.key.strip_prefix("leader/") else {
-            continue;
-        };
-        let before = candidates.first().copied();
-        if change.value.is_none() {
-            candidates.retain(|other| *other != key);
-        } else if !candidates.contains(&key) {
-            candidates.push(key);
-        }
-        if candidates.first().copied() != before && !candidates.is_empty() {
-            found.push(bounds(history, change.revision).1);
         }
     }
     found

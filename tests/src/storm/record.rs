@@ -33,6 +33,8 @@ pub struct History {
     pub watches: Vec<Watched>,
     /// Every digest that a master told for a revision.
     pub views: Vec<View>,
+    /// When each term of a leader began, in order: with its election, and whenever its lease was confirmed again.
+    pub terms: Vec<Time>,
     /// Every fault.
     pub faults: Vec<Fault>,
     /// When the writing ended.
