@@ -256,6 +256,16 @@ mod tests {
     }
 
     #[test]
+    fn a_term_that_begins_gives_the_silent_a_full_ttl() {
+        let late = history(&[(2, "k", pod("a", 1, 0, 0)), (25, "k", None)]);
+        let mut late = of(late, &steady(0, 3, 10));
+        for (terms, violated) in [(vec![4.0], 1), (vec![12.0], 1), (vec![12.0, 17.8], 0)] {
+            late.terms = terms;
+            assert_eq!(violations(&late).len(), violated, "{:?}", late.terms);
+        }
+    }
+
+    #[test]
     fn what_was_accepted_is_stored() {
         let stored = history(&[(2, "k", pod("a", 1, 0, 7)), (5, "k", pod("a", 1, 0, 8))]);
         let says = |at: f64, payload: u64| Beat {

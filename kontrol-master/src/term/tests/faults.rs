@@ -125,6 +125,45 @@ async fn a_keepalive_whose_sender_gave_up_is_not_written_later_but_its_goodbye_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_taken_back_while_its_change_is_being_written_is_stored() {
+    let store = Faulty::new();
+    let master = store.master().await;
+    let says = |beat, payload: &str| Report {
+        beat,
+        payload: json!(payload),
+        ..report(1)
+    };
+    master.ping(says(1, "first")).await.unwrap();
+    store.delay.send_replace(Duration::from_secs(1));
+    let patience = Duration::from_millis(200);
+    let change = tokio::time::timeout(patience, master.ping(says(2, "second"))).await;
+    assert!(change.is_err(), "its sender gave up");
+    master.ping(says(3, "first")).await.unwrap();
+    store.delay.send_replace(Duration::ZERO);
+    sleep(Duration::from_secs(3)).await;
+    let view = master.roster.view();
+    let pod = &view.member(report(1).key()).unwrap().pod;
+    assert_eq!(pod.payload(), &json!("first"));
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keepalive_that_was_held_back_brings_no_silent_pod_back() {
+    let store = Faulty::new();
+    let master = store.master().await;
+    let beat = |beat| Report { beat, ..report(1) };
+    for number in 1..=3 {
+        master.ping(beat(number)).await.unwrap();
+    }
+    master.until(View::is_empty).await;
+    let late = master.ping(beat(2)).await;
+    assert!(matches!(late, Err(Error::Superseded(_))), "{late:?}");
+    assert!(master.roster.view().is_empty());
+    master.ping(beat(4)).await.unwrap();
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_beats_of_an_incarnation_are_not_counted_for_the_next_one() {
     let store = Faulty::new();
     let master = store.master().await;
