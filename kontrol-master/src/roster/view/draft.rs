@@ -11,6 +11,7 @@ use crate::{
     model::{
         Pod, PodKey,
         action::{Head, State},
+        incarnation::is_retired,
     },
     store::{Entry, Event, Events, Revision},
 };
@@ -320,9 +321,13 @@ impl Draft {
             .iter()
             .find(|record| record.seq == pod.seq() && record.incarnation == pod.incarnation())
             .cloned();
+        let reason = match &record {
+            Some(record) => record.reason,
+            None => self.reason_of_successor(&pod).unwrap_or(fallback),
+        };
         let removal = Arc::new(Removal {
             pod,
-            reason: record.as_ref().map_or(fallback, |record| record.reason),
+            reason,
             record,
         });
         if self
@@ -340,6 +345,22 @@ impl Draft {
             self.view.removals.remove(&oldest);
         }
         self.changes.push(Change::Left(removal));
+    }
+
+    /// Why a pod left that had restarted before, where this master missed both.
+    fn reason_of_successor(&self, pod: &Pod) -> Option<Reason> {
+        let who = pod.incarnation();
+        let mut records = self.reasons.iter();
+        records.find_map(|record| {
+            let retired = record.retired.iter();
+            let mut of_it = retired.filter(|one| one.seq == pod.seq()).peekable();
+            if !is_retired(&record.retired, &who) || of_it.peek().is_none() {
+                return None;
+            }
+            of_it
+                .find_map(|one| one.reason)
+                .or_else(|| (record.seq == pod.seq()).then_some(record.reason))
+        })
     }
 
     pub(super) fn finish(mut self, before: &View) -> (View, Vec<Change>) {

@@ -121,7 +121,14 @@ fn who_left_while_the_watch_was_broken_left_for_the_reason_that_the_store_rememb
     let key = report(1).key();
     for reason in [Reason::Down, Reason::Expired, Reason::Lost] {
         let mut store = Naive::default();
-        let (view, _) = View::default().apply(&store.join(1, 0), now);
+        let first = Report {
+            nonce: "00".into(),
+            ..report(1)
+        };
+        let first = Pod::join(first, 0, 0).encode();
+        let first = store.step(|store| vec![store.put(&pod_key(key), first)]);
+        let (behind, _) = View::default().apply(&first, now);
+        let (view, _) = behind.apply(&store.join(1, 0), now);
         // It had restarted before, under the same seq.
         let restarted = Retired {
             incarnation: Incarnation {
@@ -148,11 +155,15 @@ fn who_left_while_the_watch_was_broken_left_for_the_reason_that_the_store_rememb
         };
         let (_, changes) = view.replace(&store.snapshot(), now);
         assert_eq!(why(&changes), reason, "nobody is there now");
+        let (_, changes) = behind.replace(&store.snapshot(), now);
+        assert_eq!(why(&changes), reason, "its restart was missed as well");
         let next = pod(1, 5).after(tombstone.predecessors());
         store.step(|store| {
             let put = store.put(&pod_key(key), next.encode());
             vec![put, store.delete(&tombstone_key(key))]
         });
+        let (_, changes) = behind.replace(&store.snapshot(), now);
+        assert_eq!(why(&changes), reason, "three starts were missed");
         let (view, changes) = view.replace(&store.snapshot(), now);
         assert_eq!(why(&changes), reason, "another start is there now");
         assert!(view.tombstone(key).is_none());
