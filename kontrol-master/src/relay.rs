@@ -194,6 +194,7 @@ impl Relay {
             link,
             echo: None,
             pending: Vec::new(),
+            told_down: None,
         };
         (handle, task, detour)
     }

@@ -190,6 +190,9 @@ impl RelayTask {
                 // A stream that was late for a moment is no news.
                 let late = *self.link.borrow() == Link::Late;
                 let known = self.pending.iter().all(|item| item.answer.is_some());
+                if known {
+                    self.told_down = None;
+                }
                 if known && self.set(Link::Up) && !late {
                     tracing::info!(
                         leader = leader.master.address,

@@ -2,8 +2,12 @@
 
 use super::{Counted, Item, Limits, Link, stream::Ended};
 use crate::{
-    backoff::Backoff, election::Election, liveness::Instance, roster::Roster, status::Status,
-    store::Fence,
+    backoff::Backoff,
+    election::Election,
+    liveness::Instance,
+    roster::Roster,
+    status::Status,
+    store::{Fence, Revision},
 };
 use std::time::Duration;
 use tokio::{
@@ -33,6 +37,8 @@ pub struct RelayTask {
     pub(super) echo: Option<(u64, Instant)>,
     /// Taken from the queue and not yet acknowledged.
     pub(super) pending: Vec<Item>,
+    /// Which leader, by its epoch, is out of reach and how, as it was told; absent since it acknowledged all.
+    pub(super) told_down: Option<(Revision, Link)>,
 }
 
 impl RelayTask {
@@ -105,6 +111,7 @@ impl RelayTask {
 
     /// There is no leader to tell. What waits for one is answered here if this master leads; else it goes elsewhere.
     fn alone(&mut self, link: Link) {
+        self.told_down = None;
         if link == Link::NoLeader {
             self.forget_run();
         }
@@ -124,13 +131,13 @@ impl RelayTask {
             Ended::Stranger(_) => Link::Stranger,
             Ended::Moved | Ended::NotLeading | Ended::Overtaken | Ended::Broken(_) => Link::Down,
         };
-        if self.set(link) {
-            let leader = self
-                .roster
-                .peek()
-                .leader()
-                .map(|leader| leader.master.address.clone());
-            let leader = leader.unwrap_or_default();
+        self.set(link);
+        let (leader, epoch) = match self.roster.peek().leader() {
+            Some(leader) => (leader.master.address.clone(), leader.epoch),
+            None => (String::new(), 0),
+        };
+        // Once for each leader, however often it is tried again.
+        if self.told_down.replace((epoch, link)) != Some((epoch, link)) {
             match ended {
                 Ended::Stranger(who) => tracing::warn!(
                     leader,

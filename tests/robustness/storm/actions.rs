@@ -3,11 +3,13 @@
 use super::{Shared, world};
 use crate::chaos::Dice;
 use anyhow::{Context, Result};
+use futures::StreamExt as _;
 use kontrol_proto::v1::{ActionState, DispatchRequest, Selector, Stream, dispatch_response::Event};
 use kontrol_tests::{
     SOON,
     action::{shell, span},
     client::Api,
+    script::now,
     storm::record::{Acted, History},
     wait::eventually,
 };
@@ -82,6 +84,7 @@ async fn read(master: usize, request: DispatchRequest, action: &mut Acted) -> Re
         match message.event.context("no event")? {
             Event::Accepted(accepted) => {
                 action.id = accepted.action_id;
+                action.accepted = now();
                 let targets = accepted.targets.into_iter();
                 action.targets = targets
                     .map(|target| (name(&target.key, &target.id), target.id))
@@ -120,18 +123,21 @@ fn name(key: &str, id: &str) -> String {
 /// Waits until the history says of every action that it is over, and writes down how.
 pub(super) async fn results(history: &mut History, dir: &Path) {
     let api = Api::new(world::url(0));
-    for action in &mut history.actions {
-        let looked = timeout(SOON * 2, async {
+    let looks = history.actions.iter().map(|action| {
+        timeout(SOON * 2, async {
             loop {
                 if let Ok(record) = api.action(&action.id).await
                     && record.state() == ActionState::Finished
                 {
                     return record.results;
                 }
-                sleep(Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(500)).await;
             }
-        });
-        action.recorded = looked.await.ok();
+        })
+    });
+    let looks: Vec<_> = futures::stream::iter(looks).buffered(64).collect().await;
+    for (action, looked) in history.actions.iter_mut().zip(looks) {
+        action.recorded = looked.ok();
     }
     // What ends has said so before its end was known.
     eventually(SOON, "executions", async || {

@@ -13,7 +13,7 @@ use kontrol_tests::{
     storm::record::{Change, Event, Put, Tick, Told, View, Watched},
 };
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{sleep, timeout};
 use tonic::transport::Endpoint;
 
@@ -45,6 +45,7 @@ pub(super) async fn tick(shared: Shared) {
                     revision,
                     sent,
                     answered: now(),
+                    wall: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64(),
                 };
                 shared.lock().ticks.push(tick);
                 sleep(TICK).await;

@@ -4,6 +4,23 @@ use super::record::{Acted, History};
 use kontrol_proto::v1::{ActionResult, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Faults that keep a master from the store.
+const STORE: [&str; 5] = ["Island", "Blind", "Alone", "Quorum", "Member"];
+
+/// Whether its master could not reach the store. Such an action runs all the same, and its record is written once the store
+/// is back; a master that ends before takes it along.
+fn was_never_written(history: &History, action: &Acted) -> bool {
+    let key = format!("actions/{}", action.id);
+    let mut faults = history.faults.iter();
+    faults.any(|fault| {
+        (fault.from..=fault.ready).contains(&action.accepted)
+            && STORE.iter().any(|name| fault.kind.contains(name))
+    }) && !history
+        .changes
+        .iter()
+        .any(|change| change.key.starts_with(&key))
+}
+
 /// What breaks the promises about actions.
 pub(super) fn violations(history: &History) -> Vec<String> {
     let mut starts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
@@ -26,6 +43,9 @@ pub(super) fn violations(history: &History) -> Vec<String> {
             complain(format!("{key} ended twice"));
         }
         let Some(recorded) = &action.recorded else {
+            if was_never_written(history, action) {
+                continue;
+            }
             complain("has no end in the history".to_owned());
             continue;
         };
@@ -106,7 +126,9 @@ fn complain_of_output(action: &Acted, key: &str, id: &str, complain: &mut impl F
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::{Change, Fault};
     use super::*;
+    use serde_json::json;
 
     fn result(outcome: Outcome) -> ActionResult {
         ActionResult {
@@ -138,6 +160,33 @@ mod tests {
 
     /// What the judge says, and how the history breaks a promise.
     type Case = (&'static str, fn(&mut History));
+
+    #[test]
+    fn an_action_that_was_never_written_is_excused_where_its_master_did_not_reach_the_store() {
+        for (kind, accepted, excused) in [
+            ("Island+Rolling", 5.0, true),
+            ("Island+Rolling", 15.0, false),
+            ("Kill", 5.0, false),
+        ] {
+            let mut all = good();
+            all.actions[0].accepted = accepted;
+            all.actions[0].recorded = None;
+            all.faults.push(Fault {
+                kind: kind.into(),
+                from: 4.0,
+                mended: 8.0,
+                ready: 10.0,
+            });
+            assert_eq!(violations(&all).is_empty(), excused, "{kind} {accepted}");
+            let key = format!("actions/{}", all.actions[0].id);
+            all.changes.push(Change {
+                revision: 55,
+                key,
+                value: Some(json!({})),
+            });
+            assert!(!violations(&all).is_empty(), "it has a record");
+        }
+    }
 
     #[test]
     fn each_break_of_the_promises_is_found() {

@@ -160,8 +160,16 @@ pub(super) fn unstored(history: &History) -> Vec<String> {
                 continue;
             }
             let mut of_pod = versions.iter().filter(|version| version.key == beat.key);
+            // A change that nobody answered may be stored late: it was neither accepted nor refused. The pod's next
+            // keepalive puts it right.
+            let unclear: Vec<_> = beats
+                .iter()
+                .filter(|before| before.sent < beat.sent && before.nonce == beat.nonce)
+                .filter(|before| matches!(before.answer, Answer::Unclear))
+                .map(|before| &before.payload)
+                .collect();
             let holds = |version: &Version| {
-                version.payload == beat.payload
+                (version.payload == beat.payload || unclear.contains(&&version.payload))
                     && version.nonce == beat.nonce
                     && version.possible(history, at, at)
             };
@@ -276,6 +284,10 @@ mod tests {
         assert_eq!(unstored(&of(stored.clone(), &good)), Vec::<String>::new());
         // Taken back, accepted, and forgotten.
         let bad = [says(2.0, 7), says(5.0, 8), says(7.0, 7), says(9.0, 8)];
-        assert_eq!(unstored(&of(stored, &bad)).len(), 1);
+        assert_eq!(unstored(&of(stored.clone(), &bad)).len(), 1);
+        // It was not answered, and came late.
+        let mut late = bad;
+        late[1].answer = Answer::Unclear;
+        assert_eq!(unstored(&of(stored, &late)), Vec::<String>::new());
     }
 }

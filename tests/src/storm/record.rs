@@ -61,6 +61,8 @@ pub struct Tick {
     pub sent: Time,
     /// When it was acknowledged: whatever has a smaller revision came before.
     pub answered: Time,
+    /// The same moment by the clock that logs tell, in seconds since 1970: it steps where the machine was suspended.
+    pub wall: Time,
 }
 
 /// A keepalive.
@@ -151,6 +153,8 @@ pub struct Acted {
     pub truncated: BTreeSet<String>,
     /// Whether the stream came to its summary.
     pub summed: bool,
+    /// When it was accepted.
+    pub accepted: Time,
     /// The results in the history, once that says that the action is over.
     pub recorded: Option<Vec<ActionResult>>,
 }

@@ -23,6 +23,7 @@ pub(super) fn history(changes: &[(i64, &str, Option<Value>)]) -> History {
         revision: second * 10 + 5,
         sent: second as f64 + 0.5,
         answered: second as f64 + 0.5,
+        wall: second as f64 + 0.5,
     };
     History {
         ttl: 5.0,

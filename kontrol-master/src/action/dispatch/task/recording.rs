@@ -117,7 +117,8 @@ impl Task {
     pub(super) fn is_to_be_saved(&self, now: Instant) -> bool {
         let (at, ended) = self.saved;
         let counts = self.rollout.counts();
-        let urgent = self.standing.holds_since().is_some()
+        let urgent = self.revision == 0
+            || self.standing.holds_since().is_some()
             || self
                 .standing
                 .may_become_sure(self.dispatches.history.seat());
@@ -128,7 +129,7 @@ impl Task {
         };
         // A record that is not written goes away with its lease.
         let refresh = self.dispatches.history.refresh();
-        let news = urgent || self.revision == 0 || ended != counts.ended();
+        let news = urgent || ended != counts.ended();
         now - at >= refresh || (news && now - at >= pause)
     }
 }
