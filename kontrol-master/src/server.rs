@@ -142,7 +142,11 @@ impl Server {
             &core.election,
             &mut tasks,
         );
-        let agents = agents.await?;
+        // A file that does not answer must not hold up the end.
+        let agents = match token.run_until_cancelled(agents).await {
+            Some(agents) => agents?,
+            None => Vec::new(),
+        };
         tasks.spawn(
             "the agents",
             report(

@@ -15,8 +15,18 @@ use crate::{
     logging,
     masters::{self, Tier},
 };
-use clap::{Parser, builder::FalseyValueParser};
+use clap::Parser;
 use std::{net::IpAddr, path::PathBuf};
+
+/// A flag that is on or off, as its variable says it; set to nothing it is off. Anything else is a mistake: who writes `none`
+/// or `00` must not have said yes.
+pub fn switch(text: &str) -> Result<bool, &'static str> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "1" | "y" | "yes" | "t" | "true" | "on" => Ok(true),
+        "" | "0" | "n" | "no" | "f" | "false" | "off" => Ok(false),
+        _ => Err("must be yes or no (true or false, on or off, 1 or 0)"),
+    }
+}
 
 /// Reports one pod to its masters, until it is told to stop.
 ///
@@ -51,11 +61,11 @@ pub struct Args {
 
     /// Accepts that everybody who reaches the masters can run commands here: without it every action is refused, until
     /// slaves and masters can know each other. Default: no.
-    #[arg(long, env = "KONTROL_INSECURE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    #[arg(long, env = "KONTROL_INSECURE", value_parser = switch, hide_env_values = true)]
     pub insecure: bool,
 
     /// Logs debug lines too. Default: no.
-    #[arg(long, env = "KONTROL_VERBOSE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    #[arg(long, env = "KONTROL_VERBOSE", value_parser = switch, hide_env_values = true)]
     pub verbose: bool,
 
     /// Words with commas between them: `slave` says nothing new, `verbose` is the classic spelling of --verbose.

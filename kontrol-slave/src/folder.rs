@@ -6,11 +6,12 @@
 //! changed (it may be `/tmp`), callers only compare the file's stamp. Bursts of events are one.
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher, event};
+use rustix::fs::OFlags;
 use std::{
     ffi::OsString,
     fs::{File, Metadata},
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -19,15 +20,18 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     task::spawn_blocking,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 /// How often to look where the kernel tells nothing.
 const TICK: Duration = Duration::from_secs(5);
 /// How long to let a burst of events pass: writing a file makes several.
 const BURST: Duration = Duration::from_millis(20);
+
+/// How long a file may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Why to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,9 +185,9 @@ pub(crate) enum Content {
 
 impl Content {
     /// Whether the file is still the one that was read.
-    pub(crate) async fn is_current(&self, path: &Path) -> bool {
+    pub(crate) async fn is_current(&self, path: &Path, reader: &Reader) -> bool {
         let path = path.to_owned();
-        let now = spawn_blocking(move || std::fs::metadata(path)).await;
+        let now = reader.look(move || std::fs::metadata(path)).await;
         match (self, now) {
             (Self::Read { stamp, .. }, Ok(Ok(meta))) => *stamp == Stamp::from(&meta),
             (Self::Missing, Ok(Err(error))) => error.kind() == io::ErrorKind::NotFound,
@@ -192,24 +196,63 @@ impl Content {
     }
 }
 
-/// Reads a file, `limit` and one byte at most, on a thread that may block: a dead network file system must not stop the
-/// keepalives.
-pub(crate) async fn read(path: &Path, limit: usize) -> Content {
-    let path = path.to_owned();
-    match spawn_blocking(move || read_now(&path, limit)).await {
-        Ok(content) => content,
-        // Only at the end of the runtime, when nobody will look at the answer.
-        Err(error) => Content::Failed(io::Error::other(error)),
+/// Looks at files on threads that may block: a dead network file system must stop nothing else. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Reader {
+    /// One that hangs keeps its thread, and there must be some for others.
+    turns: Arc<Semaphore>,
+}
+
+impl Reader {
+    /// A reader of which so many looks are under way at once.
+    pub(crate) fn new(at_once: usize) -> Self {
+        Self {
+            turns: Arc::new(Semaphore::new(at_once)),
+        }
+    }
+
+    /// Does what looks at files; an error when that takes too long.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let turns = Arc::clone(&self.turns);
+        let look = async {
+            let turn = turns.acquire_owned().await.map_err(io::Error::other)?;
+            let look = spawn_blocking(move || {
+                // Given back when the look is over, not when nobody waits for it any more.
+                let _turn = turn;
+                work()
+            });
+            look.await.map_err(io::Error::other)
+        };
+        let late = || {
+            let reason = format!("it does not answer within {} s", ANSWER.as_secs());
+            io::Error::new(io::ErrorKind::TimedOut, reason)
+        };
+        timeout(ANSWER, look).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Reads a file, `limit` and one byte at most.
+    pub(crate) async fn read(&self, path: &Path, limit: usize) -> Content {
+        let path = path.to_owned();
+        let content = self.look(move || read_now(&path, limit)).await;
+        content.unwrap_or_else(Content::Failed)
     }
 }
 
-/// As [`read`], on this thread.
+/// Reads a file, on this thread. Nothing but a file is read: a pipe would wait for its writer, a device never end.
 pub(crate) fn read_now(path: &Path, limit: usize) -> Content {
     let attempt = || {
-        let file = File::open(path)?;
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        let file = File::options().read(true).custom_flags(flags).open(path)?;
         let meta = file.metadata()?;
         if meta.is_dir() {
             return Err(io::Error::from(io::ErrorKind::IsADirectory));
+        }
+        if !meta.is_file() {
+            let reason = "it is no regular file";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         let mut bytes = Vec::new();
         file.take(limit as u64 + 1).read_to_end(&mut bytes)?;

@@ -7,7 +7,7 @@
 //! a file with an integer that no double holds is refused, so that none changes on the way. Write those as strings.
 
 use crate::{
-    folder::{Changes, Content, Hint, read},
+    folder::{Changes, Content, Hint, Reader},
     json::{self, MAX_DEPTH},
     strict::{self, Fault},
 };
@@ -55,6 +55,7 @@ pub async fn open(path: PathBuf) -> (watch::Receiver<Value>, PayloadTask) {
         // Watched before it is read, so that no change falls in between.
         changes: Changes::of_file(&path),
         path,
+        reader: Reader::new(1),
         content: Content::default(),
         sender,
         said: None,
@@ -70,6 +71,7 @@ pub async fn open(path: PathBuf) -> (watch::Receiver<Value>, PayloadTask) {
 pub struct PayloadTask {
     path: PathBuf,
     changes: Changes,
+    reader: Reader,
     /// The file as it was last read.
     content: Content,
     sender: watch::Sender<Value>,
@@ -90,7 +92,7 @@ impl PayloadTask {
     }
 
     async fn look(&mut self, hint: Hint) {
-        if hint == Hint::Tick && self.content.is_current(&self.path).await {
+        if hint == Hint::Tick && self.content.is_current(&self.path, &self.reader).await {
             return;
         }
         if self.read().await.is_ok() {
@@ -104,7 +106,7 @@ impl PayloadTask {
 
     /// Reads the file and publishes what it says, if that is news.
     async fn read(&mut self) -> Result<(), PayloadError> {
-        self.content = read(&self.path, MAX_FILE_BYTES).await;
+        self.content = self.reader.read(&self.path, MAX_FILE_BYTES).await;
         let value = parse(&self.content)?;
         if self.said.take().is_some() {
             tracing::info!(path = %self.path.display(), "the payload file is good again");

@@ -39,7 +39,12 @@ pub fn run(config: Config) -> Result<(), BoxError> {
 
 async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
     let mut tasks = Tasks::new(token.clone());
-    let (identity, payload) = follow_pod(&config.pod, &mut tasks).await?;
+    // A file that does not answer must not hold up the end.
+    let following = follow_pod(&config.pod, &mut tasks);
+    let Some(followed) = token.run_until_cancelled(following).await else {
+        return tasks.run(GRACE).await;
+    };
+    let (identity, payload) = followed?;
     config.actions.remark();
     let agent = Agent::new(AgentConfig {
         identity,

@@ -199,24 +199,31 @@ impl Children {
     }
 }
 
-/// Listens for SIGTERM and SIGINT from the moment of the call. The first cancels the token; the second ends the process
-/// at once with 128 + its number, for the operator who will not wait. The future never ends: race it against the work.
+/// A second signal that comes sooner than this is part of the first.
+const IMPATIENCE: Duration = Duration::from_millis(500);
+
+/// Listens for SIGTERM and SIGINT from the moment of the call. The first cancels the token; a second, half a second later or
+/// more, ends the process at once with 128 + its number, for the operator who will not wait. Sooner it is the same request:
+/// `timeout` and shells signal a process, and then its group. The future never ends: race it against the work.
 pub fn signals(token: CancellationToken) -> io::Result<impl Future<Output = Infallible> + Send> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
-        let mut told = false;
+        let mut told: Option<Instant> = None;
         loop {
             let (name, number) = tokio::select! {
                 _ = terminate.recv() => ("SIGTERM", SignalKind::terminate().as_raw_value()),
                 _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt().as_raw_value()),
             };
-            if told {
+            if let Some(at) = told {
+                if at.elapsed() < IMPATIENCE {
+                    continue;
+                }
                 tracing::warn!("{name} while stopping: ending at once");
                 logging::flush();
                 process::exit(128 + number);
             }
-            told = true;
+            told = Some(Instant::now());
             tracing::info!("{name}: stopping");
             token.cancel();
         }

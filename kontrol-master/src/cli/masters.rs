@@ -193,10 +193,13 @@ pub(super) fn may_resume(status: &Status) -> bool {
 pub(super) fn refusal(who: &str, status: &Status) -> CliError {
     let message = reason(status);
     let code = status.code();
+    if code == Code::InvalidArgument {
+        return CliError::Usage(format!("{who} answers: {message}"));
+    }
     CliError::Failed(if code == Code::Unimplemented {
         let version = env!("CARGO_PKG_VERSION");
         format!("{who} does not know this request: is it a kontrol-master {version}?")
-    } else if matches!(code, Code::InvalidArgument | Code::NotFound) {
+    } else if code == Code::NotFound {
         format!("{who} answers: {message}")
     } else {
         format!("{who} answers: {message} ({code:?})")

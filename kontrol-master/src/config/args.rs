@@ -1,9 +1,9 @@
 //! The flags of a master that serves, as they were said: text, so that a variable that is set to nothing can count as
 //! one that is not set (compose files and manifests can't leave one out), and so that all mistakes are told at once.
 
-use clap::{Args, builder::FalseyValueParser};
+use clap::Args;
 use kontrol_slave::{
-    config::{ActionArgs, PodArgs},
+    config::{ActionArgs, PodArgs, switch},
     logging::Format,
 };
 use std::path::PathBuf;
@@ -73,7 +73,7 @@ pub(super) struct ListenArgs {
 
     /// Serve beyond loopback without authentication: whoever reaches the port can report pods, replace the state and run
     /// commands on slaves; and on this master, if it is a pod itself, within --actions. Default: no
-    #[arg(long, env = "KONTROL_INSECURE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    #[arg(long, env = "KONTROL_INSECURE", value_parser = switch, hide_env_values = true)]
     pub(super) insecure: bool,
 }
 
@@ -295,7 +295,7 @@ pub(super) struct ModeArgs {
 #[command(next_help_heading = "Logging")]
 pub(super) struct LogArgs {
     /// Log debug lines too. Default: no
-    #[arg(long, env = "KONTROL_VERBOSE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    #[arg(long, env = "KONTROL_VERBOSE", value_parser = switch, hide_env_values = true)]
     pub(super) verbose: bool,
 
     /// How log lines look

@@ -1,5 +1,5 @@
-//! Makes the RPC's request of an HTTP request: body first, then query parameters, then path variables, then where an
-//! EventSource goes on. What comes later wins, as it does on the wire.
+//! Makes the RPC's request of an HTTP request: of its body, query parameters, path variables, and where an EventSource goes
+//! on. What is said twice is refused, but for the last: an EventSource comes back with the URL that it began with.
 
 use super::{
     MAX_BODY_BYTES,
@@ -51,7 +51,14 @@ pub(super) async fn message(
     if !operation.variables.is_empty() {
         let values = operation.template.capture(parts.uri.path());
         let values = values.ok_or_else(|| Status::invalid_argument("the path is not UTF-8"))?;
+        let body = DynamicMessage::decode(operation.rpc.input.clone(), &wire[..])
+            .map_err(|error| Status::internal(error.to_string()))?;
         for (fields, value) in operation.variables.iter().zip(values) {
+            if said(&body, fields).is_some_and(|said| said != value) {
+                let reason = "is something else in the path: give it there alone";
+                let name = dotted(fields);
+                return Err(Status::invalid_argument(format!("{name} {reason}")));
+            }
             input::set(&mut message, fields, &[&value]).map_err(|reason| {
                 Status::invalid_argument(format!("{}: {reason}", dotted(fields)))
             })?;
@@ -66,8 +73,21 @@ pub(super) async fn message(
     Ok(wire)
 }
 
+/// What a message says in a field of text; nothing when it says nothing.
+fn said(message: &DynamicMessage, fields: &[FieldDescriptor]) -> Option<String> {
+    let (last, outer) = fields.split_last()?;
+    let mut message = Cow::Borrowed(message);
+    for field in outer {
+        let inner = message.get_field(field).as_message()?.clone();
+        message = Cow::Owned(inner);
+    }
+    let text = message.get_field(last).as_str()?.to_owned();
+    Some(text).filter(|text| !text.is_empty())
+}
+
 /// Lets a stream go on where an EventSource lost it: it comes back with the URL that it began with, so that the header is
-/// newer than the query. An empty one is none, as for every EventSource before its first event. Where a place is a
+/// newer than the query. An empty one is none, as for every EventSource before its first event; of one that is no revision
+/// of ours the stream begins anew, for a browser would not try again after an error. Where a place is a
 /// revision of a history, each event is asked to name both.
 fn resume(
     operation: &Operation,
@@ -75,7 +95,7 @@ fn resume(
     headers: &HeaderMap,
 ) -> Result<(), Status> {
     let field = |name| operation.rpc.input.get_field_by_name(name);
-    let Some(revision) = field(REVISION) else {
+    let Some(ref revision) = field(REVISION) else {
         return Ok(());
     };
     let history = field(HISTORY).filter(FieldDescriptor::supports_presence);
@@ -90,18 +110,21 @@ fn resume(
             }
             None => text,
         };
-        set(message, revision, number)?;
+        if number.parse::<u64>().is_err() {
+            asked = "";
+        }
+        set(message, revision, number).or_else(|_| set(message, revision, "0"))?;
     }
     match history {
         Some(history) if !asked.is_empty() || !message.has_field(&history) => {
-            set(message, history, asked)
+            set(message, &history, asked)
         }
         Some(_) | None => Ok(()),
     }
 }
 
-fn set(message: &mut DynamicMessage, field: FieldDescriptor, text: &str) -> Result<(), Status> {
-    input::set(message, &[field], &[text])
+fn set(message: &mut DynamicMessage, field: &FieldDescriptor, text: &str) -> Result<(), Status> {
+    input::set(message, std::slice::from_ref(field), &[text])
         .map_err(|reason| Status::invalid_argument(format!("Last-Event-ID: {reason}")))
 }
 

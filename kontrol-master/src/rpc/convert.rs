@@ -61,6 +61,9 @@ pub(super) fn state(request: PutStateRequest) -> Result<Exact, Invalid> {
     let state = read.map_err(|fault| match (fault.malformed, fault.path.as_str()) {
         (true, _) => Invalid::new("json", format!("is not JSON: {fault}")),
         (false, "") => Invalid::new(FIELD, fault.reason),
+        (false, path) if path.starts_with('[') => {
+            Invalid::new(format!("{FIELD}{path}"), fault.reason)
+        }
         (false, path) => Invalid::new(format!("{FIELD}.{path}"), fault.reason),
     })?;
     match state.excess() {

@@ -5,23 +5,15 @@
 
 mod rules;
 
-use crate::folder::{Content, read_now};
+use crate::folder::{Content, Reader, read_now};
 use rules::Rules;
-use std::{
-    collections::HashMap,
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
-use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
+use std::{collections::HashMap, path::PathBuf, sync::LazyLock};
 
 /// The largest file that is read.
 const MAX_BYTES: usize = 1024 * 1024;
-/// How long reading it may take: a dead network file system must not hold actions up for good.
-const READ: Duration = Duration::from_secs(5);
 
-/// Reads under way. One that hangs keeps a thread, and there must be some for others.
-static READS: Semaphore = Semaphore::const_new(4);
+/// Reads it, for all actions that start.
+static READER: LazyLock<Reader> = LazyLock::new(|| Reader::new(4));
 
 /// What may run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,9 +62,8 @@ impl Policy {
             Self::File(path) => path,
         };
         let name = path.display();
-        let late = |_| Content::Failed(io::ErrorKind::TimedOut.into());
-        let content = timeout(READ, read(path)).await;
-        match rules(content.unwrap_or_else(late)) {
+        let content = READER.read(path, MAX_BYTES).await;
+        match rules(content) {
             Ok(rules) if rules.allow(argv, variables) => Ok(()),
             Ok(rules) if rules.allow(argv, &HashMap::new()) => Err(format!(
                 "this slave runs only what {name} allows, and that is not this command with these variables"
@@ -86,22 +77,6 @@ impl Policy {
             )),
         }
     }
-}
-
-async fn read(path: &Path) -> Content {
-    let path = path.to_owned();
-    let read = READS.acquire().await.map(|turn| {
-        // Given back when the read is over, not when nobody waits for it any more.
-        spawn_blocking(move || {
-            let _turn = turn;
-            read_now(&path, MAX_BYTES)
-        })
-    });
-    let content = match read {
-        Ok(read) => read.await.map_err(io::Error::other),
-        Err(closed) => Err(io::Error::other(closed)),
-    };
-    content.unwrap_or_else(Content::Failed)
 }
 
 fn rules(content: Content) -> Result<Rules, Vec<String>> {

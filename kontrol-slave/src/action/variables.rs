@@ -5,8 +5,33 @@
 
 /// Those that tell a command about itself.
 const OWN: [&str; 4] = ["INPUT", "KONTROL_ACTION", "KONTROL_KEY", "KONTROL_ID"];
-/// Those that a shell sets anew when it starts, as POSIX has it.
-const OF_THE_SHELL: [&str; 4] = ["IFS", "OPTIND", "PPID", "PWD"];
+/// Those that a shell sets anew when it starts: the first as POSIX has it, the others where `/bin/sh` is bash, in which they
+/// change by themselves or can't be set.
+const OF_THE_SHELL: [&str; 21] = [
+    "IFS",
+    "OPTIND",
+    "PPID",
+    "PWD",
+    "_",
+    "COMP_WORDBREAKS",
+    "EPOCHREALTIME",
+    "EPOCHSECONDS",
+    "HISTCMD",
+    "LINENO",
+    "OLDPWD",
+    "OPTERR",
+    "POSIXLY_CORRECT",
+    "PS1",
+    "PS2",
+    "PS4",
+    "RANDOM",
+    "SECONDS",
+    "SHELLOPTS",
+    "SHLVL",
+    "SRANDOM",
+];
+/// And all that begin so are bash's.
+const BASH: &str = "BASH";
 
 /// Why a command would not find a variable of this name as it was given, if so; `shell`: its text is run by a shell.
 pub fn unfit(name: &str, shell: bool) -> Option<&'static str> {
@@ -19,7 +44,7 @@ pub fn unfit(name: &str, shell: bool) -> Option<&'static str> {
         Some("which has a NUL character")
     } else if OWN.contains(&name) {
         Some("which kontrol itself sets: take another name")
-    } else if shell && OF_THE_SHELL.contains(&name) {
+    } else if shell && (OF_THE_SHELL.contains(&name) || name.starts_with(BASH)) {
         Some("which a shell sets anew: take another name, or give argv")
     } else if shell && !is_word {
         Some(
@@ -59,7 +84,6 @@ mod tests {
             "LC_ALL",
             "KONTROL_X",
             "NAMESPACE",
-            "OLDPWD",
         ] {
             assert_eq!(
                 (unfit(name, true), unfit(name, false)),
@@ -68,7 +92,19 @@ mod tests {
             );
             assert!(name == "PATH" || arrives(name), "{name}");
         }
-        for name in ["a.b", "a-b", "1", "é", "a b", "IFS", "PWD", "PPID"] {
+        for name in [
+            "a.b",
+            "a-b",
+            "1",
+            "é",
+            "a b",
+            "IFS",
+            "PWD",
+            "PPID",
+            "RANDOM",
+            "BASH_VERSION",
+            "_",
+        ] {
             assert_eq!(unfit(name, false), None, "{name}");
             assert!(unfit(name, true).unwrap().contains("shell"), "{name}");
         }

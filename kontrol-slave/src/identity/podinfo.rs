@@ -9,9 +9,9 @@ use super::{
     Given, Identity, Labels, MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES,
     MAX_LABELS, Mistake, annotations_size,
 };
-use crate::folder::{Changes, Content, Hint, read_now};
+use crate::folder::{Changes, Content, Hint, Reader, read_now};
 use std::path::{Path, PathBuf};
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The annotation that names the masters when no flag does.
@@ -195,6 +195,7 @@ pub struct PodinfoTask {
     given: Given,
     host: String,
     sender: watch::Sender<Identity>,
+    reader: Reader,
     contents: [Content; 3],
     /// The trouble that was said last.
     said: Option<String>,
@@ -217,6 +218,7 @@ impl PodinfoTask {
             given,
             host,
             sender,
+            reader: Reader::new(1),
             // Not read yet by this task, so that an edit since the start is not missed.
             contents: [Content::Missing, Content::Missing, Content::Missing],
             said: None,
@@ -238,7 +240,8 @@ impl PodinfoTask {
 
     async fn is_current(&self) -> bool {
         for (file, content) in FILES.iter().zip(&self.contents) {
-            if !content.is_current(&self.folder.join(file)).await {
+            let path = self.folder.join(file);
+            if !content.is_current(&path, &self.reader).await {
                 return false;
             }
         }
@@ -248,24 +251,25 @@ impl PodinfoTask {
     /// Reads the folder and publishes the identity, if it is news; trouble keeps the last one and is said once.
     async fn look(&mut self) {
         let folder = self.folder.clone();
-        let read = spawn_blocking(move || {
+        let read = self.reader.look(move || {
             let contents = contents(&folder);
             (Podinfo::from_contents(&folder, &contents), contents)
         });
-        let Ok((podinfo, contents)) = read.await else {
-            return;
+        let podinfo = match read.await {
+            Ok((podinfo, contents)) => {
+                self.contents = contents;
+                podinfo.map_err(|error| Mistake::new("podinfo", error).to_string())
+            }
+            Err(error) => Err(Mistake::new("podinfo", error).to_string()),
         };
-        self.contents = contents;
-        let identity = podinfo
-            .map_err(|error| Mistake::new("podinfo", error).to_string())
-            .and_then(|podinfo| {
-                self.tell_left_out(&podinfo);
-                let identity = self.given.identity(&podinfo, &self.host);
-                identity.map_err(|mistakes| {
-                    let lines: Vec<String> = mistakes.iter().map(Mistake::to_string).collect();
-                    lines.join("; ")
-                })
-            });
+        let identity = podinfo.and_then(|podinfo| {
+            self.tell_left_out(&podinfo);
+            let identity = self.given.identity(&podinfo, &self.host);
+            identity.map_err(|mistakes| {
+                let lines: Vec<String> = mistakes.iter().map(Mistake::to_string).collect();
+                lines.join("; ")
+            })
+        });
         match identity {
             Ok(identity) => {
                 self.said = None;

@@ -4,17 +4,13 @@ use super::record::{Acted, History};
 use kontrol_proto::v1::{ActionResult, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Faults that keep a master from the store.
-const STORE: [&str; 5] = ["Island", "Blind", "Alone", "Quorum", "Member"];
-
 /// Whether its master could not reach the store. Such an action runs all the same, and its record is written once the store
 /// is back; a master that ends before takes it along.
 fn was_never_written(history: &History, action: &Acted) -> bool {
     let key = format!("actions/{}", action.id);
     let mut faults = history.faults.iter();
     faults.any(|fault| {
-        (fault.from..=fault.ready).contains(&action.accepted)
-            && STORE.iter().any(|name| fault.kind.contains(name))
+        (fault.from..=fault.ready).contains(&action.accepted) && fault.keeps_from_store()
     }) && !history
         .changes
         .iter()

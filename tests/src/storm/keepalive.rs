@@ -121,6 +121,12 @@ fn silent(history: &History, beats: &[&Beat]) -> Vec<String> {
         // Whatever may have been heard starts the time anew.
         let next = beats.get(index + 1).map_or(history.end, |next| next.sent);
         let mut end = quiet(history, beat.done) + history.ttl;
+        for fault in &history.faults {
+            // A leader holds nobody to account for the time in which it may not have seen what masters passed on.
+            if fault.keeps_from_store() && beat.done < fault.ready && fault.from < end {
+                end += fault.ready - fault.from.max(beat.done);
+            }
+        }
         for term in &history.terms {
             if *term > beat.done && *term < quiet(history, end) + 1.0 {
                 // A new term gives every pod a full TTL.
@@ -157,6 +163,14 @@ pub(super) fn unstored(history: &History) -> Vec<String> {
             let (beat, next) = (pair[0], pair[1]);
             let at = beat.done + SETTLED;
             if beat.down || !beat.accepted() || next.sent < at + SETTLED {
+                continue;
+            }
+            // A leader whose watch is silent, and whom a master that writes can't tell of it, does not know of the write yet.
+            let mut faults = history.faults.iter();
+            let two = |kind: &str| kind.contains('+') && kind.contains("Member");
+            if faults
+                .any(|fault| two(&fault.kind) && (fault.from..=fault.ready).contains(&beat.sent))
+            {
                 continue;
             }
             let mut of_pod = versions.iter().filter(|version| version.key == beat.key);

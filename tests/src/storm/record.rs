@@ -219,3 +219,11 @@ pub struct Fault {
     /// When every master was ready again and named the same leader.
     pub ready: Time,
 }
+
+impl Fault {
+    /// Whether it keeps a master from the store.
+    pub fn keeps_from_store(&self) -> bool {
+        let kinds = ["Island", "Blind", "Alone", "Quorum", "Member"];
+        kinds.iter().any(|kind| self.kind.contains(kind))
+    }
+}
