@@ -1,5 +1,7 @@
 //! A follower's relay against a leader that answers as it is told, over a socket and in real time.
 
+mod alone;
+
 use super::{
     detour::PACE,
     stream::{ACK_LIMIT, HEARTBEAT},
@@ -19,12 +21,15 @@ use crate::{
 use async_trait::async_trait;
 use futures::{Stream, StreamExt};
 use kontrol_proto::internal::v1::{
-    InspectRequest, InspectResponse, RelayRequest, RelayResponse,
+    InspectRequest, InspectResponse, Refresh, RelayRequest, RelayResponse,
     peer_service_server::{PeerService, PeerServiceServer},
 };
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -45,6 +50,8 @@ enum Answer {
     Hangs,
     /// Says that no record is what the follower takes it for.
     Again,
+    /// Breaks the stream at the first batch that tells something, once.
+    Breaks(Arc<AtomicBool>),
 }
 
 /// A store that other masters could share.
@@ -82,10 +89,16 @@ impl Store for Shared {
     }
 }
 
+fn memory() -> SharedStore {
+    open(&StoreUrl::Memory, "n", "a", EtcdOptions::default()).unwrap()
+}
+
 #[derive(Debug, Clone)]
 struct Leader {
     answer: Answer,
     beats: Arc<Mutex<Vec<u64>>>,
+    /// What was told that is no sign of life.
+    told: Arc<Mutex<Vec<Refresh>>>,
 }
 
 #[tonic::async_trait]
@@ -123,9 +136,17 @@ impl PeerService for Leader {
                         response.again = (0..).take(batch.refreshes.len()).collect();
                         response.revision = 1;
                     }
+                    Answer::Breaks(due) => {
+                        if !batch.refreshes.is_empty() && due.swap(false, Ordering::Relaxed) {
+                            return Err(RpcStatus::unavailable("on purpose"));
+                        }
+                    }
                 }
                 let beats = batch.refreshes.iter().map(|refresh| refresh.beat);
                 leader.beats.lock().unwrap().extend(beats);
+                let told = batch.refreshes.into_iter();
+                let told = told.filter(|refresh| refresh.detached || refresh.written);
+                leader.told.lock().unwrap().extend(told);
                 Ok(response)
             }
         });
@@ -145,6 +166,7 @@ struct Follower {
     roster: Roster,
     relay: Relay,
     beats: Arc<Mutex<Vec<u64>>>,
+    told: Arc<Mutex<Vec<Refresh>>>,
     _tasks: JoinSet<()>,
 }
 
@@ -152,15 +174,14 @@ const ME: Instance = Instance(1);
 
 /// A master that follows a leader of this kind, with one pod in the roster.
 async fn follow(answer: Answer) -> Follower {
-    let store: SharedStore = Arc::new(Shared(
-        open(&StoreUrl::Memory, "n", "a", EtcdOptions::default()).unwrap(),
-    ));
+    let store: SharedStore = Arc::new(Shared(memory()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let beats = Arc::default();
+    let (beats, told) = (Arc::default(), Arc::default());
     let leader = Leader {
         answer,
         beats: Arc::clone(&beats),
+        told: Arc::clone(&told),
     };
     let master = |instance: Instance, address: String| PeerMaster {
         id: instance.to_string(),
@@ -213,6 +234,7 @@ async fn follow(answer: Answer) -> Follower {
         roster,
         relay,
         beats,
+        told,
         _tasks: tasks,
     }
 }
@@ -237,6 +259,19 @@ impl Follower {
         let mut link = self.relay.changes();
         let linked = link.wait_for(|link| *link == wanted);
         timeout(4 * ACK_LIMIT, linked).await.unwrap().unwrap();
+    }
+
+    /// What the leader is told first that is no sign of life.
+    async fn told(&self) -> Refresh {
+        let told = async {
+            loop {
+                if let Some(told) = self.told.lock().unwrap().first() {
+                    return *told;
+                }
+                sleep(HEARTBEAT).await;
+            }
+        };
+        timeout(4 * ACK_LIMIT, told).await.unwrap()
     }
 
     /// The batch in the store.
@@ -349,6 +384,32 @@ async fn a_keepalive_held_against_another_record_is_not_counted_either_way() {
         stored.relay.count(sign).await.unwrap(),
         Counted::Again(stored.roster.peek().revision())
     );
+}
+
+#[tokio::test]
+async fn the_end_of_a_channel_is_told_though_the_stream_breaks_meanwhile() {
+    let follower = follow(Answer::Breaks(Arc::new(AtomicBool::new(true)))).await;
+    follower.linked(Link::Up).await;
+    let attachment = 3;
+    follower.relay.detached(Sign {
+        attachment,
+        ..follower.heard(7)
+    });
+    let told = follower.told().await;
+    assert!(told.detached && !told.written);
+    assert_eq!(told.attachment, attachment);
+}
+
+#[tokio::test]
+async fn a_record_that_a_follower_wrote_is_told_as_written_and_not_as_a_sign_of_life() {
+    let open = CancellationToken::new();
+    open.cancel();
+    let follower = follow(Answer::Counts(open)).await;
+    follower.linked(Link::Up).await;
+    follower.relay.written(report(1).key(), 9).await;
+    let told = follower.told().await;
+    assert!(told.written && !told.detached);
+    assert_eq!((told.revision, told.beat), (9, 0));
 }
 
 #[test]
