@@ -10,6 +10,8 @@ mod peer;
 mod reflection;
 mod status;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use crate::{

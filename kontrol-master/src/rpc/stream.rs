@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 /// How long a stream that has begun stays without a message.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
 /// Ends a stream with the token, and says so.
 pub(super) fn until_stop<T: Send + 'static>(
