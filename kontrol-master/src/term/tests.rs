@@ -3,6 +3,7 @@
 mod callback;
 mod faults;
 mod leases;
+mod relayed;
 mod stage;
 mod trouble;
 
