@@ -149,7 +149,7 @@ impl Runner for Player {
     ) -> Run {
         let (end, mut ended) = oneshot::channel();
         let at = Instant::now();
-        let _running = Counted::new(&self.stage);
+        let running = Counted::new(&self.stage);
         let act = Act { input, at, end };
         self.stage.acts.send(act).await.unwrap();
         let outcome = loop {
@@ -177,6 +177,7 @@ impl Runner for Player {
                 Ok(()) = lease.changed() => {}
             }
         };
+        running.ended();
         Run {
             exit_code: if outcome.is_ok() { 0 } else { 3 },
             duration: at.elapsed(),
@@ -185,19 +186,38 @@ impl Runner for Player {
     }
 }
 
-/// Counts one run for as long as it is there.
-struct Counted(Arc<Stage>);
+/// Counts one run for as long as something of it is there: what nobody waits for any more takes its grace all the same.
+struct Counted {
+    stage: Arc<Stage>,
+    left: Duration,
+}
 
 impl Counted {
     fn new(stage: &Arc<Stage>) -> Self {
         let running = 1 + stage.running.fetch_add(1, Ordering::SeqCst);
         stage.most.fetch_max(running, Ordering::SeqCst);
-        Self(stage.clone())
+        Self {
+            stage: stage.clone(),
+            left: GRACE,
+        }
+    }
+
+    fn ended(mut self) {
+        self.left = Duration::ZERO;
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
+        let gone = |stage: &Stage| stage.running.fetch_sub(1, Ordering::SeqCst);
+        if self.left.is_zero() {
+            gone(&self.stage);
+            return;
+        }
+        let (stage, left) = (self.stage.clone(), self.left);
+        tokio::spawn(async move {
+            sleep(left).await;
+            gone(&stage);
+        });
     }
 }
