@@ -145,4 +145,33 @@ mod tests {
         };
         assert!((millis(before)..=millis(after)).contains(&now.millis()));
     }
+
+    /// Where the two clocks differ, as behind the sleep of a machine.
+    #[test]
+    fn the_clock_counts_the_sleep_of_a_machine_that_slept() {
+        let slept = |program: &std::ffi::OsStr| {
+            let mut command = std::process::Command::new("unshare");
+            command.args(["--user", "--map-root-user", "--time", "--boottime", "86400"]);
+            command.args(["--fork", "--"]).arg(program);
+            command
+        };
+        if !slept("true".as_ref())
+            .output()
+            .is_ok_and(|output| output.status.success())
+        {
+            eprintln!("SKIPPED: this host makes no namespaces of time");
+            return;
+        }
+        let test = "clock::tests::the_clock_counts_the_sleep_of_the_machine";
+        let this = std::env::current_exe().unwrap();
+        let output = slept(this.as_os_str())
+            .args(["--exact", test])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+    }
 }
