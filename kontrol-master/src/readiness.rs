@@ -87,3 +87,88 @@ impl ReadinessChanges {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        election::Campaign,
+        liveness::Instance,
+        relay::Parts,
+        roster::PeerMaster,
+        status::Status,
+        store::{EtcdOptions, StoreUrl, open},
+    };
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+        time::Duration,
+    };
+    use tokio::{sync::mpsc, time::timeout};
+    use tokio_util::sync::CancellationToken;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_master_that_never_reached_its_store_says_why_in_its_log_and_when_asked() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = StoreUrl::Etcd(vec![nobody.local_addr().unwrap().to_string()]);
+        drop(nobody);
+        let store = open(&url, "n", "a", EtcdOptions::default()).unwrap();
+        let (roster, mirror) = Roster::new(store.clone());
+        let me = PeerMaster {
+            id: "m".into(),
+            address: "m:1".into(),
+            instance: Instance(1).to_string(),
+        };
+        let second = Duration::from_secs(1);
+        let (election, _campaign) = Campaign::new(store.clone(), roster.clone(), me, 5 * second);
+        let (relay, _stream, _detour) = Relay::new(Parts {
+            me: Instance(1),
+            id: "m".into(),
+            store,
+            roster: roster.clone(),
+            election: election.clone(),
+            status: Status::default(),
+            ttl: 5 * second,
+            interval: second,
+            detached: mpsc::channel(1).0,
+        });
+        let readiness = Readiness::new(roster, relay, election);
+        let mut changes = readiness.changes();
+        let token = CancellationToken::new();
+        let task = tokio::spawn(mirror.run(token.clone()));
+        let told = async {
+            while !readiness.check().unwrap_err().contains("refused") {
+                assert!(changes.next().await);
+            }
+        };
+        timeout(2 * second, told).await.unwrap();
+        token.cancel();
+        task.await.unwrap();
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert!(
+            log.lines()
+                .any(|line| line.contains("WARN") && line.contains("refused")),
+            "{log}"
+        );
+    }
+}
