@@ -234,6 +234,7 @@ pub fn signals(token: CancellationToken) -> io::Result<impl Future<Output = Infa
 mod tests {
     use super::*;
     use std::future::pending;
+    use tokio::time::timeout;
 
     const GRACE: Duration = Duration::from_secs(2);
 
@@ -301,7 +302,8 @@ mod tests {
         let children = Children::new("a child");
         children.spawn(pending::<()>());
         let child = children.spawn(async { assert!(std::hint::black_box(false), "on purpose") });
-        let failure = children.joined(token).await.unwrap_err();
+        let joined = timeout(end, children.joined(token)).await;
+        let failure = joined.expect("it is told").unwrap_err();
         assert!(matches!(failure, Failure::Panicked(name) if name == "a child"));
         assert!(child.await.unwrap_err().is_panic());
     }
