@@ -399,6 +399,26 @@ mod tests {
     }
 
     #[test]
+    fn a_switch_is_on_or_off_and_nothing_else() {
+        for (text, value) in [
+            ("1", Some(true)),
+            ("Yes", Some(true)),
+            ("true", Some(true)),
+            ("on", Some(true)),
+            ("0 ", Some(false)),
+            ("no", Some(false)),
+            ("OFF", Some(false)),
+            (" ", Some(false)),
+            ("none", None),
+            ("null", None),
+            ("00", None),
+            ("disabled", None),
+        ] {
+            assert_eq!(switch(text).ok(), value, "{text:?}");
+        }
+    }
+
+    #[test]
     fn labels_that_are_no_json_are_told_once() {
         let mut args = args();
         args.pod.labels = Some("app=web".into());

@@ -265,7 +265,8 @@ impl Rollout {
                 }
             }
             Said::Finished(mut ended) => {
-                ended.truncated |= self.slots[index].has_gaps();
+                let slot = &self.slots[index];
+                ended.truncated |= slot.lacks_some_of(ended.stdout_bytes, ended.stderr_bytes);
                 self.order(Order::Forget, vec![slave.clone()]);
                 self.end(index, ended);
             }

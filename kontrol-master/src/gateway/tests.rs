@@ -212,12 +212,16 @@ async fn a_body_is_one_field_or_all_that_the_path_leaves() {
         thing(
             "POST",
             "/v1/things/x:poke",
-            r#"{"name":"y","big":"5","any":{"a":[1,2.5,null]}}"#
+            r#"{"name":"x","big":"5","any":{"a":[1,2.5,null]}}"#
         )
         .await,
         json!({"name": "x", "big": 5, "any": {"a": [1, 2.5, null]}})
     );
     assert_eq!(thing("PUT", "/v1/inner/x", " ").await, json!({"name": "x"}));
+    let (status, answer) = call("POST", "/v1/things/x:poke", r#"{"name":"y"}"#).await;
+    assert_eq!(status, 400);
+    let message = answer["message"].as_str().unwrap();
+    assert!(message.contains("name is something else"), "{message}");
 }
 
 #[tokio::test]

@@ -181,7 +181,7 @@ mod tests {
                 "state.a.b",
                 "is given twice",
             ),
-            (json(&deep), "state.[0]", "nests too deeply"),
+            (json(&deep), "state[0]", "nests too deeply"),
             (
                 json(&format!("{large:?}")),
                 "state",

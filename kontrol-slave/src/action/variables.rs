@@ -7,12 +7,25 @@
 const OWN: [&str; 4] = ["INPUT", "KONTROL_ACTION", "KONTROL_KEY", "KONTROL_ID"];
 /// Those that a shell sets anew when it starts: the first as POSIX has it, the others where `/bin/sh` is bash, in which they
 /// change by themselves or can't be set.
-const OF_THE_SHELL: [&str; 21] = [
+const OF_THE_SHELL: [&str; 34] = [
     "IFS",
     "OPTIND",
     "PPID",
     "PWD",
     "_",
+    "BASH",
+    "BASHOPTS",
+    "BASHPID",
+    "BASH_ARGC",
+    "BASH_ARGV",
+    "BASH_ARGV0",
+    "BASH_COMMAND",
+    "BASH_EXECUTION_STRING",
+    "BASH_LINENO",
+    "BASH_SOURCE",
+    "BASH_SUBSHELL",
+    "BASH_VERSINFO",
+    "BASH_VERSION",
     "COMP_WORDBREAKS",
     "EPOCHREALTIME",
     "EPOCHSECONDS",
@@ -30,8 +43,6 @@ const OF_THE_SHELL: [&str; 21] = [
     "SHLVL",
     "SRANDOM",
 ];
-/// And all that begin so are bash's.
-const BASH: &str = "BASH";
 
 /// Why a command would not find a variable of this name as it was given, if so; `shell`: its text is run by a shell.
 pub fn unfit(name: &str, shell: bool) -> Option<&'static str> {
@@ -44,7 +55,7 @@ pub fn unfit(name: &str, shell: bool) -> Option<&'static str> {
         Some("which has a NUL character")
     } else if OWN.contains(&name) {
         Some("which kontrol itself sets: take another name")
-    } else if shell && (OF_THE_SHELL.contains(&name) || name.starts_with(BASH)) {
+    } else if shell && OF_THE_SHELL.contains(&name) {
         Some("which a shell sets anew: take another name, or give argv")
     } else if shell && !is_word {
         Some(

@@ -233,3 +233,21 @@ proptest! {
         prop_assert_eq!(from_proto(to_proto(&value)), Ok(value));
     }
 }
+
+#[tokio::test]
+async fn a_pipe_in_place_of_the_file_is_refused_and_holds_nothing_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("payload.json");
+    fs::write(&path, "1").unwrap();
+    let mut followed = Followed::start(&path).await;
+    fs::remove_file(&path).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.unwrap().success());
+    // At the start as well: nobody ever writes into it.
+    let (value, _) = timeout(SOON, open(path.clone())).await.unwrap();
+    assert_eq!(*value.borrow(), json!(""));
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "2").unwrap();
+    followed.becomes(&json!(2)).await;
+    followed.stop().await;
+}

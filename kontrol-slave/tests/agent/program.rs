@@ -107,11 +107,31 @@ async fn a_second_signal_ends_it_at_once() {
     let pid = Pid::from_child(&child);
     kill_process(pid, Signal::TERM).unwrap();
     master.hears(2).await;
+    // Not before it counts: who signals a process and then its group means one thing.
+    tokio::time::sleep(Duration::from_millis(600)).await;
     kill_process(pid, Signal::INT).unwrap();
     let ended = tokio::task::spawn_blocking(move || child.wait());
     let status = timeout(SOON, ended).await.unwrap().unwrap().unwrap();
     assert_eq!(status.code(), Some(130));
     master.stop().await;
+}
+
+#[tokio::test]
+async fn two_signals_at_once_are_one_and_leave_time_for_the_goodbye() {
+    let mut master = Master::start(Reply::Accept(LONG)).await;
+    let mut child = program()
+        .env("KONTROL_MASTER", master.address())
+        .env("KONTROL_LABELS", LABELS)
+        .spawn()
+        .unwrap();
+    master.hears(1).await;
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::TERM).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    let ended = tokio::task::spawn_blocking(move || child.wait());
+    let status = timeout(SOON, ended).await.unwrap().unwrap().unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert!(master.stop().await.last().unwrap().request.down);
 }
 
 /// Prints what an idle slave costs; run it by hand with `--ignored --nocapture`.

@@ -66,6 +66,11 @@ impl Output {
         (!data.is_empty() || news).then_some((data, news))
     }
 
+    /// Whether its end came without all of its bytes: another master may have taken the last ones.
+    pub(super) fn lacks_some_of(&self, bytes: u64) -> bool {
+        self.gap || (!self.from_anywhere && self.received < bytes)
+    }
+
     /// Keeps the end of what was received, `most` bytes of it.
     pub(super) fn keep(&mut self, data: &[u8], most: usize) {
         self.tail.extend(&data[data.len().saturating_sub(most)..]);

@@ -186,8 +186,9 @@ impl Slot {
         }
     }
 
-    pub(super) fn has_gaps(&self) -> bool {
-        self.stdout.gap || self.stderr.gap
+    /// Whether not all came of what its streams had when it ended.
+    pub(super) fn lacks_some_of(&self, stdout: u64, stderr: u64) -> bool {
+        self.stdout.lacks_some_of(stdout) || self.stderr.lacks_some_of(stderr)
     }
 
     pub(super) fn owes_credit(&self, window: u64) -> bool {

@@ -357,6 +357,30 @@ fn more_than_a_slave_has_credit_for_is_not_taken_and_offsets_without_end_break_n
 }
 
 #[test]
+fn an_end_that_comes_without_the_last_of_the_output_says_so() {
+    let (now, roster) = (Instant::now(), roster(0..2));
+    let mut rollout = rollout(0..2, limits());
+    rollout.advance(now, &roster);
+    for (host, bytes) in [(0, 5), (1, 6)] {
+        let output = Said::Output {
+            stream: Stream::Stdout,
+            offset: 0,
+            data: "hello".into(),
+            truncated: false,
+        };
+        rollout.said(&slave(host, "a"), output);
+        let ended = Ended {
+            stdout_bytes: bytes,
+            ..Ended::untold(Outcome::Exited, "")
+        };
+        // The master that it was thought to be taken over by took the rest.
+        rollout.said(&slave(host, "a"), Said::Finished(ended));
+    }
+    let truncated = |index| rollout.ended(index).unwrap().truncated;
+    assert_eq!((truncated(0), truncated(1)), (false, true));
+}
+
+#[test]
 fn an_order_that_a_slave_lost_is_asked_for_again_and_runs_once() {
     let (mut now, roster) = (Instant::now(), roster(0..1));
     let mut rollout = rollout(0..1, limits());
