@@ -15,6 +15,7 @@ use crate::{
     roster::{PeerMaster, Roster, view::MASTERS},
     store::{Compare, Fence, LeaseId, Outcome, Revision, SharedStore, StoreError, Txn},
 };
+use futures::future::join_all;
 use presence::{Presence, candidacy, put};
 use std::time::Duration;
 use tokio::{
@@ -245,12 +246,15 @@ impl Campaign {
 
     /// Ends these leases, and keeps those that the store did not end, to try again.
     async fn give_back(&self, leases: &mut Vec<LeaseId>) {
-        for lease in std::mem::take(leases) {
-            if let Err(error) = self.store.revoke(lease).await {
+        let revokes = leases.iter().map(|lease| self.store.revoke(*lease));
+        let mut ends = join_all(revokes).await.into_iter();
+        leases.retain(|_| match ends.next() {
+            Some(Err(error)) => {
                 tracing::debug!(%error, "could not give a lease back yet; it ends by itself");
-                leases.push(lease);
+                true
             }
-        }
+            Some(Ok(())) | None => false,
+        });
         // All end by themselves: what a long outage left behind is gone by now.
         leases.drain(..leases.len().saturating_sub(MAX_LEFT));
     }
@@ -273,8 +277,12 @@ impl Campaign {
                 })
             }
             Err(error) => {
-                // A candidacy that is stored late after all would lead for as long as the lease lives, and do nothing.
-                self.give_back(leases).await;
+                // A candidacy that is stored late after all would lead for as long as the lease lives, and do nothing. The
+                // lease before stays: it holds this master's presence.
+                match self.store.revoke(lease).await {
+                    Ok(()) => leases.retain(|other| *other != lease),
+                    Err(error) => tracing::debug!(%error, "could not give a lease back yet"),
+                }
                 Err(error)
             }
         }

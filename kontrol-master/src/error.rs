@@ -11,7 +11,8 @@ pub enum Error {
     /// There is no such thing. (NOT_FOUND)
     #[error("{0}")]
     NotFound(String),
-    /// Not now, or not here: try again, at another master. Nothing was stored. (UNAVAILABLE)
+    /// Not now, or not here: try again, at another master. Nothing was stored, as far as is known: what it says may be
+    /// said again. (UNAVAILABLE)
     #[error("{0}")]
     Unavailable(String),
     /// Another incarnation or pod took the caller's place. (FAILED_PRECONDITION)

@@ -18,7 +18,7 @@ pub use committer::{Committer, CommitterTask};
 
 use crate::{
     error::Error,
-    liveness::Instance,
+    liveness::{Instance, Writing},
     metrics::Metrics,
     model::{PodKey, Report},
     relay::{Counted, Relay, Sign},
@@ -50,6 +50,17 @@ enum Decided {
     Accepted(Accepted),
     /// It was held against a record that may not be the one in the store: this master's view was behind.
     Again,
+}
+
+/// How far a keepalive goes that turned out to be held against another record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Force {
+    /// As far as its plan says.
+    None,
+    /// To the store.
+    Settle,
+    /// To a record of its own, though it says nothing new.
+    Write,
 }
 
 /// The intake. Cheap to clone.
@@ -95,11 +106,13 @@ impl Keepalives {
             ));
         }
         let now = Instant::now();
-        let mut settle = false;
+        let mut force = Force::None;
         for _ in 0..MAX_DECISIONS {
-            match self.decide(&report, now, settle).await? {
+            match self.decide(&report, now, force).await? {
                 Decided::Accepted(accepted) => return Ok(accepted),
-                Decided::Again => settle = true,
+                Decided::Again if force == Force::None => force = Force::Settle,
+                // The leader may be about to remove the pod, and must find another record.
+                Decided::Again => force = Force::Write,
             }
         }
         Err(Error::Unavailable(
@@ -108,19 +121,24 @@ impl Keepalives {
     }
 
     /// Decides about a keepalive as this master's view is now; where it is to be settled, as the store is.
-    async fn decide(&self, report: &Report, now: Instant, settle: bool) -> Result<Decided, Error> {
+    async fn decide(&self, report: &Report, now: Instant, force: Force) -> Result<Decided, Error> {
         let key = report.key();
         let (plan, seq, sign, latest) = self.plan(report, now);
         let accepted = Decided::Accepted(Accepted { key, seq });
         match plan {
             // It is the end of its pod, or of no pod that is there.
-            Plan::Remove | Plan::Bury | Plan::Nothing | Plan::Superseded | Plan::Kept => {
-                let (accepted, _) = self.write(report.clone(), now).await?;
+            Plan::Remove | Plan::Bury | Plan::Nothing => {
+                let (accepted, _) = self.write(report.clone(), now, force).await?;
                 Ok(Decided::Accepted(accepted))
+            }
+            // Another has its place; if the store says otherwise, it counts.
+            Plan::Superseded | Plan::Kept => {
+                let (accepted, unchanged) = self.write(report.clone(), now, force).await?;
+                self.counted(accepted, unchanged, sign).await
             }
             Plan::Stale if sign.revision == 0 => Ok(accepted),
             // A keepalive that was overtaken proves as well that the pod lives; it just has nothing to say any more.
-            Plan::Refresh | Plan::Stale if latest && !settle => {
+            Plan::Refresh | Plan::Stale if latest && force == Force::None => {
                 Ok(match self.relay.count(sign).await? {
                     Counted::Yes => accepted,
                     Counted::Again(_) => Decided::Again,
@@ -128,7 +146,7 @@ impl Keepalives {
             }
             Plan::Refresh | Plan::Stale | Plan::Join | Plan::Update | Plan::Replace => {
                 self.relay.check()?;
-                let written = self.write(report.clone(), now).await;
+                let written = self.write(report.clone(), now, force).await;
                 if plan == Plan::Update && matches!(written, Err(Error::Unavailable(_))) {
                     // What it has to say must be said again; that the pod lives is heard all the same.
                     if let Some(member) = self.roster.peek().member(key) {
@@ -137,20 +155,30 @@ impl Keepalives {
                     self.relay.count(Sign { beat: 0, ..sign }).await?;
                 }
                 let (accepted, unchanged) = written?;
-                if let Some(revision) = unchanged.filter(|revision| *revision > 0) {
-                    // The store had it already, so that no record tells the leader of this one.
-                    let sign = Sign {
-                        revision,
-                        attachment: 0,
-                        ..sign
-                    };
-                    if let Counted::Again(_) = self.relay.count(sign).await? {
-                        return Ok(Decided::Again);
-                    }
-                }
-                Ok(Decided::Accepted(accepted))
+                self.counted(accepted, unchanged, sign).await
             }
         }
+    }
+
+    /// Has a keepalive counted for which nothing was written, because the store had this record already: no record tells the
+    /// leader of it.
+    async fn counted(
+        &self,
+        accepted: Accepted,
+        unchanged: Option<Revision>,
+        sign: Sign,
+    ) -> Result<Decided, Error> {
+        if let Some(revision) = unchanged.filter(|revision| *revision > 0) {
+            let sign = Sign {
+                revision,
+                attachment: 0,
+                ..sign
+            };
+            if let Counted::Again(_) = self.relay.count(sign).await? {
+                return Ok(Decided::Again);
+            }
+        }
+        Ok(Decided::Accepted(accepted))
     }
 
     /// Has a report decided against the store and written, tells the leader of that, and waits until the roster shows it. Also
@@ -159,10 +187,14 @@ impl Keepalives {
         &self,
         report: Report,
         now: Instant,
+        force: Force,
     ) -> Result<(Accepted, Option<Revision>), Error> {
         let (key, beat, down) = (report.key(), report.beat, report.down);
         let nonce = report.nonce.clone();
-        let committed = self.committer.commit(report).await?;
+        // Until it is decided, nothing else that the pod says is held against the record as it is.
+        let member = self.roster.peek().member(key).cloned();
+        let _writing = member.map(|member| Writing::begin(&member.heard));
+        let committed = self.committer.commit(report, force == Force::Write).await?;
         let revision = committed.revision;
         let shown = self.roster.caught_up(revision, CATCH_UP_LIMIT);
         let shown = if committed.unchanged {

@@ -69,6 +69,8 @@ pub struct Heard {
     written: AtomicI64,
     /// How many writes of the pod's record this master has begun that are not answered yet.
     writing: AtomicU32,
+    /// The revision of the record that is about to be removed for silence; 0: none.
+    leaving: AtomicI64,
 }
 
 /// A write of a pod's record that is under way, for as long as it is held.
@@ -100,6 +102,7 @@ impl Heard {
             attachment: AtomicU64::new(0),
             written: AtomicI64::new(0),
             writing: AtomicU32::new(0),
+            leaving: AtomicI64::new(0),
         }
     }
 
@@ -117,6 +120,25 @@ impl Heard {
     pub fn is_latest(&self, revision: i64) -> bool {
         self.written.load(Ordering::Acquire) <= revision
             && self.writing.load(Ordering::Acquire) == 0
+            && !self.is_leaving(revision)
+    }
+
+    /// The record of this revision is about to be removed: mark it, then look whether the pod was heard. A keepalive is noted
+    /// first, and looks for the mark then: so either it is seen, or it sees that the record must be written anew to stay.
+    pub fn leaves(&self, revision: i64) {
+        self.leaving.store(revision, Ordering::SeqCst);
+    }
+
+    /// The record of this revision stays after all, for sure.
+    pub fn stays(&self, revision: i64) {
+        let _ = self
+            .leaving
+            .compare_exchange(revision, 0, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Whether the record of this revision may be removed at any moment.
+    pub fn is_leaving(&self, revision: i64) -> bool {
+        revision != 0 && self.leaving.load(Ordering::SeqCst) == revision
     }
 
     /// The pod's channel was opened. Attachments are numbered, so that an older one never overwrites a newer one.
@@ -133,7 +155,7 @@ impl Heard {
     pub fn touch(&self, at: Instant, beat: u64, master: Option<Instance>) {
         let at = at.saturating_duration_since(self.origin).as_micros();
         let at = u64::try_from(at).unwrap_or(u64::MAX - 1) + 1;
-        let before = self.at.fetch_max(at, Ordering::AcqRel);
+        let before = self.at.fetch_max(at, Ordering::SeqCst);
         self.beat.fetch_max(beat, Ordering::AcqRel);
         if let Some(Instance(master)) = master
             && at >= before
@@ -145,7 +167,7 @@ impl Heard {
 
     /// When the pod was last heard.
     pub fn at(&self) -> Option<Instant> {
-        let at = self.at.load(Ordering::Acquire).checked_sub(1)?;
+        let at = self.at.load(Ordering::SeqCst).checked_sub(1)?;
         Some(self.origin + Duration::from_micros(at))
     }
 
@@ -174,16 +196,6 @@ impl Blind {
     /// The span between these moments.
     pub fn between(start: Instant, end: Instant) -> Self {
         Self { start, end }
-    }
-
-    /// How long it was.
-    pub fn length(&self) -> Duration {
-        self.end - self.start
-    }
-
-    /// When it ended.
-    pub fn end(&self) -> Instant {
-        self.end
     }
 }
 
@@ -271,7 +283,7 @@ impl Deadlines {
         &mut self,
         now: Instant,
         limit: usize,
-        heard: impl Fn(Tracked) -> Option<Arc<Heard>>,
+        mut heard: impl FnMut(Tracked) -> Option<Arc<Heard>>,
     ) -> Vec<Detached> {
         let mut lost = Vec::new();
         let mut waiting = VecDeque::with_capacity(self.detached.len());
@@ -346,7 +358,7 @@ impl Deadlines {
         &mut self,
         now: Instant,
         limit: usize,
-        heard: impl Fn(Tracked) -> Result<Option<Instant>, Gone>,
+        mut heard: impl FnMut(Tracked) -> Result<Option<Instant>, Gone>,
     ) -> Vec<Tracked> {
         let mut expired = Vec::new();
         while let Some(Reverse((at, pod))) = self.queue.peek().copied()

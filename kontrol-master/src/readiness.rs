@@ -40,7 +40,9 @@ impl Readiness {
         let why = match self.relay.link() {
             Link::Leading | Link::Up | Link::Late => return Ok(()),
             // Keepalives count through the store, where it can be written: the lease tells.
-            Link::Down if self.election.in_touch() => return Ok(()),
+            Link::Down | Link::NoLeader | Link::Opening if self.election.in_touch() => {
+                return Ok(());
+            }
             Link::Down => "neither the leader nor the store can be reached",
             Link::Opening => "the leader has not answered yet",
             Link::NoLeader => "there is no leader",

@@ -34,7 +34,7 @@ use crate::{
     model::PodKey,
     roster::{Roster, View},
     status::Status,
-    store::{Revision, SharedStore},
+    store::{self, Revision, SharedStore},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -178,7 +178,7 @@ impl Relay {
         let detour = DetourTask::new(
             parts.me,
             parts.id,
-            parts.store,
+            store::serving(&parts.store, limits.answer),
             parts.roster.clone(),
             to_detour,
             receiver,
@@ -352,7 +352,8 @@ pub fn hear(view: &View, sign: Sign, master: Instance) -> bool {
     }
     member.heard.touch(sign.at, sign.beat, Some(master));
     member.heard.attach(sign.attachment);
-    true
+    // Again, now that it is noted: it may be about to be removed.
+    member.heard.is_latest(sign.revision)
 }
 
 /// Whether a batch may have been under way for too long to count: since the answer with the stamp that it echoes, `since`

@@ -3,9 +3,9 @@
 //! ```text
 //! pods/<key>       a live pod: canonical JSON, see `model::pod`
 //! seq              the next seq to give, as decimal text
-//! leader/<lease>   a candidate (JSON: id, address); the one with the lowest create-revision leads
+//! leader/<lease>   a candidate (JSON: id, address, instance); the one with the lowest create-revision leads
 //! state            the callback's state, the digest it handled, and at which epoch
-//! masters/<id>     a live master (JSON: id, address), bound to its lease
+//! masters/<id>     a live master (JSON: id, address, instance), bound to its lease
 //! removals         the last removals and their reasons, written by the transaction that removes
 //! relay/<master>   what a master heard that can't reach the leader, see `roster::view::relayed`
 //! removals/<key>   who left last from a key where no pod is now, see `roster::view::RemovalRecord`

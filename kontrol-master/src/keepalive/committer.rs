@@ -46,6 +46,8 @@ pub struct Committer {
 #[derive(Debug)]
 struct Request {
     report: Report,
+    /// It is to be written even if it says nothing new.
+    anew: bool,
     reply: oneshot::Sender<Result<Committed, Error>>,
 }
 
@@ -84,11 +86,16 @@ impl Committer {
         (Self { queue: sender }, task)
     }
 
-    /// Writes what the report changes.
-    pub async fn commit(&self, report: Report) -> Result<Committed, Error> {
+    /// Writes what the report changes; `anew`: and even if it changes nothing.
+    pub async fn commit(&self, report: Report, anew: bool) -> Result<Committed, Error> {
         let (reply, answer) = oneshot::channel();
+        let request = Request {
+            report,
+            anew,
+            reply,
+        };
         self.queue
-            .try_send(Request { report, reply })
+            .try_send(request)
             .map_err(|_| Error::Unavailable("too many changes at once; try again".to_owned()))?;
         match timeout(COMMIT_LIMIT, answer).await {
             Ok(Ok(answer)) => answer,
@@ -164,19 +171,19 @@ impl CommitterTask {
             let mut draft = Draft::new(&view, &records, &self.contests, &self.master, now);
             let (mut pending, mut done) = (Vec::with_capacity(batch.len()), Vec::new());
             batch.retain(|request| !request.is_abandoned());
+            // From before the decision on, what a later keepalive of such a pod says is not held against the record as it is.
+            let _writing: Vec<_> = batch
+                .iter()
+                .filter_map(|request| view.member(request.report.key()))
+                .map(|member| Writing::begin(&member.heard))
+                .collect();
             for request in batch {
-                match draft.add(&request.report) {
+                match draft.add(&request.report, request.anew) {
                     Decision::Pending(answer) => pending.push((request, answer)),
                     Decision::Done(answer) => done.push((request, answer)),
                 }
             }
             let (keys, txn) = (draft.keys(), draft.into_txn());
-            // What a later keepalive of such a pod says must not be held against the record as it is now.
-            let _writing: Vec<_> = pending
-                .iter()
-                .filter_map(|(request, _)| view.member(request.report.key()))
-                .map(|member| Writing::begin(&member.heard))
-                .collect();
             for (request, answer) in done {
                 self.reply(request, answer, 0);
             }

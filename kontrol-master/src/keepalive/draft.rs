@@ -235,7 +235,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    pub(super) fn add(&mut self, report: &Report) -> Decision {
+    /// Decides about a report; `anew`: what it says is to be written even if it is nothing new.
+    pub(super) fn add(&mut self, report: &Report, anew: bool) -> Decision {
         let key = report.key();
         let who = Incarnation::of(report);
         let (place, told) = self.place(key);
@@ -247,6 +248,7 @@ impl<'a> Draft<'a> {
             beat: member
                 .filter(|member| member.pod.nonce() == report.nonce)
                 .map_or(0, |member| member.heard.beat()),
+            leaving: anew || member.is_some_and(|member| member.heard.is_leaving(place.revision())),
             departed: place.departed().map(departed),
             alive: self.contests.is_alive(key, &who, self.now),
             kept: fought_over && self.reign(key, &place) < contest::reign(contests),

@@ -13,6 +13,8 @@
 //!
 //!  (*) but Stale if its goodbye was sent later, and Superseded (**) if something later was heard before it was silent
 //!  (**) but Join if it goes on reporting: it is alive
+//!
+//! One that was never heard of before it came late can't be told from a restart.
 //! ```
 
 use crate::model::{Incarnation, Pod, Report, Retired, incarnation::is_retired};
@@ -24,6 +26,8 @@ pub struct Known<'a> {
     pub pod: Option<&'a Pod>,
     /// The highest beat heard of its incarnation; 0: unknown.
     pub beat: u64,
+    /// The record is about to be removed for silence: it must be written anew to stay.
+    pub leaving: bool,
     /// Who left last from this key, if nobody is there and that is remembered.
     pub departed: Option<Departed<'a>>,
     /// The incarnation that reports was refused so often that it must be alive.
@@ -96,7 +100,7 @@ pub fn plan(report: &Report, known: Known<'_>) -> Plan {
     if same_incarnation {
         if stale {
             Plan::Stale
-        } else if pod.says(report) {
+        } else if pod.says(report) && !known.leaving {
             Plan::Refresh
         } else {
             Plan::Update

@@ -123,7 +123,7 @@ impl Master {
     }
 
     async fn take(&self, report: Report) -> Result<Committed, Error> {
-        self.committer.commit(report).await
+        self.committer.commit(report, false).await
     }
 
     /// Waits until the roster shows what is in the store.

@@ -16,7 +16,7 @@ use crate::{
         Roster,
         view::{RELAY, RelayRecord, RelayedSign, millis},
     },
-    store::{Compare, Op, Outcome, Revision, SharedStore, StoreError, Txn},
+    store::{Compare, Op, Outcome, Revision, SharedStore, Snapshot, StoreError, Txn},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -27,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 /// The time between two batches: at most five a second.
 pub(super) const PACE: Duration = Duration::from_millis(200);
+/// How often a batch is written over what stood in the way.
+const MAX_ATTEMPTS: usize = 3;
 /// Most pods in a batch: some 100 bytes each.
 const MAX_BATCH: usize = 8_000;
 /// How long an answer waits for this master's own view to show its batch.
@@ -143,6 +145,23 @@ impl DetourTask {
     }
 
     async fn write(&mut self, batch: &[Item]) -> Result<Revision, StoreError> {
+        let mut found = None;
+        for _ in 0..MAX_ATTEMPTS {
+            match self.attempt(batch).await? {
+                Ok(revision) => return Ok(revision),
+                Err(revision) => found = Some(revision),
+            }
+        }
+        Err(StoreError::Unavailable(format!(
+            "{} keeps changing, last at revision {}",
+            self.key,
+            found.unwrap_or_default()
+        )))
+    }
+
+    /// One attempt, over the batch that this master knows to be there: an earlier one that is committed late must not replace a
+    /// later one. An error is the revision of what stood in the way.
+    async fn attempt(&mut self, batch: &[Item]) -> Result<Result<Revision, Revision>, StoreError> {
         let number = self.batch + 1;
         let record = RelayRecord {
             instance: self.me.to_string(),
@@ -152,38 +171,45 @@ impl DetourTask {
         let value = serde_json::to_vec(&record)
             .map_err(|error| StoreError::Refused(format!("a batch as JSON: {error}")))?;
         let txn = Txn {
+            compares: vec![match self.written {
+                0 => Compare::Absent(self.key.clone()),
+                revision => Compare::ModRevision(self.key.clone(), revision),
+            }],
             ops: vec![Op::put(&self.key, value)],
-            ..Txn::default()
+            otherwise: vec![self.key.clone()],
         };
-        let revision = match self.store.commit(txn).await {
-            Ok(Outcome::Committed(revision)) => revision,
-            // Nothing is compared.
-            Ok(Outcome::Conflict(found)) => found.revision,
-            Err(StoreError::Indeterminate(cause)) => {
+        let found = match self.store.commit(txn).await {
+            Ok(Outcome::Committed(revision)) => {
+                (self.batch, self.written) = (number, revision);
+                return Ok(Ok(revision));
+            }
+            Ok(Outcome::Conflict(found)) => found,
+            Err(StoreError::Indeterminate(_)) => {
                 // A batch that is committed after all must not be followed by one of its number.
                 self.batch = number;
-                return match self.read_back().await? {
-                    Some((found, revision)) if found == number => {
-                        self.written = revision;
-                        Ok(revision)
-                    }
-                    Some(_) | None => Err(StoreError::Indeterminate(cause)),
-                };
+                self.store.read(std::slice::from_ref(&self.key)).await?
             }
             Err(error) => return Err(error),
         };
-        (self.batch, self.written) = (number, revision);
-        Ok(revision)
+        let (batch, written) = self.own(&found);
+        if batch == number && written > self.written {
+            // It was this one, without a clear answer.
+            (self.batch, self.written) = (number, written);
+            return Ok(Ok(written));
+        }
+        // Deleted by the leader, or what an earlier attempt or another start of this master left.
+        (self.batch, self.written) = (self.batch.max(batch), written);
+        Ok(Err(found.revision))
     }
 
-    /// The number of this master's batch in the store, and the revision that wrote it.
-    async fn read_back(&self) -> Result<Option<(u64, Revision)>, StoreError> {
-        let snapshot = self.store.read(std::slice::from_ref(&self.key)).await?;
-        Ok(snapshot.entries.first().and_then(|entry| {
-            let record: RelayRecord = serde_json::from_slice(&entry.value).ok()?;
-            let own = record.instance == self.me.to_string();
-            own.then_some((record.batch, entry.mod_revision))
-        }))
+    /// The number of this master's batch in the store, 0 if it is of another start, and the revision of the key.
+    fn own(&self, found: &Snapshot) -> (u64, Revision) {
+        let Some(entry) = found.entries.iter().find(|entry| entry.key == self.key) else {
+            return (0, 0);
+        };
+        let record = serde_json::from_slice::<RelayRecord>(&entry.value).ok();
+        let own = record.filter(|record| record.instance == self.me.to_string());
+        (own.map_or(0, |record| record.batch), entry.mod_revision)
     }
 
     /// Deletes the key, unless somebody else wrote it since.
@@ -191,9 +217,14 @@ impl DetourTask {
         let txn = Txn {
             compares: vec![Compare::ModRevision(self.key.clone(), self.written)],
             ops: vec![Op::Delete(self.key.clone())],
-            otherwise: Vec::new(),
+            otherwise: vec![self.key.clone()],
         };
         match self.store.commit(txn).await {
+            Ok(Outcome::Conflict(found)) if self.own(&found).0 > 0 => {
+                // A batch that was committed late.
+                let (batch, written) = self.own(&found);
+                (self.batch, self.written) = (self.batch.max(batch), written);
+            }
             Ok(_) => {
                 tracing::info!(
                     key = self.key,

@@ -8,7 +8,7 @@ use kontrol_proto::internal::v1::{
 use std::{collections::HashSet, fmt, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Endpoint};
@@ -144,6 +144,7 @@ impl RelayTask {
     ) -> Ended {
         let mut changes = self.roster.changes();
         let mut number = 0;
+        let mut heartbeat = Instant::now() + HEARTBEAT;
         self.echo = None;
         loop {
             let mut due = number == 0 || !self.pending.is_empty();
@@ -167,13 +168,14 @@ impl RelayTask {
                         Err(status) => Ended::from(&status),
                         Ok(_) => Ended::Broken("the stream closed".to_owned()),
                     },
-                    () = sleep(HEARTBEAT) => due = true,
+                    () = sleep_until(heartbeat) => due = true,
                 }
                 // What nobody waits for any more is told all the same: it may have counted through the store, where it
                 // stands only until the leader knows it.
             }
             if due {
                 number += 1;
+                heartbeat = Instant::now() + HEARTBEAT;
                 // The first one only fetches a stamp: nobody can tell how long it is under way.
                 let size = match self.echo {
                     Some(_) => self.pending.len().min(MAX_BATCH),

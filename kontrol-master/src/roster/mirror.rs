@@ -194,7 +194,12 @@ impl Mirror {
             );
         }
         let history = self.entries.replace(&snapshot);
-        let (view, changes) = before.replace(&snapshot, Instant::now());
+        let (view, changes) = if restored {
+            // What was noted of the pods belongs to revisions that are no more.
+            View::of_another_history(&snapshot, Instant::now())
+        } else {
+            before.replace(&snapshot, Instant::now())
+        };
         if first {
             tracing::info!(
                 pods = view.len(),

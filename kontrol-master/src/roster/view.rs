@@ -410,6 +410,11 @@ impl View {
         next.finish(self)
     }
 
+    /// The view that a snapshot of another history shows: nothing that was noted of its pods is kept, and each is heard now.
+    pub fn of_another_history(snapshot: &Snapshot, now: Instant) -> (Self, Vec<Change>) {
+        Self::default().replace(snapshot, now)
+    }
+
     /// The view that a snapshot shows, and what changed since this one.
     pub fn replace(&self, snapshot: &Snapshot, now: Instant) -> (Self, Vec<Change>) {
         let mut events = Events {

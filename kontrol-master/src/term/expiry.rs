@@ -3,16 +3,20 @@
 
 use super::{Deposed, Term};
 use crate::{
-    liveness::{Gone, TICK, Tracked},
+    liveness::{Gone, Heard, TICK, Tracked},
     roster::{
         Reason,
         view::{MAX_TOMBSTONES, RELAY, RemovalRecord, View, pod_key, tombstone_key},
     },
     status::now_ms,
-    store::{Compare, Fence, MAX_TXN_OPS, Op, Outcome, Snapshot, StoreError, Txn},
+    store::{Compare, Fence, MAX_TXN_OPS, Op, Outcome, Revision, Snapshot, StoreError, Txn},
 };
 use futures::future::join_all;
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::time::{Instant, timeout_at};
 
 /// Most pods in one transaction, which for each has the record to delete and the tombstone to write, and the reasons.
@@ -28,14 +32,19 @@ impl Term {
         loop {
             // Not a newer view: what it knows through the store must be in the deadlines.
             let view = Arc::clone(&self.seen);
-            let expired = self.deadlines.expired(now, MAX_AT_ONCE, |(key, seq)| {
-                let member = view.member(key).filter(|member| member.pod.seq() == seq);
-                member.map(|member| member.heard.at()).ok_or(Gone)
+            let mut marks = Marks::default();
+            let expired = self.deadlines.expired(now, MAX_AT_ONCE, |pod| {
+                marks.mark(&view, pod).map(|heard| heard.at()).ok_or(Gone)
             });
+            marks.keep(&expired);
             if expired.is_empty() || self.over.is_cancelled() {
+                marks.remove(&expired);
                 break;
             }
-            match self.remove(&view, &expired, Reason::Expired, now).await? {
+            match self
+                .remove(&view, &expired, &marks, Reason::Expired, now)
+                .await?
+            {
                 Removed::All => {}
                 // A record changed in between: that pod lives. The others are tried again.
                 Removed::Overtaken => self.retry(&expired, now + TICK / 4),
@@ -80,17 +89,23 @@ impl Term {
     async fn lose(&mut self, now: Instant) -> Result<(), Deposed> {
         loop {
             let view = Arc::clone(&self.seen);
-            let lost = self.deadlines.lost(now, MAX_AT_ONCE, |(key, seq)| {
-                let member = view.member(key).filter(|member| member.pod.seq() == seq);
-                member.map(|member| Arc::clone(&member.heard))
-            });
+            let mut marks = Marks::default();
+            let lost = self
+                .deadlines
+                .lost(now, MAX_AT_ONCE, |pod| marks.mark(&view, pod));
+            let pods: Vec<Tracked> = lost.iter().map(|lost| lost.pod).collect();
+            marks.keep(&pods);
             if lost.is_empty() || self.over.is_cancelled() {
+                marks.remove(&pods);
                 return Ok(());
             }
-            let pods: Vec<Tracked> = lost.iter().map(|lost| lost.pod).collect();
-            match self.remove(&view, &pods, Reason::Lost, now).await? {
+            match self.remove(&view, &pods, &marks, Reason::Lost, now).await? {
                 Removed::All => {}
-                Removed::Overtaken => lost.into_iter().for_each(|one| self.deadlines.detach(one)),
+                Removed::Overtaken => {
+                    // With the next look: what overtook them need not be in the view yet.
+                    lost.into_iter().for_each(|one| self.deadlines.detach(one));
+                    return Ok(());
+                }
                 Removed::NotYet => return Ok(()),
             }
         }
@@ -100,6 +115,7 @@ impl Term {
         &mut self,
         view: &View,
         pods: &[Tracked],
+        marks: &Marks,
         reason: Reason,
         now: Instant,
     ) -> Result<Removed, Deposed> {
@@ -114,6 +130,7 @@ impl Term {
                     return Err(Deposed);
                 }
                 Ok(Outcome::Conflict(snapshot)) => {
+                    marks.remove(pods);
                     // Whatever it was is in the next view: a pod that was heard, or another record.
                     let roster = self.context.roster.clone();
                     self.attending(roster.caught_up(snapshot.revision, RETRY))
@@ -124,6 +141,10 @@ impl Term {
                     }
                 }
                 Err(error) => {
+                    // Without a clear answer they may be removed at any moment, and a keepalive has to write them anew.
+                    if !matches!(error, StoreError::Indeterminate(_)) {
+                        marks.remove(pods);
+                    }
                     tracing::warn!(%error, pods = pods.len(), "could not remove silent pods yet");
                     removed = Removed::NotYet;
                 }
@@ -199,6 +220,42 @@ pub(super) fn deposed(fence: &Fence, snapshot: &Snapshot) -> bool {
         .entries
         .iter()
         .any(|entry| entry.key == fence.key() && entry.create_revision == fence.epoch())
+}
+
+/// The pods that are marked as about to be removed.
+#[derive(Default)]
+struct Marks(HashMap<Tracked, (Arc<Heard>, Revision)>);
+
+impl Marks {
+    /// Marks a pod, if it is there. Whether it was heard is looked at after that.
+    fn mark(&mut self, view: &View, pod: Tracked) -> Option<Arc<Heard>> {
+        let (key, seq) = pod;
+        let member = view.member(key).filter(|member| member.pod.seq() == seq)?;
+        member.heard.leaves(member.mod_revision);
+        let heard = Arc::clone(&member.heard);
+        self.0
+            .insert(pod, (Arc::clone(&heard), member.mod_revision));
+        Some(heard)
+    }
+
+    /// All others stay.
+    fn keep(&mut self, pods: &[Tracked]) {
+        let pods: HashSet<&Tracked> = pods.iter().collect();
+        self.0.retain(|pod, (heard, revision)| {
+            let leaves = pods.contains(pod);
+            if !leaves {
+                heard.stays(*revision);
+            }
+            leaves
+        });
+    }
+
+    /// These stay, for now.
+    fn remove(&self, pods: &[Tracked]) {
+        for (heard, revision) in pods.iter().filter_map(|pod| self.0.get(pod)) {
+            heard.stays(*revision);
+        }
+    }
 }
 
 /// What became of a removal.

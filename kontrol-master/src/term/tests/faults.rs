@@ -148,6 +148,32 @@ async fn what_is_taken_back_while_its_change_is_being_written_is_stored() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_heard_while_its_removal_is_under_way_stays() {
+    for unclear in [false, true] {
+        let store = Faulty::new();
+        let master = store.master().await;
+        let pod = report(1);
+        master.ping(pod.clone()).await.unwrap();
+        store.delay.send_replace(Duration::from_millis(600));
+        // Its deadline passes with the next tick, and the removal takes longer than that.
+        sleep(TTL + TICK * 2).await;
+        store.unclear.send_replace(unclear);
+        master.ping(pod.clone()).await.unwrap();
+        store.delay.send_replace(Duration::ZERO);
+        let accepted = Instant::now();
+        while accepted.elapsed() < TTL - TICK * 2 {
+            assert!(
+                master.roster.view().member(pod.key()).is_some(),
+                "removed {:?} after its last keepalive",
+                accepted.elapsed()
+            );
+            sleep(Duration::from_millis(50)).await;
+        }
+        master.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_keepalive_that_was_held_back_brings_no_silent_pod_back() {
     let store = Faulty::new();
     let master = store.master().await;
