@@ -126,13 +126,24 @@ async fn a_watch_can_be_server_sent_events_that_resume() {
         "{text}"
     );
 
-    let wrong = ("last-event-id", "x");
-    let reply = send(server.address, "GET", "/v1/watch", &[events, wrong], b"").await;
-    assert_eq!(reply.status, 400);
-    assert_eq!(
-        reply.json().await["message"],
-        "Last-Event-ID: invalid digit found in string"
-    );
+    // Of no stream of ours: a browser would not try again after an error.
+    for wrong in ["x", "-3", "18446744073709551616-00000000000000aa"] {
+        let wrong = ("last-event-id", wrong);
+        let reply = send(
+            server.address,
+            "GET",
+            "/v1/watch?revision=9",
+            &[events, wrong],
+            b"",
+        )
+        .await;
+        assert_eq!(reply.status, 200);
+        let watched = server.script.last_watch();
+        assert_eq!(
+            (watched.revision, watched.history.as_deref()),
+            (0, Some(""))
+        );
+    }
     server.stop().await;
 }
 
