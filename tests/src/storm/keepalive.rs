@@ -120,19 +120,7 @@ fn silent(history: &History, beats: &[&Beat]) -> Vec<String> {
     for (index, beat) in beats.iter().enumerate() {
         // Whatever may have been heard starts the time anew.
         let next = beats.get(index + 1).map_or(history.end, |next| next.sent);
-        let mut end = quiet(history, beat.done) + history.ttl;
-        for fault in &history.faults {
-            // A leader holds nobody to account for the time in which it may not have seen what masters passed on.
-            if fault.keeps_from_store() && beat.done < fault.ready && fault.from < end {
-                end += fault.ready - fault.from.max(beat.done);
-            }
-        }
-        for term in &history.terms {
-            if *term > beat.done && *term < quiet(history, end) + 1.0 {
-                // A new term gives every pod a full TTL.
-                end = end.max(term + history.ttl);
-            }
-        }
+        let end = due(history, beat.done);
         let deadline = quiet(history, end) + 1.0 + SLACK;
         if deadline >= next {
             continue;
@@ -152,6 +140,35 @@ fn silent(history: &History, beats: &[&Beat]) -> Vec<String> {
         }
     }
     found
+}
+
+/// When a pod that is silent from then on is to be removed. What begins before the removal must be there puts it off.
+fn due(history: &History, since: Time) -> Time {
+    let mut end = quiet(history, since) + history.ttl;
+    let mut counted = vec![false; history.faults.len()];
+    loop {
+        let before = end;
+        for (fault, counted) in history.faults.iter().zip(&mut counted) {
+            // A leader holds nobody to account for the time in which it may not have seen what masters passed on.
+            if !*counted
+                && fault.keeps_from_store()
+                && since < fault.ready
+                && fault.from < end + 1.0 + SLACK
+            {
+                *counted = true;
+                end += fault.ready - fault.from.max(since);
+            }
+        }
+        for term in &history.terms {
+            if *term > since && *term < quiet(history, end) + 1.0 + SLACK {
+                // A new term gives every pod a full TTL.
+                end = end.max(term + history.ttl);
+            }
+        }
+        if end == before {
+            return end;
+        }
+    }
 }
 
 /// What was accepted and is not in the store when the pod says nothing else.
