@@ -12,6 +12,9 @@ const SLACK: Time = 1.5;
 /// After an answer, what it told must be in the store; so much later, bounds are surely apart.
 const SETTLED: Time = 0.2;
 
+/// A write without an answer may come this much later: no fault lasts longer.
+const LATE: Time = 10.0;
+
 /// The keepalives of each pod, in order.
 fn by_key(history: &History) -> BTreeMap<&str, Vec<&Beat>> {
     let mut pods: BTreeMap<&str, Vec<&Beat>> = BTreeMap::new();
@@ -195,7 +198,8 @@ pub(super) fn unstored(history: &History) -> Vec<String> {
             // keepalive puts it right.
             let unclear: Vec<_> = beats
                 .iter()
-                .filter(|before| before.sent < beat.sent && before.nonce == beat.nonce)
+                .filter(|before| before.sent < beat.sent && beat.sent - before.sent < LATE)
+                .filter(|before| before.nonce == beat.nonce)
                 .filter(|before| matches!(before.answer, Answer::Unclear))
                 .map(|before| &before.payload)
                 .collect();
