@@ -4,8 +4,8 @@
 //! it is drawn: the address that leads to the store, else the one of the default route, else that of an interface. It
 //! is looked at again and again, for hosts get other addresses, and some when they have started already.
 //!
-//! Invariant: others are never told an address that they can't dial; loopback is told where the store is on this host. While there is none, a master that shares its store
-//! is no candidate, and not ready.
+//! Invariant: others are never told an address that they can't dial; loopback is told where the store is on this host.
+//! While there is none, a master that shares its store is no candidate, and not ready.
 
 #[cfg(test)]
 mod tests;

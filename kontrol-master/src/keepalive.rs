@@ -160,8 +160,8 @@ impl Keepalives {
         }
     }
 
-    /// Has a keepalive counted for which nothing was written, because the store had this record already: no record tells the
-    /// leader of it.
+    /// Has a keepalive counted for which nothing was written, because the store had this record already: no record tells
+    /// the leader of it.
     async fn counted(
         &self,
         accepted: Accepted,

@@ -171,7 +171,7 @@ impl CommitterTask {
             let mut draft = Draft::new(&view, &records, &self.contests, &self.master, now);
             let (mut pending, mut done) = (Vec::with_capacity(batch.len()), Vec::new());
             batch.retain(|request| !request.is_abandoned());
-            // From before the decision on, what a later keepalive of such a pod says is not held against the record as it is.
+            // From before the decision on, what else such a pod says is not held against the record as it is.
             let _writing: Vec<_> = batch
                 .iter()
                 .filter_map(|request| view.member(request.report.key()))

@@ -231,10 +231,12 @@ impl Marks {
     fn mark(&mut self, view: &View, pod: Tracked) -> Option<Arc<Heard>> {
         let (key, seq) = pod;
         let member = view.member(key).filter(|member| member.pod.seq() == seq)?;
-        member.heard.leaves(member.mod_revision);
-        let heard = Arc::clone(&member.heard);
-        self.0
-            .insert(pod, (Arc::clone(&heard), member.mod_revision));
+        let (heard, revision) = (Arc::clone(&member.heard), member.mod_revision);
+        // One that is marked already had a removal without a clear answer: that mark lasts as long as the record.
+        if !heard.is_leaving(revision) {
+            heard.leaves(revision);
+            self.0.insert(pod, (Arc::clone(&heard), revision));
+        }
         Some(heard)
     }
 
