@@ -32,6 +32,9 @@ use tokio::time::Instant;
 /// How long an answer waits for this master's own roster to show the change. Missing it does no harm: the change is
 /// stored.
 const CATCH_UP_LIMIT: Duration = Duration::from_millis(500);
+/// How long an answer waits for the leader to know of a record that no keepalive can be held against wrongly: the pod had
+/// none before, or has none any more.
+const TOLD_LIMIT: Duration = Duration::from_millis(100);
 /// How often a keepalive is decided about whose record turned out to be another one, before its sender is told to try
 /// again.
 const MAX_DECISIONS: usize = 4;
@@ -193,14 +196,17 @@ impl Keepalives {
         let nonce = report.nonce.clone();
         // Until it is decided, nothing else that the pod says is held against the record as it is.
         let member = self.roster.peek().member(key).cloned();
+        let changes = member.is_some() && !down;
         let _writing = member.map(|member| Writing::begin(&member.heard));
         let committed = self.committer.commit(report, force == Force::Write).await?;
         let revision = committed.revision;
         let shown = self.roster.caught_up(revision, CATCH_UP_LIMIT);
-        let shown = if committed.unchanged {
-            shown.await
+        let (shown, told) = if committed.unchanged {
+            (shown.await, true)
         } else {
-            tokio::join!(shown, self.relay.written(key, revision)).0
+            // Before it knows of this record, the leader takes for news what the pod said before.
+            let limit = if changes { Duration::MAX } else { TOLD_LIMIT };
+            tokio::join!(shown, self.relay.written(key, revision, limit))
         };
         if shown
             && !down
@@ -209,6 +215,11 @@ impl Keepalives {
             && member.pod.nonce() == nonce
         {
             member.heard.touch(now, beat, Some(self.me));
+        }
+        if changes && !told {
+            return Err(Error::Unavailable(
+                "the leader did not hear of this write in time; say it again".to_owned(),
+            ));
         }
         let accepted = Accepted {
             key,

@@ -47,9 +47,8 @@ use way::{Sight, Way};
 const LATE_LIMIT: Duration = Duration::from_millis(1250);
 /// How many keepalives may wait for a batch; more are refused.
 const QUEUE: usize = 65_536;
-/// How long a written record waits until the leader knows of it. Missing that does little harm: it is stored, and the
-/// leader sees it a moment later.
-const WRITTEN_LIMIT: Duration = Duration::from_millis(100);
+/// How long a written record waits for a leader to tell of it, where there is none: whoever is elected reads the store.
+const ELECTED_LIMIT: Duration = Duration::from_millis(100);
 
 /// How this master and the leader are linked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -268,23 +267,27 @@ impl Relay {
     }
 
     /// Makes the leader know that a pod's record was written, before anyone is told: what other masters hear of the pod from
-    /// then on they must not hold against an older one. Where the leader can't be told, it learns it from the store.
-    pub async fn written(&self, key: PodKey, revision: Revision) {
+    /// then on they must not hold against an older one. Where there is no stream to the leader, it learns it from the store.
+    /// False when there is one, and the leader did not answer in time; how long that is, is the caller's to say, within what
+    /// a keepalive may take.
+    pub async fn written(&self, key: PodKey, revision: Revision, limit: Duration) -> bool {
         if let Some(member) = self.roster.peek().member(key) {
             member.heard.wrote(revision);
         }
-        let end = Instant::now() + WRITTEN_LIMIT;
+        let start = Instant::now();
         let mut link = self.changes();
         loop {
             link.borrow_and_update();
             match self.way() {
                 Way::Stream | Way::Both => break,
-                Way::Here | Way::Refuse => return,
+                Way::Here | Way::Refuse => return true,
                 // Whoever was elected a moment ago hears of it as soon as it takes the stream.
-                Way::Detour => match timeout_at(end, link.changed()).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) | Err(_) => return,
-                },
+                Way::Detour => {
+                    match timeout_at(start + limit.min(ELECTED_LIMIT), link.changed()).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) | Err(_) => return true,
+                    }
+                }
             }
         }
         let (sender, answer) = oneshot::channel();
@@ -300,9 +303,9 @@ impl Relay {
             written: true,
             answer: Some(sender),
         };
-        if self.stream.try_send(item).is_ok() {
-            let _ = timeout_at(end, answer).await;
-        }
+        // A stream that breaks meanwhile is a leader that is gone, or reads the store.
+        let end = start + limit.min(self.limits.answer);
+        self.stream.try_send(item).is_ok() && timeout_at(end, answer).await.is_ok()
     }
 
     /// Tells the leader that an attachment ended without a goodbye. Where that can't be told, the pod's TTL decides.

@@ -406,7 +406,8 @@ async fn a_record_that_a_follower_wrote_is_told_as_written_and_not_as_a_sign_of_
     open.cancel();
     let follower = follow(Answer::Counts(open)).await;
     follower.linked(Link::Up).await;
-    follower.relay.written(report(1).key(), 9).await;
+    let written = follower.relay.written(report(1).key(), 9, Duration::MAX);
+    assert!(written.await);
     let told = follower.told().await;
     assert!(told.written && !told.detached);
     assert_eq!((told.revision, told.beat), (9, 0));

@@ -153,7 +153,7 @@ async fn who_wrote_a_record_waits_until_the_leader_knows_of_it_but_not_for_long(
     let known = alone.put(&pod).await;
     assert!(alone.roster.caught_up(known, Duration::from_secs(1)).await);
     alone.task.set(Link::Up);
-    let mut written = std::pin::pin!(alone.relay.written(pod.key(), known + 1));
+    let mut written = std::pin::pin!(alone.relay.written(pod.key(), known + 1, Duration::MAX));
     assert!(written.as_mut().now_or_never().is_none());
     let view = alone.roster.view();
     let member = view.member(pod.key()).unwrap();
@@ -166,15 +166,20 @@ async fn who_wrote_a_record_waits_until_the_leader_knows_of_it_but_not_for_long(
     assert_eq!((item.sign.key, item.sign.revision), (pod.key(), known + 1));
     assert!(written.as_mut().now_or_never().is_none());
     item.settle(Counted::Yes);
-    assert!(written.as_mut().now_or_never().is_some());
+    assert_eq!(written.as_mut().now_or_never(), Some(true));
     // A leader that does not answer.
     let start = Instant::now();
-    alone.relay.written(pod.key(), known + 2).await;
-    let waited = start.elapsed();
     assert!(
-        waited >= WRITTEN_LIMIT && waited < 2 * WRITTEN_LIMIT,
-        "{waited:?}"
+        !alone
+            .relay
+            .written(pod.key(), known + 2, Duration::MAX)
+            .await
     );
+    assert_eq!(start.elapsed(), alone.relay.limits.answer);
+    let start = Instant::now();
+    let limit = Duration::from_millis(100);
+    assert!(!alone.relay.written(pod.key(), known + 3, limit).await);
+    assert_eq!(start.elapsed(), limit);
 }
 
 #[tokio::test(start_paused = true)]
@@ -182,10 +187,10 @@ async fn who_wrote_a_record_while_nobody_led_tells_whoever_is_elected_in_a_momen
     let mut alone = Alone::start().await;
     let (relay, task) = (&alone.relay, &alone.task);
     let elected = async {
-        sleep(WRITTEN_LIMIT / 2).await;
+        sleep(ELECTED_LIMIT / 2).await;
         task.set(Link::Opening);
     };
-    tokio::join!(relay.written(report(1).key(), 7), elected);
+    tokio::join!(relay.written(report(1).key(), 7, Duration::MAX), elected);
     assert!(alone.task.queue.try_recv().unwrap().written);
 }
 
@@ -211,6 +216,27 @@ async fn a_keepalive_that_changed_a_record_is_answered_once_the_leader_knows_of_
     item.settle(Counted::Yes);
     let Accepted { seq, .. } = answer.await.unwrap();
     assert_eq!(seq, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_the_leader_did_not_hear_of_is_to_be_said_again_and_joins_and_goodbyes_stand()
+{
+    let alone = Alone::start().await;
+    alone.task.set(Link::Up);
+    let says = |beat, payload: &str, down| Report {
+        beat,
+        payload: payload.into(),
+        down,
+        ..report(1)
+    };
+    let say = |report| alone.keepalives.accept(report, "");
+    say(says(1, "first", false)).await.unwrap();
+    let answer = say(says(2, "second", false)).await;
+    assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
+    let read = alone.store.read(&[pod_key(report(1).key())]).await;
+    let stored = Pod::decode(&read.unwrap().entries[0].value).unwrap();
+    assert_eq!(stored.payload(), "second");
+    say(says(3, "second", true)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
