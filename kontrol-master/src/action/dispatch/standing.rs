@@ -4,9 +4,11 @@
 //! it decides how each target ended. A carrier that was paused or cut off does not see that. So an end is told
 //!
 //! - once a record that has it was written, which nobody can write over unseen; or
-//! - at once where the carrier is *sure*: the record names its candidacy, and that surely still stands; but only if whoever
-//!   took the action over would hear the same from the slave, which keeps the end until it is in the record; or
-//! - at once where there is no record, for the store could not be reached: nobody can take over what nobody knows.
+//! - at once where there is no record, for the store could not be reached: nobody can take over what nobody knows; or
+//! - without a record of it where the carrier is *sure*: the record names its candidacy, and that surely still stands; but
+//!   only if whoever took the action over would hear the same from the slave, which keeps the end until it is in the
+//!   record. The slave may die together with the carrier: so of few targets an end waits a moment for its record, and
+//!   no longer, lest a store that takes no writes silences the action.
 //!
 //! Every other end is held back.
 
@@ -18,8 +20,8 @@ use tokio::time::Instant;
 struct Held {
     target: usize,
     since: Instant,
-    /// The slave keeps it, for whoever asks.
-    lasts: bool,
+    /// From when on it may be told without a record, for its slave keeps it; absent: the slave does not.
+    tell_at: Option<Instant>,
     /// It is in the record that is being written.
     in_writing: bool,
 }
@@ -34,6 +36,8 @@ pub(super) struct Standing {
     /// The candidacy that the record names that is being written.
     writing: Option<LeaseId>,
     held: Vec<Held>,
+    /// Whether the last write went wrong.
+    failed: bool,
 }
 
 impl Standing {
@@ -44,6 +48,7 @@ impl Standing {
             named: None,
             writing: None,
             held: Vec::new(),
+            failed: false,
         }
     }
 
@@ -62,12 +67,14 @@ impl Standing {
     /// It was written. Tells the targets whose ends may be told.
     pub(super) fn written(&mut self) -> Vec<usize> {
         self.named = self.writing.take();
+        self.failed = false;
         self.take(|held| held.in_writing)
     }
 
     /// It was not, or that is not known. `none`: there surely is no record at all.
     pub(super) fn failed(&mut self, none: bool) {
         self.writing = None;
+        self.failed = true;
         self.recorded &= !none;
         for held in &mut self.held {
             held.in_writing = false;
@@ -89,23 +96,28 @@ impl Standing {
         seat.is_some() && !self.is_sure(seat)
     }
 
-    /// A target has ended; `lasts`: its slave keeps that.
-    pub(super) fn hold(&mut self, target: usize, lasts: bool, since: Instant) {
+    /// A target has ended. `tell_at`: from when on that may be told without a record of it, for its slave keeps it.
+    pub(super) fn hold(&mut self, target: usize, tell_at: Option<Instant>, since: Instant) {
         self.held.push(Held {
             target,
             since,
-            lasts,
+            tell_at,
             in_writing: false,
         });
     }
 
-    /// The targets whose ends may be told without a record of them.
-    pub(super) fn release(&mut self, seat: Option<LeaseId>) -> Vec<usize> {
+    /// The targets whose ends may be told now without a record of them.
+    pub(super) fn release(&mut self, seat: Option<LeaseId>, now: Instant) -> Vec<usize> {
         if self.held.is_empty() || !self.is_sure(seat) {
             return Vec::new();
         }
         let recorded = self.recorded;
-        self.take(|held| held.lasts || !recorded)
+        self.take(|held| held.tell_at.is_some_and(|at| at <= now) || !recorded)
+    }
+
+    /// Whether an end waits for a write, and the last one went well.
+    pub(super) fn waits(&self) -> bool {
+        !self.failed && !self.held.is_empty()
     }
 
     /// Since when an end is held back.
@@ -122,6 +134,7 @@ impl Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     const NOBODY: [usize; 0] = [];
     const SEAT: Option<LeaseId> = Some(LeaseId(1));
@@ -129,19 +142,19 @@ mod tests {
 
     fn ended(standing: &mut Standing) {
         let now = Instant::now();
-        standing.hold(0, true, now);
-        standing.hold(1, false, now);
+        standing.hold(0, Some(now), now);
+        standing.hold(1, None, now);
     }
 
     #[test]
     fn without_a_record_everything_is_told_at_once() {
         let mut standing = Standing::new();
         ended(&mut standing);
-        assert_eq!(standing.release(None), [0, 1]);
+        assert_eq!(standing.release(None, Instant::now()), [0, 1]);
         standing.write(SEAT);
         standing.failed(true);
         ended(&mut standing);
-        assert_eq!(standing.release(None), [0, 1]);
+        assert_eq!(standing.release(None, Instant::now()), [0, 1]);
         assert_eq!(standing.holds_since(), None);
     }
 
@@ -157,14 +170,18 @@ mod tests {
                 standing.failed(false);
             }
             ended(&mut standing);
-            assert_eq!(standing.release(None), NOBODY, "the lease may have ended");
             assert_eq!(
-                standing.release(NEXT),
+                standing.release(None, Instant::now()),
+                NOBODY,
+                "the lease may have ended"
+            );
+            assert_eq!(
+                standing.release(NEXT, Instant::now()),
                 NOBODY,
                 "it ended, and another was granted"
             );
             assert!(standing.may_become_sure(NEXT) && !standing.may_become_sure(None));
-            assert_eq!(standing.release(SEAT), [0]);
+            assert_eq!(standing.release(SEAT, Instant::now()), [0]);
             standing.write(SEAT);
             assert_eq!(
                 standing.written(),
@@ -175,19 +192,41 @@ mod tests {
     }
 
     #[test]
+    fn an_end_waits_for_its_record_for_a_moment_and_for_ever_if_its_slave_forgets_it() {
+        let now = Instant::now();
+        let moment = Duration::from_secs(3);
+        let mut standing = Standing::new();
+        standing.write(SEAT);
+        assert_eq!(standing.written(), NOBODY);
+        assert!(!standing.waits());
+        standing.hold(0, Some(now + moment), now);
+        standing.hold(1, None, now);
+        assert!(standing.waits());
+        assert_eq!(standing.release(SEAT, now), NOBODY);
+        standing.write(SEAT);
+        standing.failed(false);
+        assert!(!standing.waits(), "a store that fails is not pressed");
+        assert_eq!(standing.release(None, now + moment), NOBODY);
+        assert_eq!(standing.release(SEAT, now + moment), [0]);
+        assert_eq!(standing.release(SEAT, now + 100 * moment), NOBODY);
+        standing.write(SEAT);
+        assert_eq!(standing.written(), [1]);
+    }
+
+    #[test]
     fn a_lost_candidacy_is_made_up_for_only_by_a_record_that_names_the_next() {
         let mut standing = Standing::new();
         standing.write(SEAT);
         assert_eq!(standing.written(), NOBODY);
         standing.write(NEXT);
         ended(&mut standing);
-        assert_eq!(standing.release(NEXT), NOBODY);
+        assert_eq!(standing.release(NEXT, Instant::now()), NOBODY);
         standing.failed(false);
-        assert_eq!(standing.release(NEXT), NOBODY);
+        assert_eq!(standing.release(NEXT, Instant::now()), NOBODY);
         standing.write(NEXT);
         ended(&mut standing);
         assert_eq!(standing.written(), [0, 1], "what came behind is not in it");
-        assert_eq!(standing.release(NEXT), [0]);
+        assert_eq!(standing.release(NEXT, Instant::now()), [0]);
         // The record that was written last names no candidacy.
         standing.write(None);
         assert_eq!(standing.written(), [1]);
@@ -202,7 +241,7 @@ mod tests {
         ended(&mut standing);
         standing.write(SEAT);
         standing.failed(false);
-        assert_eq!(standing.release(None), NOBODY);
+        assert_eq!(standing.release(None, Instant::now()), NOBODY);
         assert!(standing.holds_since().is_some());
     }
 }

@@ -51,6 +51,8 @@ const STOP: Duration = Duration::from_secs(2);
 /// How long an end may be held back that this master is not sure of, and how much longer than the command may run slaves
 /// may say nothing, until the dispatcher is told to look elsewhere.
 const UNSURE_LIMIT: Duration = Duration::from_secs(15);
+/// How long the end of one of few targets waits to be recorded before it is told.
+const RECORD_LIMIT: Duration = Duration::from_secs(1);
 
 /// Where an action comes from.
 #[derive(Debug)]
@@ -222,6 +224,10 @@ impl Task {
             if self.rollout.is_over() {
                 return End::Over;
             }
+            if self.saving.is_none() && self.is_to_be_saved(Instant::now()) {
+                // Where the store can't be reached, it is tried again.
+                let _ = self.begin(State::Running);
+            }
             // All arms are cancel safe. The write is a task of its own: it holds up nobody, whatever is awaited here.
             tokio::select! {
                 notice = self.notices.recv() => match notice {
@@ -252,10 +258,6 @@ impl Task {
                         self.rollout.missed_some(now);
                     }
                     self.look(now, &view);
-                    if self.saving.is_none() && self.is_to_be_saved(now) {
-                        // Where the store can't be reached, it is tried again.
-                        let _ = self.begin(State::Running);
-                    }
                 }
                 () = cancelled.cancelled(), if !cancelling => {
                     cancelling = true;
@@ -345,8 +347,8 @@ impl Task {
                 Effect::Order(order, to) => self.order(order, to).await,
             }
         }
-        let seat = self.dispatches.history.seat();
-        for index in self.standing.release(seat) {
+        let (now, seat) = (Instant::now(), self.dispatches.history.seat());
+        for index in self.standing.release(seat, now) {
             self.tell_end(index);
         }
     }
@@ -385,14 +387,15 @@ impl Task {
         };
         let unread = client.left_over();
         unread.into_iter().for_each(|piece| self.taken(Some(piece)));
-        tracing::warn!(
-            action = %self.id,
-            "out of touch with the store: can't tell whether another master took the action over; its dispatcher is told to look there"
-        );
+        let why = if self.standing.is_sure(self.dispatches.history.seat()) {
+            "this master can't write down how the action ended"
+        } else {
+            "this master is out of touch with the store, and can't tell whether another one took the action over"
+        };
+        tracing::warn!(action = %self.id, "{why}: its dispatcher is told to look into the history");
         client.end(
             Error::Unavailable(format!(
-                "this master is out of touch with the store, and can't tell whether another one took over the action {0}: \
-                 what became of it is in the history; to look: kontrol-master actions show {0}",
+                "{why}: what became of {0} is in the history; to look: kontrol-master actions show {0}",
                 self.id
             ))
             .into(),
@@ -449,7 +452,13 @@ impl Task {
                 let lasts = self.rollout.ended(index).is_some_and(|ended| {
                     matches!(ended.outcome, Outcome::Exited | Outcome::TimedOut)
                 }) && self.rollout.is_as_accepted(index);
-                return self.standing.hold(index, lasts, Instant::now());
+                let now = Instant::now();
+                let wait = if self.has_few_targets() {
+                    RECORD_LIMIT
+                } else {
+                    Duration::ZERO
+                };
+                return self.standing.hold(index, lasts.then_some(now + wait), now);
             }
         };
         match &mut self.client {

@@ -100,7 +100,7 @@ impl Task {
         loop {
             let now = Instant::now();
             let seat = self.dispatches.history.seat();
-            for index in self.standing.release(seat) {
+            for index in self.standing.release(seat, now) {
                 self.tell_end(index);
             }
             if !settled && self.saving.is_none() && now >= save_at && now < give_up {
@@ -117,7 +117,7 @@ impl Task {
                 client.tell(Told::Summary(summary), None);
                 patience = now + READ_LIMIT;
             }
-            if held && !self.standing.is_sure(seat) && now >= self.unsure_until() {
+            if held && now >= self.unsure_until() {
                 self.lose_sight(now);
             }
             let idle = self.client.as_ref().is_none_or(Client::is_idle);

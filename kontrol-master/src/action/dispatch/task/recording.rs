@@ -15,7 +15,8 @@ use std::{future::pending, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};
 
 /// How often an action that goes on is written down, if it went on: one of few targets, or that holds back an end until
-/// then; and one of many.
+/// then; and one of many. Of few, an end that waits for its record is written at once, with all that came during the
+/// write before.
 const SAVE_SOON: Duration = Duration::from_secs(1);
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 const FEW: u32 = 100;
@@ -114,6 +115,11 @@ impl Task {
         })
     }
 
+    /// Whether its record is small enough to be written with each end.
+    pub(super) fn has_few_targets(&self) -> bool {
+        self.rollout.counts().targets <= FEW
+    }
+
     pub(super) fn is_to_be_saved(&self, now: Instant) -> bool {
         let (at, ended) = self.saved;
         let counts = self.rollout.counts();
@@ -122,7 +128,9 @@ impl Task {
             || self
                 .standing
                 .may_become_sure(self.dispatches.history.seat());
-        let pause = if urgent || counts.targets <= FEW {
+        let pause = if self.has_few_targets() && self.standing.waits() {
+            Duration::ZERO
+        } else if urgent || self.has_few_targets() {
             SAVE_SOON
         } else {
             SAVE_EVERY
