@@ -196,7 +196,7 @@ impl Mirror {
         let history = self.entries.replace(&snapshot);
         let (view, changes) = if restored {
             // What was noted of the pods belongs to revisions that are no more.
-            View::of_another_history(&snapshot, Instant::now())
+            before.restart(&snapshot, Instant::now())
         } else {
             before.replace(&snapshot, Instant::now())
         };

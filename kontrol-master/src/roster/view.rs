@@ -411,8 +411,13 @@ impl View {
     }
 
     /// The view that a snapshot of another history shows: nothing that was noted of its pods is kept, and each is heard now.
-    pub fn of_another_history(snapshot: &Snapshot, now: Instant) -> (Self, Vec<Change>) {
-        Self::default().replace(snapshot, now)
+    /// But a seq that was given in this history is not given again in that one.
+    pub fn restart(&self, snapshot: &Snapshot, now: Instant) -> (Self, Vec<Change>) {
+        let nothing = Self {
+            next_seq: self.seq().0,
+            ..Self::default()
+        };
+        nothing.replace(snapshot, now)
     }
 
     /// The view that a snapshot shows, and what changed since this one.

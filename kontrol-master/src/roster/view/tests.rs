@@ -304,6 +304,19 @@ fn seqs_in_use_are_never_given_again_even_if_the_counter_is_lost() {
     assert_eq!(view.seq(), (42, 0));
 }
 
+#[test]
+fn a_seq_that_was_given_before_the_store_was_restored_is_not_given_again() {
+    let mut store = Naive::default();
+    let now = Instant::now();
+    let (view, _) = View::default().apply(&store.join(1, 0), now);
+    let backup = store.snapshot();
+    let (view, _) = view.apply(&store.join(2, 1), now);
+    let counted = store.step(|store| vec![store.put(SEQ, b"2".to_vec())]);
+    let (view, _) = view.apply(&counted, now);
+    let (restored, _) = view.restart(&backup, now);
+    assert_eq!((restored.len(), restored.seq().0), (1, 2));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Join(u8),
