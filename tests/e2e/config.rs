@@ -195,9 +195,11 @@ async fn the_environment_configures_as_flags_do_and_durations_take_units() {
     let _process =
         kontrol_tests::process::Process::spawn("master", &mut master, &dir.path().join("log"));
     let api = kontrol_tests::client::Api::new(format!("http://127.0.0.1:{port}"));
-    let view = kontrol_tests::wait::eventually(SOON, "leader", async || {
+    // Who leads tells of its callback once its term has begun.
+    let view = kontrol_tests::wait::eventually(SOON, "leader with its callback", async || {
         let view = api.ensemble().await?;
-        anyhow::ensure!(view.leader.is_some(), "{view:?}");
+        let configured = view.callback.as_ref().is_some_and(|one| one.configured);
+        anyhow::ensure!(view.leader.is_some() && configured, "{view:?}");
         Ok(view)
     })
     .await;
@@ -213,7 +215,6 @@ async fn the_environment_configures_as_flags_do_and_durations_take_units() {
     assert_eq!(millis(settings.damper), 250, "the flag wins");
     assert_eq!(millis(settings.damper_max), 1500, "six times the damper");
     assert_eq!(millis(settings.fover), 2500);
-    assert!(view.callback.unwrap().configured);
     assert!(etcd.read("/kontrol/prod/from-label/masters/").await.len() == 1);
 }
 
