@@ -25,7 +25,7 @@ const PURE: [&str; 14] = [
     "kontrol-slave/src/action/journal",
     "kontrol-slave/src/action/policy/rules",
     "kontrol-slave/src/keepalive/schedule",
-    "kontrol-slave/src/process/guard/plan",
+    "kontrol-slave/runtime/src/process/guard/plan",
 ];
 const IMPURE_WORDS: [&str; 9] = [
     ".await",
@@ -61,9 +61,12 @@ const OWNERS: [(&str, &[&str]); 7] = [
     ("glob", &["kontrol-slave/src/action/policy/rules"]),
     (
         "nix",
-        &["kontrol-slave/src/process", "kontrol-slave/src/address"],
+        &[
+            "kontrol-slave/runtime/src/process",
+            "kontrol-slave/runtime/src/host",
+        ],
     ),
-    ("close_fds", &["kontrol-slave/src/process/shim"]),
+    ("close_fds", &["kontrol-slave/runtime/src/process/shim"]),
 ];
 
 fn root() -> PathBuf {
@@ -169,7 +172,11 @@ fn names(code: &str, crate_name: &str) -> bool {
 #[test]
 fn no_program_prints_with_what_may_panic() {
     for (name, text) in sources() {
-        let ours = ["kontrol-master/src", "kontrol-slave/src"];
+        let ours = [
+            "kontrol-master/src",
+            "kontrol-slave/src",
+            "kontrol-slave/runtime/src",
+        ];
         if !is_test(&name) && ours.iter().any(|ours| name.starts_with(ours)) {
             for word in ["print!(", "println!("] {
                 assert!(!code(&text).contains(word), "{name} uses {word}");

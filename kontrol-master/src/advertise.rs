@@ -11,10 +11,8 @@
 mod tests;
 
 use crate::{config::Config, store::StoreUrl};
-use kontrol_slave::{
-    address::{Drawing, Host, Kernel, Reach, interfaces, reach},
-    masters::{self, Tier, link::resolve},
-};
+use kontrol_runtime::host::{Drawing, Host, Kernel, Reach, interfaces, reach};
+use kontrol_slave::masters::{self, Tier, link::resolve};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,

@@ -1,6 +1,6 @@
 //! The callback: one run of the user's program, with the roster as its input and the new state as its output.
 //!
-//! It runs under a guard (see `kontrol_slave::process`): when that has ended, so has everything that the program started,
+//! It runs under a guard (see `kontrol_runtime::process`): when that has ended, so has everything that the program started,
 //! and the program has ended before the leader's lease can, `kill -9` and SIGSTOP of the master included.
 //!
 //! Nothing here persists, retries, or decides when to run: the term does.
@@ -20,7 +20,7 @@ use crate::{
     model::{Digest, Exact, exact::MAX_STATE_BYTES},
 };
 use async_trait::async_trait;
-use kontrol_slave::process::OWN_EXECUTABLE;
+use kontrol_runtime::process::OWN_EXECUTABLE;
 use std::{fmt, path::PathBuf, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

@@ -112,7 +112,7 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_positive(text: &str) -> Result<Duration, String> {
-    match kontrol_slave::duration::parse(text) {
+    match kontrol_runtime::duration::parse(text) {
         Ok(Duration::ZERO) => Err("must be longer than nothing".to_owned()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(error.to_string()),

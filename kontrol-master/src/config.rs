@@ -13,12 +13,15 @@ use crate::{
     store::{EtcdOptions, EtcdTls, StoreUrl},
 };
 use args::{CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs};
+use kontrol_runtime::{
+    command_line::Mistake,
+    duration,
+    host::{Reach, reach},
+};
 use kontrol_slave::{
     action,
-    address::{Reach, reach},
     config::{PodArgs, PodConfig},
-    duration,
-    identity::{Labels, Mistake, Podinfo, parse_labels},
+    identity::{Labels, Podinfo, parse_labels},
     masters::{self, Tier},
 };
 use mistakes::{Mistakes, name};

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use kontrol_master::{cli, config::ServeArgs, server::Server};
-use kontrol_slave::{config, logging, process, supervise};
+use kontrol_runtime::{command_line, logging, process, supervise};
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
@@ -35,19 +35,19 @@ fn main() -> ExitCode {
     }
     let code = match process::start_clean() {
         Ok(()) => run(),
-        Err(error) => config::fail(NAME, &error),
+        Err(error) => command_line::fail(NAME, &error),
     };
     logging::flush();
     code
 }
 
 fn run() -> ExitCode {
-    match config::parse::<Cli>() {
+    match command_line::parse::<Cli>() {
         Ok(cli) => match cli.command {
             Some(command) => ask(command),
             None => serve(cli.serve),
         },
-        Err(error) => config::refuse(NAME, &error),
+        Err(error) => command_line::refuse(NAME, &error),
     }
 }
 
@@ -62,7 +62,7 @@ fn ask(command: cli::Command) -> ExitCode {
             runtime.shutdown_background();
             code
         }
-        Err(error) => config::fail(NAME, &format_args!("can't start the runtime: {error}")),
+        Err(error) => command_line::fail(NAME, &format_args!("can't start the runtime: {error}")),
     }
 }
 
@@ -71,10 +71,10 @@ fn serve(args: ServeArgs) -> ExitCode {
     let (format, verbose) = (args.log_format(), args.verbose());
     let config = match args.check(|name| std::env::var(name).ok()) {
         Ok(config) => config,
-        Err(mistakes) => return config::refuse_settings(NAME, &mistakes),
+        Err(mistakes) => return command_line::refuse_settings(NAME, &mistakes),
     };
     if let Err(error) = logging::init(format, verbose) {
-        return config::fail(NAME, &error);
+        return command_line::fail(NAME, &error);
     }
     if let Err(error) = process::keep_private() {
         tracing::warn!("commands could read the variables of this program: {error}");
@@ -85,7 +85,7 @@ fn serve(args: ServeArgs) -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            return config::fail(NAME, &format_args!("can't start the runtime: {error}"));
+            return command_line::fail(NAME, &format_args!("can't start the runtime: {error}"));
         }
     };
     let served = runtime.block_on(async {
@@ -101,7 +101,7 @@ fn serve(args: ServeArgs) -> ExitCode {
     runtime.shutdown_background();
     match served {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => config::fail(NAME, &format_args!("{error:#}")),
+        Err(error) => command_line::fail(NAME, &format_args!("{error:#}")),
     }
 }
 

@@ -246,7 +246,7 @@ impl Metrics {
 
     /// The text that `/metrics` serves.
     pub fn encode(&self) -> String {
-        let dropped = kontrol_slave::logging::dropped();
+        let dropped = kontrol_runtime::logging::dropped();
         let counter = self.log_lines_dropped.inner();
         counter.store(dropped, Ordering::Relaxed);
         let mut text = String::new();

@@ -2,14 +2,16 @@
 //! very agent that `kontrol-slave` runs.
 
 use crate::{advertise::Advertised, config::Config, election::Election, roster::Roster};
+use kontrol_runtime::{
+    host::{Reach, reach},
+    supervise::Tasks,
+};
 use kontrol_slave::{
-    address::{Reach, reach},
     agent::{Agent, AgentConfig},
     config::PodConfig,
     identity::Identity,
     masters,
     program::follow_pod,
-    supervise::Tasks,
 };
 use serde_json::{Value, json};
 use std::{

@@ -36,7 +36,7 @@ use kontrol_proto::{
         keepalive_service_server::{KeepaliveServiceServer, SERVICE_NAME as KEEPALIVE},
     },
 };
-use kontrol_slave::supervise::Children;
+use kontrol_runtime::supervise::Children;
 use reflection::Reflection;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;

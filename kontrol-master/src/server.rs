@@ -18,7 +18,8 @@ use crate::{
 use anyhow::Context as _;
 use core::Core;
 use futures::future::join_all;
-use kontrol_slave::{agent::Agent, identity::host_name, process::reaper, supervise::Tasks};
+use kontrol_runtime::{host::host_name, process::reaper, supervise::Tasks};
+use kontrol_slave::agent::Agent;
 use operations::Operations;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},

@@ -26,7 +26,7 @@ mod verdict;
 
 pub(crate) use executor::{Executor, ExecutorTask};
 
-use crate::process::{OWN_EXECUTABLE, User};
+use kontrol_runtime::process::{OWN_EXECUTABLE, User};
 use policy::Policy;
 use rustix::process::geteuid;
 use std::path::PathBuf;

@@ -4,29 +4,21 @@
 //! An empty variable counts as an absent one: compose files and manifests cannot leave a variable out.
 
 mod actions;
-mod command_line;
 
 pub use actions::ActionArgs;
-pub use command_line::{fail, parse, refuse, refuse_settings};
 
 use crate::{
     action,
-    identity::{Given, Mistake, Podinfo, host_name, parse_labels, podinfo},
-    logging,
+    identity::{Given, Podinfo, parse_labels, podinfo},
     masters::{self, Tier},
 };
 use clap::Parser;
+use kontrol_runtime::{
+    command_line::{Mistake, switch},
+    host::host_name,
+    logging,
+};
 use std::{net::IpAddr, path::PathBuf};
-
-/// A flag that is on or off, as its variable says it; set to nothing it is off. Anything else is a mistake: who writes `none`
-/// or `00` must not have said yes.
-pub fn switch(text: &str) -> Result<bool, &'static str> {
-    match text.trim().to_ascii_lowercase().as_str() {
-        "1" | "y" | "yes" | "t" | "true" | "on" => Ok(true),
-        "" | "0" | "n" | "no" | "f" | "false" | "off" => Ok(false),
-        _ => Err("must be yes or no (true or false, on or off, 1 or 0)"),
-    }
-}
 
 /// Reports one pod to its masters, until it is told to stop.
 ///

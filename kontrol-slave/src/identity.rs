@@ -4,12 +4,13 @@
 //! Invariant: an [`Identity`] is within the limits that masters set, so that a master never refuses it for a mistake
 //! that could be told at the start. All mistakes are told at once, each with the flag that puts it right.
 
-use crate::{
-    address::{Reach, reach},
-    json, strict,
+use crate::{json, strict};
+use kontrol_runtime::{
+    command_line::Mistake,
+    host::{Reach, reach},
 };
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 pub mod podinfo;
 
@@ -47,26 +48,6 @@ pub struct Identity {
     pub annotations: Labels,
     /// The machine that the pod runs on; may be empty.
     pub node: String,
-}
-
-/// A setting that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("--{flag}: {reason}")]
-pub struct Mistake {
-    /// The flag that puts it right, without dashes.
-    pub flag: &'static str,
-    /// What is wrong.
-    pub reason: String,
-}
-
-impl Mistake {
-    /// A wrong setting and the reason.
-    pub fn new(flag: &'static str, reason: impl fmt::Display) -> Self {
-        Self {
-            flag,
-            reason: reason.to_string(),
-        }
-    }
 }
 
 /// What flags and environment say of the pod.
@@ -223,12 +204,6 @@ fn check_map(flag: &'static str, what: &str, map: &Labels, limit: usize) -> Vec<
         }
     }
     mistakes
-}
-
-/// The name of this host, which in a container is the container's.
-pub fn host_name() -> String {
-    let name = rustix::system::uname();
-    name.nodename().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

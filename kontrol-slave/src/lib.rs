@@ -7,7 +7,7 @@
 //!   JSON file ──▶ payload ──────────────────────┘ watch                      ├─▶ ...
 //!                                                                            │
 //!   the same connections ──▶ action: a session for each tier ──▶ executor ◀──┘
-//!                                                                   └─▶ process: guard ──▶ a command
+//!                                                                   └─▶ kontrol_runtime::process: guard ──▶ a command
 //! ```
 //!
 //! What always holds:
@@ -20,27 +20,19 @@
 //! 6. No keepalive is lost to what it says: what masters refuse is told once, and what they took before goes on.
 //! 7. A pod whose address nobody gave is known by one that its masters' hosts can dial, and follows when it changes.
 //! 8. Actions never hold up a keepalive, and none runs twice; what they are bound by, [`action`] says.
-//! 9. Nothing that [`process`] starts outlives this process, however that ends.
 //!
-//! For masters: [`agent`] (mixed mode and chain), [`config::PodArgs`] with [`program::follow_pod`], [`supervise`],
-//! [`process`], [`strict`], [`logging`], [`duration`], [`address`], and the limits of what a keepalive may say ([`identity`],
-//! [`payload`], [`json`]).
+//! For masters: [`agent`] (mixed mode and chain), [`config::PodArgs`] with [`program::follow_pod`], [`strict`], and the
+//! limits of what a keepalive may say ([`identity`], [`payload`], [`json`]).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod action;
-pub mod address;
 pub mod agent;
 pub mod config;
-pub mod duration;
-mod folder;
 pub mod identity;
 pub mod json;
 pub mod keepalive;
-pub mod logging;
 pub mod masters;
 pub mod payload;
-pub mod process;
 pub mod program;
 pub mod strict;
-pub mod supervise;

@@ -1,9 +1,7 @@
 //! `kontrol-slave`: reports one pod to its masters. Exit codes: 0 stopped as told, 1 failed, 2 wrong settings.
 
-use kontrol_slave::{
-    config::{self, Args},
-    logging, process, program,
-};
+use kontrol_runtime::{command_line, logging, process};
+use kontrol_slave::{config::Args, program};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,7 +10,7 @@ fn main() -> ExitCode {
     }
     let code = match process::start_clean() {
         Ok(()) => run(),
-        Err(error) => config::fail("kontrol-slave", &error),
+        Err(error) => command_line::fail("kontrol-slave", &error),
     };
     logging::flush();
     code
@@ -20,16 +18,16 @@ fn main() -> ExitCode {
 
 fn run() -> ExitCode {
     process::raise_open_files();
-    let args = match config::parse::<Args>() {
+    let args = match command_line::parse::<Args>() {
         Ok(args) => args,
-        Err(error) => return config::refuse("kontrol-slave", &error),
+        Err(error) => return command_line::refuse("kontrol-slave", &error),
     };
     let config = match args.check() {
         Ok(config) => config,
-        Err(mistakes) => return config::refuse_settings("kontrol-slave", &mistakes),
+        Err(mistakes) => return command_line::refuse_settings("kontrol-slave", &mistakes),
     };
     if let Err(error) = logging::init(config.log_format, config.verbose) {
-        return config::fail("kontrol-slave", &error);
+        return command_line::fail("kontrol-slave", &error);
     }
     if let Err(error) = process::keep_private() {
         tracing::warn!("commands could read the variables of this program: {error}");

@@ -7,10 +7,10 @@
 //! a file with an integer that no double holds is refused, so that none changes on the way. Write those as strings.
 
 use crate::{
-    folder::{Changes, Content, Hint, Reader},
     json::{self, MAX_DEPTH},
     strict::{self, Fault},
 };
+use kontrol_runtime::folder::{Changes, Content, Hint, Reader};
 use prost_types::{ListValue, Struct, value::Kind};
 use serde_json::{Map, Value};
 use std::{io, path::PathBuf, time::Duration};

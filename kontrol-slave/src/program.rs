@@ -8,6 +8,8 @@ use crate::{
     config::{Config, PodConfig},
     identity::{Identity, podinfo::PodinfoTask},
     payload,
+};
+use kontrol_runtime::{
     process::reaper,
     supervise::{BoxError, Failure, Tasks, signals},
 };

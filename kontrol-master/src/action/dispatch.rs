@@ -35,7 +35,7 @@ use crate::{
 };
 use client::Client;
 use kontrol_proto::v1::{DispatchRequest, DispatchResponse, attach_response::Run};
-use kontrol_slave::supervise::{Children, Failure};
+use kontrol_runtime::supervise::{Children, Failure};
 use prost::Message;
 use std::{
     collections::HashSet,

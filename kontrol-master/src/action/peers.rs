@@ -12,7 +12,7 @@ use crate::{
 use kontrol_proto::internal::v1::{
     ExchangeRequest, exchange_request, exchange_service_client::ExchangeServiceClient,
 };
-use kontrol_slave::supervise::Failure;
+use kontrol_runtime::supervise::Failure;
 use std::{collections::HashMap, time::Duration};
 use tokio::{
     sync::mpsc,

@@ -27,7 +27,7 @@ use kontrol_proto::v1::{
     AttachRequest, AttachResponse,
     attach_request::{Event, Hello},
 };
-use kontrol_slave::supervise::{Children, Failure};
+use kontrol_runtime::supervise::{Children, Failure};
 use std::time::Duration;
 use tokio::{
     sync::mpsc,

@@ -5,7 +5,7 @@
 
 use super::Input;
 use crate::model::{Digest, Exact};
-use kontrol_slave::process::DEFAULT_PATH;
+use kontrol_runtime::process::DEFAULT_PATH;
 use std::{
     env,
     ffi::{OsStr, OsString},

@@ -2,7 +2,7 @@
 //!
 //! A name is resolved to a path here, once, so that what was checked is what runs.
 
-use kontrol_slave::process::DEFAULT_PATH;
+use kontrol_runtime::process::DEFAULT_PATH;
 use rustix::fs::{Access, access};
 use std::{
     env,

@@ -11,7 +11,7 @@ use super::{
     verdict::judge,
 };
 use crate::{clock::Clock, model::Exact};
-use kontrol_slave::process::{
+use kontrol_runtime::process::{
     DIRECTORY_PREFIX, End, Guarded, INPUT_FILE, Lease, Order, Pipes, Spec,
 };
 use rustix::io::Errno;

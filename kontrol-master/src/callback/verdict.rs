@@ -2,7 +2,7 @@
 
 use super::{Failure, output};
 use crate::model::Exact;
-use kontrol_slave::process::{Cause, Report, Status};
+use kontrol_runtime::process::{Cause, Report, Status};
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 
 /// What came of a run: the guard's report and exit status, what it was asked to stop for, and the output.

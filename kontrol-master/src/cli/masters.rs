@@ -11,7 +11,7 @@ use kontrol_proto::v1::{
     WatchRequest, WatchResponse, action_service_client::ActionServiceClient,
     ensemble_service_client::EnsembleServiceClient,
 };
-use kontrol_slave::identity::host_name;
+use kontrol_runtime::host::host_name;
 use std::{env, error::Error, time::Duration};
 use tonic::{Code, Response, Status, Streaming, transport::Channel};
 

@@ -2,10 +2,8 @@
 //! one that is not set (compose files and manifests can't leave one out), and so that all mistakes are told at once.
 
 use clap::Args;
-use kontrol_slave::{
-    config::{ActionArgs, PodArgs, switch},
-    logging::Format,
-};
+use kontrol_runtime::{command_line::switch, logging::Format};
+use kontrol_slave::config::{ActionArgs, PodArgs};
 use std::path::PathBuf;
 
 /// Every flag of a master that serves.

@@ -1,11 +1,8 @@
 //! Reads settings one by one, and gathers what is wrong with them: all mistakes are told at once.
 
 use super::{MAX_NAME_BYTES, given};
-use kontrol_slave::{
-    duration,
-    identity::Mistake,
-    masters::{self, Tier},
-};
+use kontrol_runtime::{command_line::Mistake, duration};
+use kontrol_slave::masters::{self, Tier};
 use std::{fmt, time::Duration};
 
 /// The mistakes so far.

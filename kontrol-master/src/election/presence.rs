@@ -16,7 +16,7 @@ use crate::{
     },
     store::{Compare, LeaseId, Op, Revision, SharedStore, StoreError, Txn},
 };
-use kontrol_slave::address::{Reach, reach};
+use kontrol_runtime::host::{Reach, reach};
 use std::{net::SocketAddr, time::Duration};
 use tokio::{sync::watch, time::Instant};
 

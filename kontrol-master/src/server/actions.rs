@@ -15,7 +15,7 @@ use crate::{
     roster::{PeerMaster, Roster},
     store::SharedStore,
 };
-use kontrol_slave::supervise::{Children, Tasks};
+use kontrol_runtime::supervise::{Children, Tasks};
 use std::sync::Arc;
 
 /// What the parts of actions are built of.

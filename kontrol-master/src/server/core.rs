@@ -22,7 +22,7 @@ use crate::{
     term,
 };
 use anyhow::Context as _;
-use kontrol_slave::supervise::Tasks;
+use kontrol_runtime::supervise::Tasks;
 use std::{net::SocketAddr, sync::Arc};
 use tokio::sync::watch;
 

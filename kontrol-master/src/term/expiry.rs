@@ -276,7 +276,7 @@ fn tell(view: &View, pods: &[Tracked], reason: Reason, now: Instant) {
         };
         let silence = member.heard.at().map_or_else(
             || "unheard here".to_owned(),
-            |at| kontrol_slave::duration::show(now.saturating_duration_since(at)),
+            |at| kontrol_runtime::duration::show(now.saturating_duration_since(at)),
         );
         let why = if reason == Reason::Lost {
             "whose channel ended and that did not come back"

@@ -22,7 +22,7 @@ use crate::{
     },
     store::{EtcdOptions, Event, Op, StoreUrl, Txn, open},
 };
-use kontrol_slave::supervise::Tasks;
+use kontrol_runtime::supervise::Tasks;
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
@@ -40,7 +40,7 @@ struct Harness {
     metrics: Arc<Metrics>,
     clock: Clock,
     token: CancellationToken,
-    tasks: JoinHandle<Result<(), kontrol_slave::supervise::Failure>>,
+    tasks: JoinHandle<Result<(), kontrol_runtime::supervise::Failure>>,
 }
 
 impl Harness {

@@ -1,11 +1,9 @@
 //! From what a master orders to what the guard is to run: the words, the environment, the input. PURE.
 
 use super::{Settings, variables};
-use crate::{
-    payload::from_proto,
-    process::{DEFAULT_PATH, Spec, User},
-};
+use crate::payload::from_proto;
 use kontrol_proto::v1::{Command, attach_response::Run};
+use kontrol_runtime::process::{DEFAULT_PATH, Spec, User};
 use std::{
     ffi::{OsStr, OsString},
     time::Duration,

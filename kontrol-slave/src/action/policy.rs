@@ -5,7 +5,7 @@
 
 mod rules;
 
-use crate::folder::{Content, Reader, read_now};
+use kontrol_runtime::folder::{Content, Reader, read_now};
 use rules::Rules;
 use std::{collections::HashMap, path::PathBuf, sync::LazyLock};
 

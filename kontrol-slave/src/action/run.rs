@@ -16,9 +16,9 @@ use super::{
     told::{Hearer, Told},
     verdict::{NotRun, Stop, cancelled, judge},
 };
-use crate::process::{End, Guarded, Lease, Order as GuardOrder, Pipes, Spec};
 use bytes::{Bytes, BytesMut};
 use kontrol_proto::v1::{AttachRequest, Stream};
+use kontrol_runtime::process::{End, Guarded, Lease, Order as GuardOrder, Pipes, Spec};
 use std::{collections::HashMap, future::pending, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},

@@ -1,10 +1,10 @@
 //! How an action ended, as its master is told. It only decides: no clock, no IO.
 
-use crate::process::{Cause, End, Report, Status};
 use kontrol_proto::v1::{
     ActionResult, Outcome,
     attach_request::{Event, Finished},
 };
+use kontrol_runtime::process::{Cause, End, Report, Status};
 use std::time::Duration;
 
 /// Exit codes, as a shell has them.
@@ -80,7 +80,7 @@ pub(super) fn judge(end: End, stop: Option<Stop>, timeout: Duration) -> ActionRe
         }
         None if stop.is_some() => return cancelled(stop).result(),
         None if end.overdue => {
-            let limit = crate::duration::show(timeout);
+            let limit = kontrol_runtime::duration::show(timeout);
             let reason = format!("it did not end within {limit}, and its guard was stopped");
             return killed(Outcome::TimedOut, reason);
         }
@@ -95,7 +95,7 @@ pub(super) fn judge(end: End, stop: Option<Stop>, timeout: Duration) -> ActionRe
     let (outcome, error) = match cause {
         Cause::Itself => (Outcome::Exited, String::new()),
         Cause::Lease => {
-            let limit = crate::duration::show(timeout);
+            let limit = kontrol_runtime::duration::show(timeout);
             (Outcome::TimedOut, format!("it did not end within {limit}"))
         }
         Cause::Stop | Cause::ParentGone => (Outcome::Cancelled, cancelled(stop).reason),

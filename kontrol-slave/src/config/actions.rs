@@ -1,9 +1,9 @@
 //! The settings of actions.
 
 use super::given;
-use crate::{
-    action::{self, policy::Policy},
-    identity::Mistake,
+use crate::action::{self, policy::Policy};
+use kontrol_runtime::{
+    command_line::Mistake,
     process::{User, UserError},
 };
 use rustix::process::{Resource, geteuid, getrlimit};

@@ -7,9 +7,12 @@
 
 use super::{
     Given, Identity, Labels, MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES,
-    MAX_LABELS, Mistake, annotations_size,
+    MAX_LABELS, annotations_size,
 };
-use crate::folder::{Changes, Content, Hint, Reader, read_now};
+use kontrol_runtime::{
+    command_line::Mistake,
+    folder::{Changes, Content, Hint, Reader, read_now},
+};
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

@@ -1,7 +1,7 @@
 //! By which address the pod of a tier is known: as given, or as drawn towards the master in use. What is odd about it is
 //! said once.
 
-use crate::address::{Drawing, Homeless, Host, Kernel, Reach, reach};
+use kontrol_runtime::host::{Drawing, Homeless, Host, Kernel, Reach, reach};
 use std::net::{IpAddr, SocketAddr};
 
 /// The address of one tier's pod.

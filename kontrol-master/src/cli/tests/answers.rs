@@ -36,7 +36,7 @@ async fn status_tells_the_ensemble_at_a_glance() {
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));
     let agent = master.script.agent.lock().unwrap().clone();
     let name = concat!("kontrol-master/", env!("CARGO_PKG_VERSION"), " (");
-    let host = format!("@{}) ", kontrol_slave::identity::host_name());
+    let host = format!("@{}) ", kontrol_runtime::host::host_name());
     assert!(agent.starts_with(name) && agent.contains(&host), "{agent}");
 }
 

@@ -3,7 +3,8 @@
 use super::{Pair, config};
 use crate::master::channel::{Taken, argv, run, shell, within};
 use kontrol_proto::v1::{Command, Outcome};
-use kontrol_slave::{action::Settings, payload::to_proto, process::User};
+use kontrol_runtime::process::User;
+use kontrol_slave::{action::Settings, payload::to_proto};
 use serde_json::json;
 use std::{collections::HashMap, fs, io::Write, os::unix::fs::PermissionsExt, time::Duration};
 

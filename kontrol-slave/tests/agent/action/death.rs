@@ -10,7 +10,7 @@ use crate::{
     program::program,
 };
 use kontrol_proto::v1::{Outcome, attach_response::Run};
-use kontrol_slave::process::{Cause, Guarded, Lease, Order, Report, Spec, Status};
+use kontrol_runtime::process::{Cause, Guarded, Lease, Order, Report, Spec, Status};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use std::{
     fs,

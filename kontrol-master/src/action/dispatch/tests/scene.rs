@@ -21,7 +21,7 @@ use kontrol_proto::v1::{
     ActionResult, AttachResponse, Command, Selector, attach_request,
     attach_response::Order as Ordered, dispatch_response::Event,
 };
-use kontrol_slave::supervise::Tasks;
+use kontrol_runtime::supervise::Tasks;
 use tokio::{
     sync::watch,
     time::{sleep, timeout},

@@ -1,11 +1,41 @@
 //! Reading the command line of a program, and saying in one line what is wrong with it.
 
-use crate::{identity::Mistake, logging};
+use crate::logging;
 use clap::{Command, Parser, builder::Resettable};
 use std::{ffi::OsStr, fmt, process::ExitCode};
 
 /// Exit code of wrong settings.
 const WRONG_SETTINGS: u8 = 2;
+
+/// A setting that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("--{flag}: {reason}")]
+pub struct Mistake {
+    /// The flag that puts it right, without dashes.
+    pub flag: &'static str,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl Mistake {
+    /// A wrong setting and the reason.
+    pub fn new(flag: &'static str, reason: impl fmt::Display) -> Self {
+        Self {
+            flag,
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// A flag that is on or off, as its variable says it; set to nothing it is off. Anything else is a mistake: who writes `none`
+/// or `00` must not have said yes.
+pub fn switch(text: &str) -> Result<bool, &'static str> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "1" | "y" | "yes" | "t" | "true" | "on" => Ok(true),
+        "" | "0" | "n" | "no" | "f" | "false" | "off" => Ok(false),
+        _ => Err("must be yes or no (true or false, on or off, 1 or 0)"),
+    }
+}
 
 /// Reads the command line and the environment. A variable that is set to nothing counts as one that is not set, and so does
 /// one that Kubernetes made of a Service.

@@ -34,6 +34,12 @@ pub fn reach(ip: IpAddr) -> Reach {
     }
 }
 
+/// The name of this host, which in a container is the container's.
+pub fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}
+
 /// What can be asked about this host.
 pub trait Host {
     /// The address that it would send from to get there; none without a route.

@@ -35,7 +35,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// Why to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hint {
+pub enum Hint {
     /// Something in the folder changed: read.
     Event,
     /// Time passed, or something beside the file changed: compare stamps.
@@ -52,7 +52,7 @@ struct Signal {
 
 /// Tells when something in a folder may have changed.
 #[derive(Debug)]
-pub(crate) struct Changes {
+pub struct Changes {
     folder: PathBuf,
     /// The file that counts; none: all of the folder does.
     file: Option<OsString>,
@@ -63,7 +63,7 @@ pub(crate) struct Changes {
 
 impl Changes {
     /// Watches the folder that holds a file.
-    pub(crate) fn of_file(path: &Path) -> Self {
+    pub fn of_file(path: &Path) -> Self {
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             Some(_) | None => Path::new("."),
@@ -72,7 +72,7 @@ impl Changes {
     }
 
     /// Watches a folder, not the folders in it.
-    pub(crate) fn of_folder(folder: &Path) -> Self {
+    pub fn of_folder(folder: &Path) -> Self {
         Self::new(folder, None)
     }
 
@@ -113,7 +113,7 @@ impl Changes {
     }
 
     /// Waits for a reason to look. Not cancel safe: a reason may be lost.
-    pub(crate) async fn next(&mut self) -> Hint {
+    pub async fn next(&mut self) -> Hint {
         let event = tokio::select! {
             () = self.signal.wake.notified() => true,
             () = sleep_until(self.tick) => false,
@@ -146,7 +146,7 @@ fn is_change(kind: &EventKind) -> bool {
 
 /// What tells one version of a file from another without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stamp {
+pub struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -168,7 +168,7 @@ impl From<&Metadata> for Stamp {
 
 /// A file as it was last read.
 #[derive(Debug, Default)]
-pub(crate) enum Content {
+pub enum Content {
     /// It does not exist.
     #[default]
     Missing,
@@ -185,7 +185,7 @@ pub(crate) enum Content {
 
 impl Content {
     /// Whether the file is still the one that was read.
-    pub(crate) async fn is_current(&self, path: &Path, reader: &Reader) -> bool {
+    pub async fn is_current(&self, path: &Path, reader: &Reader) -> bool {
         let path = path.to_owned();
         let now = reader.look(move || std::fs::metadata(path)).await;
         match (self, now) {
@@ -198,21 +198,21 @@ impl Content {
 
 /// Looks at files on threads that may block: a dead network file system must stop nothing else. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Reader {
+pub struct Reader {
     /// One that hangs keeps its thread, and there must be some for others.
     turns: Arc<Semaphore>,
 }
 
 impl Reader {
     /// A reader of which so many looks are under way at once.
-    pub(crate) fn new(at_once: usize) -> Self {
+    pub fn new(at_once: usize) -> Self {
         Self {
             turns: Arc::new(Semaphore::new(at_once)),
         }
     }
 
     /// Does what looks at files; an error when that takes too long.
-    pub(crate) async fn look<T: Send + 'static>(
+    pub async fn look<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
@@ -234,7 +234,7 @@ impl Reader {
     }
 
     /// Reads a file, `limit` and one byte at most.
-    pub(crate) async fn read(&self, path: &Path, limit: usize) -> Content {
+    pub async fn read(&self, path: &Path, limit: usize) -> Content {
         let path = path.to_owned();
         let content = self.look(move || read_now(&path, limit)).await;
         content.unwrap_or_else(Content::Failed)
@@ -242,7 +242,7 @@ impl Reader {
 }
 
 /// Reads a file, on this thread. Nothing but a file is read: a pipe would wait for its writer, a device never end.
-pub(crate) fn read_now(path: &Path, limit: usize) -> Content {
+pub fn read_now(path: &Path, limit: usize) -> Content {
     let attempt = || {
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         let file = File::options().read(true).custom_flags(flags).open(path)?;
