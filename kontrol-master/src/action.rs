@@ -20,7 +20,6 @@ pub mod history;
 pub mod outlet;
 pub mod peers;
 mod request;
-pub mod rollout;
 pub mod session;
 pub mod switchboard;
 mod targets;

@@ -1,7 +1,8 @@
 //! Whether this process stood still lately, or its machine slept. Peers that it did not answer meanwhile have closed their connections, and will
 //! be back: their going is no sign of death.
 
-use crate::{clock::Clock, liveness::TICK};
+use crate::clock::Clock;
+use kontrol_core::liveness::TICK;
 use std::time::Duration;
 use tokio::{
     sync::watch,

@@ -15,11 +15,9 @@ mod verdict;
 pub use program::{Program, ProgramError};
 pub use run::run;
 
-use crate::{
-    clock::Moment,
-    model::{Digest, Exact, exact::MAX_STATE_BYTES},
-};
+use crate::clock::Moment;
 use async_trait::async_trait;
+use kontrol_core::model::{Digest, Exact, exact::MAX_STATE_BYTES};
 use kontrol_runtime::process::OWN_EXECUTABLE;
 use std::{fmt, path::PathBuf, time::Duration};
 use tokio::sync::watch;

@@ -12,10 +12,14 @@ use crate::{
     advertise::Advertised,
     backoff::Backoff,
     clock::{Clock, Moment},
-    roster::{PeerMaster, Roster, view::MASTERS},
-    store::{Compare, Fence, LeaseId, Outcome, Revision, SharedStore, StoreError, Txn},
+    roster::Roster,
+    store::{SharedStore, StoreError},
 };
 use futures::future::join_all;
+use kontrol_core::{
+    kv::{Compare, Fence, LeaseId, Outcome, Revision, Txn},
+    view::{MASTERS, PeerMaster},
+};
 use presence::{Presence, candidacy, put};
 use std::time::Duration;
 use tokio::{

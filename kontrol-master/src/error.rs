@@ -1,6 +1,7 @@
 //! What can go wrong with a request, by what the caller must do about it. `rpc::status` turns it into a gRPC status.
 
-use crate::{model::Invalid, store::StoreError};
+use crate::store::StoreError;
+use kontrol_core::model::Invalid;
 
 /// Why a request was not done. The text is for the caller: it names the field or tells what to do next.
 #[derive(Debug, Clone, thiserror::Error)]

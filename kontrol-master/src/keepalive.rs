@@ -8,9 +8,7 @@
 //! Where it does, and for goodbyes and refusals always, the store decides.
 
 pub mod committer;
-mod contest;
 mod draft;
-pub mod plan;
 #[cfg(test)]
 mod tests;
 
@@ -18,14 +16,16 @@ pub use committer::{Committer, CommitterTask};
 
 use crate::{
     error::Error,
-    liveness::{Instance, Writing},
     metrics::Metrics,
-    model::{PodKey, Report},
     relay::{Counted, Relay, Sign},
     roster::Roster,
-    store::Revision,
 };
-use plan::{Known, Plan, plan};
+use kontrol_core::{
+    kv::Revision,
+    liveness::{Instance, Writing},
+    model::{PodKey, Report},
+    plan::{Known, Plan, plan},
+};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 

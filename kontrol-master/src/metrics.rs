@@ -2,8 +2,11 @@
 
 use crate::{
     error::Error,
+    roster::{Notice, Roster},
+};
+use kontrol_core::{
     model::action::{Ended, Outcome},
-    roster::{Change, Notice, Roster},
+    view::Change,
 };
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},

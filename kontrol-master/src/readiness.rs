@@ -95,12 +95,11 @@ mod tests {
     use super::*;
     use crate::{
         election::Campaign,
-        liveness::Instance,
         relay::Parts,
-        roster::PeerMaster,
         status::Status,
         store::{EtcdOptions, StoreUrl, open},
     };
+    use kontrol_core::{liveness::Instance, view::PeerMaster};
     use std::{
         io,
         sync::{Arc, Mutex},

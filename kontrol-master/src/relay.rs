@@ -30,11 +30,15 @@ pub use way::Limits;
 use crate::{
     election::Election,
     error::Error,
+    roster::Roster,
+    status::Status,
+    store::{self, SharedStore},
+};
+use kontrol_core::{
+    kv::Revision,
     liveness::{Detached, Instance},
     model::PodKey,
-    roster::{Roster, View},
-    status::Status,
-    store::{self, Revision, SharedStore},
+    view::View,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{

@@ -8,12 +8,7 @@ mod complaint;
 pub mod feed;
 pub mod history;
 pub mod mirror;
-pub mod view;
 
 pub use feed::{Feed, Followed, Lagged, Notice, Notices, Place};
 pub use history::History;
 pub use mirror::{Changes, Mirror, Roster};
-pub use view::{
-    Candidate, Change, KnownAction, Member, PeerMaster, Reason, Removal, StateRecord, Unreadable,
-    View,
-};

@@ -13,11 +13,12 @@ mod operations;
 
 use crate::{
     action::dispatch::Dispatches, advertise, config::Config, gateway, listener, metrics::Metrics,
-    pod, roster::PeerMaster, rpc,
+    pod, rpc,
 };
 use anyhow::Context as _;
 use core::Core;
 use futures::future::join_all;
+use kontrol_core::view::PeerMaster;
 use kontrol_runtime::{host::host_name, process::reaper, supervise::Tasks};
 use kontrol_slave::agent::Agent;
 use operations::Operations;

@@ -1,6 +1,7 @@
 //! How the callback fares, as every master tells it: written by the term on the leader, by the relay elsewhere.
 
-use crate::roster::{Notice, Roster, view::millis};
+use crate::roster::{Notice, Roster};
+use kontrol_core::view::millis;
 use kontrol_proto::v1::CallbackStatus;
 use prost_types::Timestamp;
 use std::time::SystemTime;

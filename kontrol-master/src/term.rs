@@ -14,18 +14,22 @@ mod storing;
 
 use crate::{
     callback::{self, Runner},
-    damper::Damper,
     election::{Confirmed, Election},
-    liveness::{Attention, Deadlines, Detached, TICK},
     metrics::Metrics,
-    model::{Digest, Pod},
-    roster::{Roster, View},
+    roster::Roster,
     status::Status,
-    store::{Fence, SharedStore},
+    store::SharedStore,
 };
 use futures::FutureExt as _;
 use handled::Handled;
 use imbl::ordmap::DiffItem;
+use kontrol_core::{
+    damper::Damper,
+    kv::Fence,
+    liveness::{Attention, Deadlines, Detached, TICK},
+    model::{Digest, Pod},
+    view::View,
+};
 use run::{Finished, RunTask};
 use std::{
     panic::{AssertUnwindSafe, resume_unwind},

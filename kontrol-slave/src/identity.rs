@@ -4,7 +4,14 @@
 //! Invariant: an [`Identity`] is within the limits that masters set, so that a master never refuses it for a mistake
 //! that could be told at the start. All mistakes are told at once, each with the flag that puts it right.
 
-use crate::{json, strict};
+use kontrol_core::{
+    json,
+    limits::{
+        MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES, MAX_LABELS,
+        MAX_NAME_BYTES, annotations_size,
+    },
+    strict,
+};
 use kontrol_runtime::{
     command_line::Mistake,
     host::{Reach, reach},
@@ -15,18 +22,6 @@ use std::{collections::BTreeMap, net::IpAddr};
 pub mod podinfo;
 
 pub use podinfo::Podinfo;
-
-/// Longest app, id, role, node, and value of a label, in bytes: a DNS name fits.
-pub const MAX_NAME_BYTES: usize = 253;
-/// Longest name of a label or annotation, in bytes: as Kubernetes has it, a DNS name, a slash, and 63.
-pub const MAX_LABEL_NAME_BYTES: usize = 253 + 1 + 63;
-/// Most labels, and most annotations.
-pub const MAX_LABELS: usize = 64;
-/// Longest value of an annotation, in bytes.
-pub const MAX_ANNOTATION_BYTES: usize = 4096;
-/// Largest annotations of a pod, in bytes of canonical JSON. All that Kubernetes allows fits, unless it is full of control
-/// characters, of which JSON takes six bytes each.
-pub const MAX_ANNOTATIONS_BYTES: usize = 544 * 1024;
 
 /// Labels or annotations.
 pub type Labels = BTreeMap<String, String>;
@@ -130,13 +125,6 @@ impl Given {
             annotations,
         })
     }
-}
-
-/// The size of annotations as the limit counts it: in bytes of canonical JSON.
-pub fn annotations_size(annotations: &Labels) -> usize {
-    let fields = annotations.iter();
-    let fields = fields.map(|(name, value)| (name.clone(), Value::from(value.as_str())));
-    json::canonical(&Value::Object(fields.collect())).len()
 }
 
 /// Reads labels or annotations from a JSON object of strings.
@@ -303,6 +291,28 @@ mod tests {
         ] {
             let mistakes = parse_labels("labels", text).unwrap_err();
             assert!(mistakes[0].to_string().starts_with(said), "{mistakes:?}");
+        }
+    }
+
+    proptest::proptest! {
+        /// One set of limits: what a slave takes for its identity, a master takes for a report.
+        #[test]
+        fn what_a_slave_may_say_a_master_takes(
+            names in proptest::collection::btree_set("[a-z\\x01]{0,4}x{0,320}", 0..70),
+            value in "[\\x01a]{0,8}",
+            times in 0..700_usize,
+        ) {
+            let map: BTreeMap<String, String> = names.into_iter().map(|name| (name, value.repeat(times))).collect();
+            let fixed = [("app", "web"), ("role", "front")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let given = Given {
+                labels: map.iter().take(5).map(|(name, value)| (name.clone(), value.clone())).chain(fixed).collect(),
+                annotations: map,
+                ..Default::default()
+            };
+            if let Ok(identity) = given.identity(&Default::default(), "host") {
+                let report = kontrol_core::model::Report { labels: identity.labels, annotations: identity.annotations, ..kontrol_core::testing::report(1) };
+                proptest::prop_assert_eq!(report.check(""), Ok(()));
+            }
         }
     }
 }

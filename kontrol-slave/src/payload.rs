@@ -6,8 +6,9 @@
 //! What is too large is judged in the one form that masters judge as well, canonical JSON. A protobuf number is a double:
 //! a file with an integer that no double holds is refused, so that none changes on the way. Write those as strings.
 
-use crate::{
+use kontrol_core::{
     json::{self, MAX_DEPTH},
+    limits::MAX_PAYLOAD_BYTES,
     strict::{self, Fault},
 };
 use kontrol_runtime::folder::{Changes, Content, Hint, Reader};
@@ -17,8 +18,6 @@ use std::{io, path::PathBuf, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Largest payload, in bytes of canonical JSON.
-pub const MAX_BYTES: usize = 64 * 1024;
 /// Largest payload file, in bytes: white space and escapes don't count as payload.
 const MAX_FILE_BYTES: usize = 1024 * 1024;
 /// How long a file must stay broken to be called so: one that is written in place is broken in between.
@@ -37,7 +36,7 @@ pub enum PayloadError {
     #[error("it is larger than {} KiB, the most that is read", MAX_FILE_BYTES / 1024)]
     TooLong,
     /// The payload is too large.
-    #[error("it is {0} bytes of canonical JSON, and a payload may have {MAX_BYTES}")]
+    #[error("it is {0} bytes of canonical JSON, and a payload may have {MAX_PAYLOAD_BYTES}")]
     TooLarge(usize),
     /// It is not JSON.
     #[error("it is not valid JSON: {0}")]
@@ -147,7 +146,7 @@ fn parse(content: &Content) -> Result<Value, PayloadError> {
                 }
             })?;
             let size = json::canonical(&value).len();
-            if size > MAX_BYTES {
+            if size > MAX_PAYLOAD_BYTES {
                 return Err(PayloadError::TooLarge(size));
             }
             Ok(value)

@@ -1,12 +1,11 @@
 //! The callback: what it is given, what becomes of what it says, when it runs and when it must not.
 
 use anyhow::ensure;
-use kontrol_tests::pod::from_proto;
 use kontrol_tests::{
     SOON,
     cluster::Cluster,
     etcd::Etcd,
-    pod::PodSpec,
+    pod::{PodSpec, from_proto},
     process::alive,
     script::{Plan, Recorder},
     small,

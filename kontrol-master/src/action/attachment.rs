@@ -1,6 +1,6 @@
 //! That a slave is attached to a master.
 
-use super::rollout::Slave;
+use kontrol_core::rollout::Slave;
 
 /// A slave that attached, or went.
 #[derive(Debug, Clone)]

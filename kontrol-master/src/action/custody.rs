@@ -9,13 +9,15 @@
 //! Every master also looks after records that name itself and that it does not carry: it gave up to write their end, or
 //! took them over without learning that.
 
-use super::dispatch::Dispatches;
-use super::history::{History, Taking};
-use crate::{
-    election::Election,
+use super::{
+    dispatch::Dispatches,
+    history::{History, Taking},
+};
+use crate::{election::Election, roster::Roster, store::StoreError};
+use kontrol_core::{
+    kv::Fence,
     model::action::{ActionId, State},
-    roster::{KnownAction, Roster, View, view::LEADER},
-    store::{Fence, StoreError},
+    view::{KnownAction, LEADER, View},
 };
 use std::{
     collections::{HashMap, HashSet},

@@ -22,18 +22,16 @@ mod tests;
 use super::{
     history::{History, Taking},
     request::Request,
-    rollout::{Adopted, Limits, Rollout, Target},
     switchboard::{Notice, Switchboard},
     targets::targets,
 };
-use crate::{
-    error::Error,
-    metrics::Metrics,
-    model::action::{ActionId, Head, Record, State},
-    roster::{PeerMaster, Roster},
-    status::now_ms,
-};
+use crate::{error::Error, metrics::Metrics, roster::Roster, status::now_ms};
 use client::Client;
+use kontrol_core::{
+    model::action::{ActionId, Head, Record, State},
+    rollout::{Adopted, Limits, Rollout, Target},
+    view::PeerMaster,
+};
 use kontrol_proto::v1::{DispatchRequest, DispatchResponse, attach_response::Run};
 use kontrol_runtime::supervise::{Children, Failure};
 use prost::Message;
@@ -229,7 +227,7 @@ impl Dispatches {
             detach: request.detach,
             command: request.record(),
             selector: request.selection,
-            summary: crate::model::action::Counts::default(),
+            summary: kontrol_core::model::action::Counts::default(),
         };
         let run = Run {
             action_id: id.to_string(),

@@ -14,13 +14,14 @@ pub use orphan::{Orphan, Taking};
 
 use crate::{
     election::Election,
-    model::action::{ActionId, Record, State},
-    roster::{KnownAction, Roster, View, view::action_key},
+    roster::Roster,
     status::now_ms,
-    store::{
-        Compare, Entry, Fence, LeaseId, MAX_TXN_OPS, Op, Outcome, Revision, SharedStore,
-        StoreError, Txn,
-    },
+    store::{SharedStore, StoreError},
+};
+use kontrol_core::{
+    kv::{Compare, Entry, Fence, LeaseId, MAX_TXN_OPS, Op, Outcome, Revision, Txn},
+    model::action::{ActionId, Record, State},
+    view::{KnownAction, View, action_key},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{

@@ -4,11 +4,8 @@
 //! is held back by credit), so that one connection for all actions is enough.
 
 use super::switchboard::Switchboard;
-use crate::{
-    backoff::Backoff,
-    liveness::Instance,
-    roster::{PeerMaster, Roster},
-};
+use crate::{backoff::Backoff, roster::Roster};
+use kontrol_core::{liveness::Instance, view::PeerMaster};
 use kontrol_proto::internal::v1::{
     ExchangeRequest, exchange_request, exchange_service_client::ExchangeServiceClient,
 };

@@ -1,17 +1,16 @@
 //! A dispatch, checked: what a caller asked for within its limits, or the field that is wrong.
 
-use crate::model::{
-    Invalid, PodKey, Selector,
-    action::{CommandRecord, Selection},
-    invalid::{clip, key},
+use kontrol_core::{
     json,
-};
-use kontrol_proto::v1::{Command, DispatchRequest};
-use kontrol_slave::{
-    action::variables,
-    payload::from_proto,
+    model::{
+        Invalid, PodKey, Selector,
+        action::{CommandRecord, Selection},
+        invalid::{clip, key},
+    },
     strict::{self, Numbers},
 };
+use kontrol_proto::v1::{Command, DispatchRequest};
+use kontrol_slave::{action::variables, payload::from_proto};
 use prost::Message;
 use std::{borrow::Cow, time::Duration};
 

@@ -11,17 +11,20 @@
 use super::{
     attachment::Attachment,
     outlet::Outlet,
-    rollout::Slave,
     switchboard::{SESSION_QUEUE, Switchboard},
 };
 use crate::{
     attention::Wakefulness,
     error::Error,
     listener::Ending,
+    relay::{Counted, Relay, Sign},
+    roster::Roster,
+};
+use kontrol_core::{
     liveness::Instance,
     model::{Invalid, invalid::key},
-    relay::{Counted, Relay, Sign},
-    roster::{Member, Roster},
+    rollout::Slave,
+    view::Member,
 };
 use kontrol_proto::v1::{
     AttachRequest, AttachResponse,

@@ -21,17 +21,12 @@ mod tests;
 
 pub use task::SwitchboardTask;
 
-use super::{
-    attachment::Attachment,
-    outlet::Outlet,
-    rollout::{Order, Slave},
-    wire,
-};
-use crate::{
+use super::{attachment::Attachment, outlet::Outlet, wire};
+use crate::{metrics::Metrics, roster::Roster};
+use kontrol_core::{
     liveness::Instance,
-    metrics::Metrics,
     model::{PodKey, action::ActionId},
-    roster::Roster,
+    rollout::{Order, Slave},
 };
 use kontrol_proto::{
     internal::v1::{ExchangeRequest, ExchangeResponse, exchange_response},

@@ -1,9 +1,9 @@
 //! Which pods an action is for. PURE.
 
-use super::rollout::Target;
-use crate::{
+use kontrol_core::{
     model::{Pod, PodKey, Selector, action::Selection},
-    roster::View,
+    rollout::Target,
+    view::View,
 };
 use std::collections::{BTreeMap, HashSet};
 
@@ -80,10 +80,11 @@ fn of(pod: &Pod) -> Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        model::{Report, pod::tests::report},
-        roster::view::pod_key,
-        store::{Entry, Event, Events},
+    use kontrol_core::{
+        kv::{Entry, Event, Events},
+        model::Report,
+        testing::report,
+        view::pod_key,
     };
     use tokio::time::Instant;
 

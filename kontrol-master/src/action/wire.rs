@@ -1,14 +1,12 @@
 //! Between protobuf and what actions are to the master. What a peer or a slave says that makes no sense is ignored.
 
-use super::{
-    attachment::Attachment,
+use super::attachment::Attachment;
+use crate::status::now_ms;
+use bytes::Bytes;
+use kontrol_core::{
+    model::action::{ActionId, Counts, Ended, Head, Outcome, Record, ResultRecord, State},
     rollout::{Order, Said, Slave, Stream, Target},
 };
-use crate::{
-    model::action::{ActionId, Counts, Ended, Head, Outcome, Record, ResultRecord, State},
-    status::now_ms,
-};
-use bytes::Bytes;
 use kontrol_proto::{
     internal::v1::{Incarnation, exchange_response::Attached},
     v1::{

@@ -1,6 +1,6 @@
 //! The CHANGES document: what joined, changed and left since the digest handled last. PURE.
 
-use crate::model::{Digest, Pod, PodKey};
+use kontrol_core::model::{Digest, Pod, PodKey};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The CHANGES document: `{"changed":[pod...],"joined":[pod...],"left":[pod...],"since":digest}`, each list in seq order,
@@ -45,7 +45,7 @@ where
     ] {
         pods.sort_by_key(|pod| pod.seq());
         document.extend_from_slice(name);
-        document.extend(crate::model::digest::pods_document(pods.into_iter()));
+        document.extend(kontrol_core::model::digest::pods_document(pods.into_iter()));
     }
     document.extend_from_slice(b",\"since\":");
     document.extend_from_slice(since.as_bytes());
@@ -60,7 +60,7 @@ fn by_key<'a>(pods: impl IntoIterator<Item = &'a Arc<Pod>>) -> BTreeMap<PodKey, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Report, json, pod::tests::report};
+    use kontrol_core::{json, model::Report, testing::report};
     use proptest::prelude::*;
     use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@
 //! anything with a longer one.
 
 use super::Input;
-use crate::model::{Digest, Exact};
+use kontrol_core::model::{Digest, Exact};
 use kontrol_runtime::process::DEFAULT_PATH;
 use std::{
     env,
@@ -201,7 +201,7 @@ fn is_secret(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::json::{self, tests::any_json};
+    use kontrol_core::{json, testing::any_json};
     use proptest::prelude::*;
     use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! What the program writes: standard output becomes the new state, standard error becomes log lines. PURE.
 
-use crate::model::Exact;
+use kontrol_core::model::Exact;
 
 /// Longest line of standard error in the log; the rest of it is cut off.
 pub(super) const MAX_LINE_BYTES: usize = 8 * 1024;
@@ -74,7 +74,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::json::{self, tests::any_json};
+    use kontrol_core::{json, testing::any_json};
     use proptest::prelude::*;
 
     #[test]

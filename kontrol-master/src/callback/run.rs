@@ -10,7 +10,8 @@ use super::{
     output::Lines,
     verdict::judge,
 };
-use crate::{clock::Clock, model::Exact};
+use crate::clock::Clock;
+use kontrol_core::model::Exact;
 use kontrol_runtime::process::{
     DIRECTORY_PREFIX, End, Guarded, INPUT_FILE, Lease, Order, Pipes, Spec,
 };

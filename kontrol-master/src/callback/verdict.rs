@@ -1,7 +1,7 @@
 //! What came of a run, from what the guard reports, what it was told, and what the program wrote. PURE.
 
 use super::{Failure, output};
-use crate::model::Exact;
+use kontrol_core::model::Exact;
 use kontrol_runtime::process::{Cause, Report, Status};
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 

@@ -8,8 +8,8 @@ use super::{
     status::master,
     text::{NOTHING, age, clean, or_nothing, proto_span},
 };
-use crate::model::PodKey;
 use clap::Args;
+use kontrol_core::model::PodKey;
 use kontrol_proto::v1::{
     ExplainPodRequest, ExplainPodResponse, LeaveReason, ListPodsRequest, MasterView, Removal,
 };

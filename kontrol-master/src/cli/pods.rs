@@ -7,8 +7,8 @@ use super::{
     output::{Format, Output},
     text::{age, or_nothing, payload},
 };
-use crate::model::selector::Selector;
 use clap::Args;
+use kontrol_core::model::selector::Selector;
 use kontrol_proto::v1::{ListPodsRequest, Pod};
 use std::time::SystemTime;
 

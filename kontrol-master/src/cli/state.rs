@@ -10,8 +10,8 @@ use super::{
     value::{self, VALUE},
 };
 use clap::{Args, Subcommand};
+use kontrol_core::strict::{Numbers, indented};
 use kontrol_proto::v1::{GetStateRequest, PutStateRequest};
-use kontrol_slave::strict::{Numbers, indented};
 use std::io;
 
 /// What to do with the state.

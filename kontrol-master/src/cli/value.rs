@@ -1,8 +1,10 @@
 //! JSON that the user gives, as an argument or on standard input.
 
 use super::error::CliError;
-use crate::model::json::MAX_DEPTH;
-use kontrol_slave::strict::{self, Fault, Numbers};
+use kontrol_core::{
+    json::MAX_DEPTH,
+    strict::{self, Fault, Numbers},
+};
 use std::io::{self, Read};
 
 /// Most bytes that are read from standard input: the largest state or input, however it is written.

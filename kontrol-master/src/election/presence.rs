@@ -10,11 +10,11 @@ mod tests;
 
 use crate::{
     advertise::Advertised,
-    roster::{
-        PeerMaster, View,
-        view::{LEADER, MASTERS},
-    },
-    store::{Compare, LeaseId, Op, Revision, SharedStore, StoreError, Txn},
+    store::{SharedStore, StoreError},
+};
+use kontrol_core::{
+    kv::{Compare, LeaseId, Op, Revision, Txn},
+    view::{LEADER, MASTERS, PeerMaster, View},
 };
 use kontrol_runtime::host::{Reach, reach};
 use std::{net::SocketAddr, time::Duration};

@@ -8,8 +8,8 @@
 mod value;
 
 use super::{exact, input::OneField};
+use kontrol_core::strict::{Fault, Kind as Found, Numbers, Reader, integer};
 use kontrol_proto::MAX_MESSAGE_BYTES;
-use kontrol_slave::strict::{Fault, Kind as Found, Numbers, Reader, integer};
 use prost::{
     Message,
     encoding::{WireType, encode_key, encode_varint},

@@ -8,16 +8,17 @@
 //! A report whose caller is gone is not decided anew: whoever sent it says it again, or is dead, and then a newer
 //! incarnation may have its place by now. A goodbye is the last word of its pod, and stands.
 
-use super::{
-    contest::{Contests, Refusal, Warning},
-    draft::{Answer, Committed, Decision, Draft, MAX_PLACES, Records},
-};
+use super::draft::{Answer, Committed, Decision, Draft, MAX_PLACES, Records};
 use crate::{
     error::Error,
+    roster::Roster,
+    store::{SharedStore, StoreError},
+};
+use kontrol_core::{
+    contest::{Contests, Refusal, Warning},
+    kv::{MAX_TXN_BYTES, Outcome, Revision},
     liveness::Writing,
     model::{Incarnation, Report},
-    roster::Roster,
-    store::{MAX_TXN_BYTES, Outcome, Revision, SharedStore, StoreError},
 };
 use std::{
     collections::{HashSet, VecDeque},
@@ -278,7 +279,7 @@ fn size_of_report(report: &Report) -> usize {
     let maps: usize = maps
         .map(|(name, value)| escaped(name) + escaped(value) + 8)
         .sum();
-    let payload = crate::model::json::canonical(&report.payload).len();
+    let payload = kontrol_core::json::canonical(&report.payload).len();
     let texts = [&report.app, &report.id, &report.role, &report.node];
     let texts: usize = texts.map(|text| escaped(text)).iter().sum();
     1024 + texts + maps + payload

@@ -5,21 +5,15 @@
 //! nothing is to be written: this master's view may be behind. Only what the store has told since the report came needs no
 //! proof. A transaction that writes nothing is a read, as the store sees it.
 
-use super::{
+use crate::{error::Error, status::now_ms};
+use kontrol_core::{
     contest::{self, Contests, Refusal},
+    json,
+    kv::{Compare, Entry, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision, Snapshot, Txn},
+    limits::MAX_PAYLOAD_BYTES,
+    model::{Incarnation, Invalid, Pod, PodKey, Reason, Report, Retired},
     plan::{Departed, Known, Plan, plan},
-};
-use crate::{
-    error::Error,
-    model::{
-        Incarnation, Invalid, Pod, PodKey, Reason, Report, Retired, json, pod::MAX_PAYLOAD_BYTES,
-    },
-    roster::{
-        View,
-        view::{PODS, RemovalRecord, SEQ, TOMBSTONES, pod_key, tombstone_key},
-    },
-    status::now_ms,
-    store::{Compare, Entry, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision, Snapshot, Txn},
+    view::{PODS, RemovalRecord, SEQ, TOMBSTONES, View, pod_key, tombstone_key},
 };
 use std::{collections::HashMap, sync::Arc};
 use tokio::time::Instant;

@@ -6,17 +6,16 @@ mod order;
 use super::{committer::Committer, draft::Committed};
 use crate::{
     error::Error,
-    model::{Incarnation, Pod, Report, pod::tests::report},
-    roster::{
-        Reason, Roster,
-        view::{RemovalRecord, pod_key, tombstone_key},
-    },
-    store::{
-        EtcdOptions, Events, LeaseId, Op, Outcome, Revision, SharedStore, Snapshot, Store,
-        StoreError, StoreUrl, Txn, Watch, open,
-    },
+    roster::Roster,
+    store::{EtcdOptions, SharedStore, Store, StoreError, StoreUrl, Watch, open},
 };
 use async_trait::async_trait;
+use kontrol_core::{
+    kv::{Events, LeaseId, Op, Outcome, Revision, Snapshot, Txn},
+    model::{Incarnation, Pod, Report},
+    testing::report,
+    view::{Reason, RemovalRecord, pod_key, tombstone_key},
+};
 use serde_json::json;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinSet, time::sleep};

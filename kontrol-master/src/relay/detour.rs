@@ -11,12 +11,13 @@
 
 use super::{Counted, Item, Link};
 use crate::{
+    roster::Roster,
+    store::{SharedStore, StoreError},
+};
+use kontrol_core::{
+    kv::{Compare, Op, Outcome, Revision, Snapshot, Txn},
     liveness::Instance,
-    roster::{
-        Roster,
-        view::{RELAY, RelayRecord, RelayedSign, millis},
-    },
-    store::{Compare, Op, Outcome, Revision, SharedStore, Snapshot, StoreError, Txn},
+    view::{RELAY, RelayRecord, RelayedSign, millis},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{

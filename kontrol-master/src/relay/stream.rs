@@ -1,7 +1,8 @@
 //! The stream to the leader: batches out, acknowledgements in.
 
 use super::{Counted, Item, Link, RelayTask, Sign, task::turned};
-use crate::{backoff::Backoff, roster::Candidate, store::Fence};
+use crate::backoff::Backoff;
+use kontrol_core::{kv::Fence, view::Candidate};
 use kontrol_proto::internal::v1::{
     Refresh, RelayRequest, RelayResponse, peer_service_client::PeerServiceClient,
 };

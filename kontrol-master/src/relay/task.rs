@@ -1,13 +1,10 @@
 //! The task of the relay: finds out who leads, and keeps the stream to the leader.
 
 use super::{Counted, Item, Limits, Link, stream::Ended};
-use crate::{
-    backoff::Backoff,
-    election::Election,
+use crate::{backoff::Backoff, election::Election, roster::Roster, status::Status};
+use kontrol_core::{
+    kv::{Fence, Revision},
     liveness::Instance,
-    roster::Roster,
-    status::Status,
-    store::{Fence, Revision},
 };
 use std::time::Duration;
 use tokio::{

@@ -9,17 +9,16 @@ use super::{
 };
 use crate::{
     election::Campaign,
-    model::pod::tests::report,
-    roster::{
-        Mirror, PeerMaster,
-        view::{LEADER, RELAY, RelayRecord, pod_key},
-    },
-    store::{
-        EtcdOptions, LeaseId, Op, Outcome, Snapshot, Store, StoreError, StoreUrl, Txn, Watch, open,
-    },
+    roster::Mirror,
+    store::{EtcdOptions, Store, StoreError, StoreUrl, Watch, open},
 };
 use async_trait::async_trait;
 use futures::{Stream, StreamExt};
+use kontrol_core::{
+    kv::{LeaseId, Op, Outcome, Snapshot, Txn},
+    testing::report,
+    view::{LEADER, PeerMaster, RELAY, RelayRecord, pod_key},
+};
 use kontrol_proto::internal::v1::{
     InspectRequest, InspectResponse, Refresh, RelayRequest, RelayResponse,
     peer_service_server::{PeerService, PeerServiceServer},
@@ -189,7 +188,7 @@ async fn follow(answer: Answer) -> Follower {
         instance: instance.to_string(),
     };
     let candidacy = serde_json::to_vec(&master(Instance(2), address)).unwrap();
-    let pod = crate::model::Pod::join(report(1), 0, 0);
+    let pod = kontrol_core::model::Pod::join(report(1), 0, 0);
     let txn = Txn {
         ops: vec![
             Op::put(format!("{LEADER}1"), candidacy),
@@ -435,10 +434,10 @@ fn a_batch_that_the_network_held_back_is_late_however_long_its_caller_held_the_s
 
 #[test]
 fn the_leader_counts_what_is_held_against_the_record_it_knows_or_will_know() {
-    let pod = crate::model::Pod::join(report(1), 0, 0);
-    let events = crate::store::Events {
+    let pod = kontrol_core::model::Pod::join(report(1), 0, 0);
+    let events = kontrol_core::kv::Events {
         revision: 5,
-        events: vec![crate::store::Event::Put(crate::store::Entry {
+        events: vec![kontrol_core::kv::Event::Put(kontrol_core::kv::Entry {
             key: pod_key(pod.key()),
             value: pod.encode().into(),
             create_revision: 5,

@@ -3,11 +3,12 @@
 //! Bounded twice: a follower that falls too many batches behind is told that it lagged, and only the last batches can be
 //! resumed from.
 
-use super::{
-    history::{History, Marks},
+use super::history::{History, Marks};
+use kontrol_core::{
+    kv::Revision,
+    model::Digest,
     view::{Change, View},
 };
-use crate::{model::Digest, store::Revision};
 use kontrol_proto::v1::CallbackRun;
 use std::{
     collections::VecDeque,

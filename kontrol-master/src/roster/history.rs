@@ -6,7 +6,7 @@
 //! concluded from the number. The fingerprint is a sum over the entries, so that each change costs one entry, and all
 //! masters come to the same one, from whatever snapshot they began.
 
-use crate::store::{Entry, Event, Events, Revision, Snapshot};
+use kontrol_core::kv::{Entry, Event, Events, Revision, Snapshot};
 use md5::{Digest as _, Md5};
 use std::{
     collections::{HashMap, VecDeque},
@@ -191,7 +191,8 @@ impl Marks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Op, SharedStore, Txn, embedded::EmbeddedStore};
+    use crate::store::{SharedStore, embedded::EmbeddedStore};
+    use kontrol_core::kv::{Op, Txn};
     use proptest::prelude::*;
     use std::sync::Arc;
 

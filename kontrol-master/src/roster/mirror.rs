@@ -5,11 +5,16 @@ use super::{
     complaint::Complaint,
     feed::{self, Feed, Notice, Notices},
     history::Entries,
+};
+use crate::{
+    backoff::Backoff,
+    store::{self, SharedStore, StoreError},
+};
+use arc_swap::ArcSwap;
+use kontrol_core::{
+    kv::Revision,
     view::{Change, View},
 };
-use crate::backoff::Backoff;
-use crate::store::{self, Revision, SharedStore, StoreError};
-use arc_swap::ArcSwap;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
@@ -200,6 +205,7 @@ impl Mirror {
         } else {
             before.replace(&snapshot, Instant::now())
         };
+        tell_troubles(&view);
         if first {
             tracing::info!(
                 pods = view.len(),
@@ -240,6 +246,7 @@ impl Mirror {
                         let marks = self.entries.apply(&events);
                         self.feed.go_on(marks, events.revision);
                         let (view, changes) = self.view.load().apply(&events, Instant::now());
+                        tell_troubles(&view);
                         self.publish(view, changes, true);
                     }
                     Err(error) => return error,
@@ -284,6 +291,16 @@ impl Mirror {
             });
         }
         self.digested = view;
+    }
+}
+
+fn tell_troubles(view: &View) {
+    for trouble in view.troubles() {
+        if trouble.grave {
+            tracing::error!("{}", trouble.what);
+        } else {
+            tracing::warn!("{}", trouble.what);
+        }
     }
 }
 

@@ -5,10 +5,16 @@ use crate::{
     action::{session::Orders, wire},
     error::Error,
     listener::Ending,
-    model::{Invalid, action::ActionId, action::State, invalid::clip},
-    roster::View,
 };
 use futures::Stream;
+use kontrol_core::{
+    model::{
+        Invalid,
+        action::{ActionId, State},
+        invalid::clip,
+    },
+    view::View,
+};
 use kontrol_proto::{
     internal::v1::{CancelRequest, exchange_service_client::ExchangeServiceClient},
     v1::{

@@ -1,9 +1,9 @@
 //! Between protobuf and the domain.
 
-use crate::{
+use crate::status::timestamp;
+use kontrol_core::{
     model::{Exact, Invalid, Pod, Report, invalid::clip},
-    roster::{Member, PeerMaster, Reason, Removal, View},
-    status::timestamp,
+    view::{Member, PeerMaster, Reason, Removal, View},
 };
 use kontrol_proto::v1::{self, LeaveReason, PingRequest, PutStateRequest};
 pub(super) use kontrol_slave::payload::{from_proto, to_proto};

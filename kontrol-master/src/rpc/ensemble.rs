@@ -5,14 +5,13 @@ use super::{
     stream::{alive, until_stop},
     watch,
 };
-use crate::{
-    error::Error,
-    model::{Exact, Invalid, PodKey, Selector, invalid::key},
-    roster::{Member, PeerMaster, StateRecord, Unreadable, View, view::STATE},
-    status::now_ms,
-    store::{Compare, Op, Outcome, Revision, StoreError, Txn},
-};
+use crate::{error::Error, status::now_ms, store::StoreError};
 use futures::{Stream, future::join_all};
+use kontrol_core::{
+    kv::{Compare, Op, Outcome, Revision, Txn},
+    model::{Exact, Invalid, PodKey, Selector, invalid::key},
+    view::{Member, PeerMaster, STATE, StateRecord, Unreadable, View},
+};
 use kontrol_proto::{
     internal::v1::{InspectRequest, peer_service_client::PeerServiceClient},
     v1::{
@@ -296,7 +295,7 @@ fn replaced(unreadable: &Unreadable) -> (StateRecord, Revision) {
 fn summary(
     key: PodKey,
     member: Option<&Member>,
-    removal: Option<&crate::roster::Removal>,
+    removal: Option<&kontrol_core::view::Removal>,
     views: &[MasterView],
 ) -> String {
     let show = |duration: prost_types::Duration| {
@@ -340,11 +339,11 @@ fn summary(
         )
     });
     let why = match removal.reason {
-        crate::roster::Reason::Down => "it said that it goes down",
-        crate::roster::Reason::Expired => "it was silent for its TTL",
-        crate::roster::Reason::Lost => "its process died while it was attached",
-        crate::roster::Reason::Replaced => "another pod reports from its address",
-        crate::roster::Reason::Unknown => "nobody wrote why",
+        kontrol_core::view::Reason::Down => "it said that it goes down",
+        kontrol_core::view::Reason::Expired => "it was silent for its TTL",
+        kontrol_core::view::Reason::Lost => "its process died while it was attached",
+        kontrol_core::view::Reason::Replaced => "another pod reports from its address",
+        kontrol_core::view::Reason::Unknown => "nobody wrote why",
     };
     format!(
         "{key} ({}) is not in the roster: it left{ago}, because {why}",

@@ -4,9 +4,8 @@ use super::Context;
 use crate::{
     action::{outlet::Outlet, wire},
     error::Error,
-    liveness::Instance,
-    model::Invalid,
 };
+use kontrol_core::{liveness::Instance, model::Invalid};
 use kontrol_proto::internal::v1::{
     CancelRequest, CancelResponse, ExchangeRequest, ExchangeResponse,
     exchange_request::{Hello, Message},

@@ -3,12 +3,14 @@
 use super::{Context, convert};
 use crate::{
     error::Error,
-    liveness::Instance,
-    model::{PodKey, invalid::key},
     relay::{self, Sign},
-    roster::view::millis,
 };
 use futures::{Stream, StreamExt, stream};
+use kontrol_core::{
+    liveness::Instance,
+    model::{PodKey, invalid::key},
+    view::millis,
+};
 use kontrol_proto::{
     internal::v1::{
         InspectRequest, InspectResponse, RelayRequest, RelayResponse,

@@ -10,11 +10,15 @@ use crate::{
     clock::Clock,
     election::Campaign,
     keepalive::Committer,
-    liveness::Instance,
-    model::{Pod, pod::tests::report},
     relay::Parts,
-    roster::{PeerMaster, view::pod_key},
-    store::{EtcdOptions, Op, Outcome, StoreUrl, Txn, open},
+    store::{EtcdOptions, StoreUrl, open},
+};
+use kontrol_core::{
+    kv::{Op, Outcome, Txn},
+    liveness::Instance,
+    model::Pod,
+    testing::report,
+    view::{PeerMaster, pod_key},
 };
 use std::time::Duration;
 use tokio::{sync::mpsc, task::JoinSet};

@@ -4,9 +4,10 @@ use super::convert;
 use crate::{
     action::wire,
     error::Error,
-    roster::{Candidate, Change, Feed, Followed, Notice, Notices, Place, Roster, View},
+    roster::{Feed, Followed, Notice, Notices, Place, Roster},
 };
 use futures::{Stream, stream};
+use kontrol_core::view::{Candidate, Change, View};
 use kontrol_proto::v1::{
     WatchRequest, WatchResponse,
     watch_response::{

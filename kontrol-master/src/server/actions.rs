@@ -9,12 +9,12 @@ use crate::{
     attention::Wakefulness,
     config::Settings,
     election::Election,
-    liveness::Instance,
     metrics::Metrics,
     relay::Relay,
-    roster::{PeerMaster, Roster},
+    roster::Roster,
     store::SharedStore,
 };
+use kontrol_core::{liveness::Instance, view::PeerMaster};
 use kontrol_runtime::supervise::{Children, Tasks};
 use std::sync::Arc;
 

@@ -11,17 +11,17 @@ use crate::{
     config::{Config, Settings},
     election::{Campaign, Election},
     keepalive::{Committer, Keepalives},
-    liveness::Instance,
     metrics::{self, Metrics},
     readiness::Readiness,
     relay::{self, Relay},
-    roster::{PeerMaster, Roster},
+    roster::Roster,
     rpc,
     status::Status,
     store::{self, SharedStore, measured::Measured},
     term,
 };
 use anyhow::Context as _;
+use kontrol_core::{liveness::Instance, view::PeerMaster};
 use kontrol_runtime::supervise::Tasks;
 use std::{net::SocketAddr, sync::Arc};
 use tokio::sync::watch;

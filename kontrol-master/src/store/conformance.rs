@@ -10,7 +10,9 @@ mod transactions;
 
 pub(super) use self::{history::*, leases::*, sizes::*, transactions::*};
 use super::*;
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use kontrol_core::kv::{Compare, Event, Op};
 use std::{any::Any, collections::BTreeMap, time::Instant};
 
 /// An empty store under test.

@@ -1,11 +1,9 @@
 //! A store for tests: the embedded one, with leases that end by the runtime's clock, paused or not. Each master has a
 //! client of its own, which a test makes slow, deaf, unclear, or late to tell what changed.
 
-use super::{
-    Compare, Events, LeaseId, Op, Outcome, Revision, SharedStore, Snapshot, Store, StoreError, Txn,
-    Watch, embedded::EmbeddedStore,
-};
+use super::{SharedStore, Store, StoreError, Watch, embedded::EmbeddedStore};
 use async_trait::async_trait;
+use kontrol_core::kv::{Compare, Events, LeaseId, Op, Outcome, Revision, Snapshot, Txn};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},

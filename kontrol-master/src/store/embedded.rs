@@ -16,10 +16,9 @@ use self::{
     file::File,
     state::{Plan, State, Step},
 };
-use super::{
-    Events, LeaseId, MAX_TXN_OPS, Outcome, Revision, Snapshot, Store, StoreError, Txn, Watch,
-};
+use super::{Store, StoreError, Watch};
 use async_trait::async_trait;
+use kontrol_core::kv::{Events, LeaseId, MAX_TXN_OPS, Outcome, Revision, Snapshot, Txn};
 use std::{
     fmt,
     path::Path,
@@ -207,7 +206,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
-        txn.check()?;
+        txn.check().map_err(StoreError::Refused)?;
         self.write(Box::new(move |state| state.plan(txn))).await
     }
 

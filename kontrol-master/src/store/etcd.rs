@@ -19,15 +19,15 @@ use self::{
     leases::Leases,
     members::{Connection, Members, Sent},
 };
-use super::{
-    Compare, Entry, EtcdOptions, LeaseId, MAX_TXN_OPS, Op, Outcome, Revision, SharedStore,
-    Snapshot, Store, StoreError, Txn, Watch, is_prefix,
-};
+use super::{EtcdOptions, SharedStore, Store, StoreError, Watch, is_prefix};
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
     Client, CompareOp, GetOptions, GetResponse, KeyValue, KvClient, LeaseClient, PutOptions,
     ResponseHeader, TxnOp, TxnOpResponse,
+};
+use kontrol_core::kv::{
+    Compare, Entry, LeaseId, MAX_TXN_OPS, Op, Outcome, Revision, Snapshot, Txn,
 };
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -274,7 +274,7 @@ impl Store for EtcdStore {
     }
 
     async fn commit(&self, txn: Txn) -> Result<Outcome, StoreError> {
-        txn.check()?;
+        txn.check().map_err(StoreError::Refused)?;
         let lease = txn.lease();
         let etcd_txn = self.etcd_txn(&txn);
         drop(txn);

@@ -1,8 +1,9 @@
 //! A store that counts and times every call of another.
 
-use super::{LeaseId, Outcome, Revision, SharedStore, Snapshot, Store, StoreError, Txn, Watch};
+use super::{SharedStore, Store, StoreError, Watch};
 use crate::metrics::Metrics;
 use async_trait::async_trait;
+use kontrol_core::kv::{LeaseId, Outcome, Revision, Snapshot, Txn};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 

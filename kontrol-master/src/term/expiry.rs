@@ -2,16 +2,13 @@
 //! time, each compared against the exact record that was read, so that a racing change wins.
 
 use super::{Deposed, Term};
-use crate::{
-    liveness::{Gone, Heard, TICK, Tracked},
-    roster::{
-        Reason,
-        view::{MAX_TOMBSTONES, RELAY, RemovalRecord, View, pod_key, tombstone_key},
-    },
-    status::now_ms,
-    store::{Compare, Fence, MAX_TXN_OPS, Op, Outcome, Revision, Snapshot, StoreError, Txn},
-};
+use crate::{status::now_ms, store::StoreError};
 use futures::future::join_all;
+use kontrol_core::{
+    kv::{Compare, Fence, MAX_TXN_OPS, Op, Outcome, Revision, Snapshot, Txn},
+    liveness::{Gone, Heard, TICK, Tracked},
+    view::{MAX_TOMBSTONES, RELAY, Reason, RemovalRecord, View, pod_key, tombstone_key},
+};
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,

@@ -1,7 +1,8 @@
 //! The end of a run of the callback, and what is told about it.
 
 use super::{Deposed, Failed, QUARANTINE, Term, UNREAD, run::Finished, storing::Success};
-use crate::{damper::retry_delay, model::Digest, status::timestamp};
+use crate::status::timestamp;
+use kontrol_core::{damper::retry_delay, model::Digest};
 use tokio::time::{Instant, sleep};
 
 impl Term {

@@ -1,9 +1,10 @@
 //! What the callback handled last: the digest, and the roster that it stood for, from which `CHANGES` is told.
 
-use crate::{
+use crate::store::{SharedStore, StoreError};
+use kontrol_core::{
+    kv::Revision,
     model::{Digest, Pod},
-    roster::{View, view::PODS},
-    store::{Revision, SharedStore, StoreError},
+    view::{PODS, View},
 };
 use std::sync::Arc;
 

@@ -3,13 +3,10 @@
 //! deletes.
 
 use super::{Deposed, Term};
-use crate::{
+use kontrol_core::{
+    kv::{Compare, Op, Outcome, Txn},
     liveness::Detached,
-    roster::{
-        View,
-        view::{RELAY, relayed::RelayedEnd},
-    },
-    store::{Compare, Op, Outcome, Txn},
+    view::{RELAY, View, relayed::RelayedEnd},
 };
 use std::sync::Arc;
 use tokio::time::Instant;

@@ -8,9 +8,11 @@ use super::{
 };
 use crate::{
     callback::{self, Runner, changes},
-    model::{Digest, digest::pods_document},
-    roster::{StateRecord, View, view::STATE},
     status::timestamp,
+};
+use kontrol_core::{
+    model::{Digest, digest::pods_document},
+    view::{STATE, StateRecord, View},
 };
 use kontrol_proto::v1::CallbackRun;
 use std::{

@@ -5,11 +5,11 @@
 //! long as this leader may still lead, and again by the next term of the same epoch.
 
 use super::{Context, expiry::deposed, handled::Handled, run::Finished};
-use crate::{
-    backoff::Backoff,
+use crate::{backoff::Backoff, store::StoreError};
+use kontrol_core::{
+    kv::{Compare, Fence, MAX_TXN_BYTES, Op, Outcome, Revision, Snapshot, Txn},
     model::Exact,
-    roster::{StateRecord, View, view::STATE},
-    store::{Compare, Fence, MAX_TXN_BYTES, Op, Outcome, Revision, Snapshot, StoreError, Txn},
+    view::{STATE, StateRecord, View},
 };
 use std::{
     sync::Arc,

@@ -13,14 +13,15 @@ use crate::{
     election::Campaign,
     error::Error,
     keepalive::{Accepted, Committer, Keepalives},
-    liveness::Instance,
-    model::{Report, pod::tests::report},
     relay::{self, Relay, Sign},
-    roster::{
-        PeerMaster, Reason,
-        view::{MASTERS, SEQ},
-    },
-    store::{EtcdOptions, Event, Op, StoreUrl, Txn, open},
+    store::{EtcdOptions, StoreUrl, open},
+};
+use kontrol_core::{
+    kv::{Event, Op, Txn},
+    liveness::Instance,
+    model::Report,
+    testing::report,
+    view::{MASTERS, PeerMaster, Reason, SEQ},
 };
 use kontrol_runtime::supervise::Tasks;
 use serde_json::json;
@@ -356,7 +357,7 @@ async fn a_leader_whose_key_was_deleted_steps_down_and_expires_nobody_before_a_f
 async fn records_edited_by_hand_do_no_harm() {
     let master = Harness::start().await;
     master.ping(report(1)).await.unwrap();
-    let key = crate::roster::view::pod_key(report(1).key());
+    let key = kontrol_core::view::pod_key(report(1).key());
     let put = |key: &str, value: &'static str| Txn {
         ops: vec![Op::put(key, value)],
         ..Txn::default()

@@ -1,8 +1,7 @@
 //! A small HTTP/1.1 client that says exactly what a test tells it to, and reads a stream piece by piece.
 
 use serde_json::Value;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,

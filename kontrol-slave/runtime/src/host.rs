@@ -5,8 +5,7 @@
 //! master keeps its address, and one whose host got another address follows. Invariant: nothing that others can't dial
 //! (loopback, link-local) is chosen towards a master on another host.
 
-use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 /// Who can dial an address. The wider, the greater.

@@ -5,9 +5,9 @@
 //! told, and so is `kubectl.kubernetes.io/last-applied-configuration`, a copy of the whole manifest that may hold secrets.
 //! Edits of a running pod arrive by a swap of the folder's `..data` link, and are followed.
 
-use super::{
-    Given, Identity, Labels, MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES,
-    MAX_LABELS, annotations_size,
+use super::{Given, Identity, Labels};
+use kontrol_core::limits::{
+    MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES, MAX_LABELS, annotations_size,
 };
 use kontrol_runtime::{
     command_line::Mistake,

@@ -110,11 +110,11 @@ async fn what_is_broken_keeps_the_last_good_value_and_is_said_once() {
     fs::write(&path, "{\"good\": true}").unwrap();
     let (value, mut task) = open(path.clone()).await;
     let deep = format!("{}{}", "[".repeat(31), "]".repeat(31));
-    let large = format!("\"{}\"", "x".repeat(MAX_BYTES));
+    let large = format!("\"{}\"", "x".repeat(MAX_PAYLOAD_BYTES));
     let long = format!("1{}", " ".repeat(MAX_FILE_BYTES));
     // Within the limit as a file, and not as what masters measure.
     let grows = format!("[{}]", ["1e20"; 13_000].join(","));
-    assert!(grows.len() < MAX_BYTES);
+    assert!(grows.len() < MAX_PAYLOAD_BYTES);
     for (text, said) in [
         ("{\"good\":", "not valid JSON"),
         ("", "not valid JSON"),

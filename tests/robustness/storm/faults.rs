@@ -1,7 +1,9 @@
 //! What breaks, and how it is mended.
 
-use super::world::{MASTERS, MEMBERS, PODS, SLAVES, World, pause};
-use super::{Shared, world};
+use super::{
+    Shared,
+    world::{self, MASTERS, MEMBERS, PODS, SLAVES, World, pause},
+};
 use crate::chaos::Dice;
 use kontrol_tests::{script::now, storm::record::Fault};
 use rustix::process::Signal;

@@ -122,8 +122,10 @@ fn complain_of_output(action: &Acted, key: &str, id: &str, complain: &mut impl F
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::{Change, Fault};
-    use super::*;
+    use super::{
+        super::record::{Change, Fault},
+        *,
+    };
     use serde_json::json;
 
     fn result(outcome: Outcome) -> ActionResult {

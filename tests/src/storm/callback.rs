@@ -118,11 +118,13 @@ fn state(record: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        record::{Change, Put},
-        samples::history,
+    use super::{
+        super::{
+            record::{Change, Put},
+            samples::history,
+        },
+        *,
     };
-    use super::*;
     use crate::script::{Read, Run};
     use serde_json::json;
 

@@ -37,12 +37,14 @@ pub(super) fn violations(history: &History) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        record::View,
-        samples::{history, pod},
-        store::digest,
+    use super::{
+        super::{
+            record::View,
+            samples::{history, pod},
+            store::digest,
+        },
+        *,
     };
-    use super::*;
 
     #[test]
     fn another_digest_than_that_of_the_pods_is_found() {

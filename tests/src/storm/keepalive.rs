@@ -221,11 +221,13 @@ pub(super) fn unstored(history: &History) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        record::Fault,
-        samples::{accepted, beat, history, pod},
+    use super::{
+        super::{
+            record::Fault,
+            samples::{accepted, beat, history, pod},
+        },
+        *,
     };
-    use super::*;
     use serde_json::json;
 
     fn of(mut history: History, beats: &[Beat]) -> History {

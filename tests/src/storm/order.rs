@@ -56,8 +56,10 @@ pub(super) fn violations(history: &History) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::{accepted, history, pod};
-    use super::*;
+    use super::{
+        super::samples::{accepted, history, pod},
+        *,
+    };
 
     #[test]
     fn each_break_of_the_order_is_found() {

@@ -36,11 +36,13 @@ pub fn silences(history: &History) -> BTreeMap<String, Time> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        record::{Answer, Fault},
-        samples::{accepted, beat},
+    use super::{
+        super::{
+            record::{Answer, Fault},
+            samples::{accepted, beat},
+        },
+        *,
     };
-    use super::*;
 
     #[test]
     fn the_longest_time_counts_under_the_fault_that_was() {

@@ -96,8 +96,10 @@ fn stays(history: &History, slave: &Slave, last: &Version) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::{history, pod};
-    use super::*;
+    use super::{
+        super::samples::{history, pod},
+        *,
+    };
 
     fn slave(nonce: u64, started: Time, ended: Option<Time>) -> Slave {
         Slave {

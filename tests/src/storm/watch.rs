@@ -112,11 +112,13 @@ fn document(pod: &Pod) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        record::{Change, Told},
-        samples::{history, pod},
+    use super::{
+        super::{
+            record::{Change, Told},
+            samples::{history, pod},
+        },
+        *,
     };
-    use super::*;
     use crate::pod::to_proto;
 
     fn shown(id: &str, nonce: u64, seq: u64, says: u64) -> Pod {

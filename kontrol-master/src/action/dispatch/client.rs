@@ -1,7 +1,7 @@
 //! The dispatcher of an action, who reads as fast as it likes, and may go away.
 
 use super::Told;
-use crate::action::rollout::Stream;
+use kontrol_core::rollout::Stream;
 use kontrol_proto::v1::{DispatchResponse, dispatch_response::Event};
 use std::{collections::VecDeque, future::pending};
 use tokio::sync::mpsc;

@@ -12,7 +12,7 @@
 //!
 //! Every other end is held back.
 
-use crate::store::LeaseId;
+use kontrol_core::kv::LeaseId;
 use tokio::time::Instant;
 
 /// An end that was not told yet.

@@ -11,17 +11,16 @@ use super::{
 use crate::{
     action::{
         history::{NotSaved, Taking},
-        rollout::{Effect, Event, Incarnations, Order, Rollout, Slave},
         switchboard::{Dispatch, Notice},
         wire,
     },
     error::Error,
-    model::{
-        PodKey,
-        action::{ActionId, Head, Outcome, State},
-    },
-    roster::View,
-    store::Revision,
+};
+use kontrol_core::{
+    kv::Revision,
+    model::action::{ActionId, Head, Outcome, State},
+    rollout::{Effect, Event, Order, Rollout, Slave},
+    view::View,
 };
 use kontrol_proto::v1::{
     attach_response::Run,
@@ -106,12 +105,6 @@ pub(super) struct Task {
     /// Set when there was no room for a notice.
     missed_some: Arc<AtomicBool>,
     permits: Permits,
-}
-
-impl Incarnations for View {
-    fn nonce(&self, key: PodKey) -> Option<&str> {
-        self.member(key).map(|member| member.pod.nonce())
-    }
 }
 
 impl Task {

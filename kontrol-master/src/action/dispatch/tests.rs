@@ -5,10 +5,12 @@ mod scene;
 mod way;
 
 use super::*;
-use crate::{
-    model::{Pod, action::Outcome, pod::tests::report},
-    roster::view::pod_key,
-    store::{self, Op, Store, Txn},
+use crate::store::Store;
+use kontrol_core::{
+    kv::{Compare, Fence, Op, Txn},
+    model::{Pod, action::Outcome},
+    testing::report,
+    view::pod_key,
 };
 use kontrol_proto::v1::attach_response::Order as Ordered;
 use scene::{CANCELLED, Channel, Dispatched, EXITED, LONG, Master, pod, store_with_a_pod};
@@ -221,8 +223,8 @@ async fn a_deposed_leader_takes_nothing_and_a_master_whose_lease_stands_loses_no
     let fence = leader.election.leads().unwrap();
     let (record, revision) = carrier.history.read(&id).await.unwrap().unwrap();
     let lease = carrier.election.seat().unwrap();
-    let absence = || vec![store::Compare::Absent(format!("leader/{lease}"))];
-    let take = |fence: store::Fence| Taking {
+    let absence = || vec![Compare::Absent(format!("leader/{lease}"))];
+    let take = |fence: Fence| Taking {
         revision,
         fence: Some(fence),
         absence: absence(),
@@ -232,7 +234,7 @@ async fn a_deposed_leader_takes_nothing_and_a_master_whose_lease_stands_loses_no
     let taken = leader.history.take(mine.clone(), take(fence.clone())).await;
     assert!(taken.is_err(), "the carrier's candidacy stands");
     carrier.isolate().await;
-    let deposed = store::Fence::new(fence.key(), fence.epoch() + 1);
+    let deposed = Fence::new(fence.key(), fence.epoch() + 1);
     let taken = leader.history.take(mine.clone(), take(deposed)).await;
     assert!(taken.is_err(), "not the leader");
     assert_eq!(leader.history.read(&id).await.unwrap().unwrap().1, revision);
@@ -259,7 +261,7 @@ async fn a_record_that_names_a_master_which_does_not_carry_it_is_taken_up_again(
     let mut slave = master.attach(1).await;
     let mut mine = record.clone();
     mine.head.master = "m1".into();
-    mine.head.instance = crate::liveness::Instance(1).to_string();
+    mine.head.instance = kontrol_core::liveness::Instance(1).to_string();
     master.history.save(mine, 0).await.unwrap();
     slave
         .until(|order| matches!(order, Ordered::Resume(_)))

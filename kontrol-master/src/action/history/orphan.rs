@@ -1,13 +1,11 @@
 //! Records whose master is gone, and what must hold for another one to take them over.
 
 use super::{History, parse};
-use crate::{
+use crate::store::StoreError;
+use kontrol_core::{
+    kv::{Compare, Fence, Revision},
     model::action::{Record, State},
-    roster::{
-        KnownAction, PeerMaster,
-        view::{LEADER, MASTERS, action_key},
-    },
-    store::{Compare, Fence, Revision, StoreError},
+    view::{KnownAction, LEADER, MASTERS, PeerMaster, action_key},
 };
 
 /// How a record of another master is taken over, in one transaction.

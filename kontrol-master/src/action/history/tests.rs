@@ -3,9 +3,12 @@
 use super::*;
 use crate::{
     election::Campaign,
+    store::{EtcdOptions, StoreUrl, open},
+};
+use kontrol_core::{
+    kv::{Entry, Event, Events},
     model::action::{CommandRecord, Counts, Head, Selection},
-    roster::PeerMaster,
-    store::{Entry, EtcdOptions, Event, Events, StoreUrl, open},
+    view::PeerMaster,
 };
 
 fn record(luck: u64, state: State) -> Record {

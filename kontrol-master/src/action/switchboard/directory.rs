@@ -3,11 +3,8 @@
 //! A slave is at one place at a time, but word of its leaving one and coming to another may arrive in any order: of the
 //! places that one incarnation is said to be, the one with the highest number of attachment is true.
 
-use crate::{
-    action::{attachment::Attachment, rollout::Slave},
-    liveness::Instance,
-    model::PodKey,
-};
+use crate::action::attachment::Attachment;
+use kontrol_core::{liveness::Instance, model::PodKey, rollout::Slave};
 use std::collections::HashMap;
 
 /// A master.

@@ -4,7 +4,7 @@
 //! it and takes the end. An action that is over, and one that the store does not know and no master claims for a while,
 //! are ended at the slave: whoever dispatched them is gone, and nobody will ever ask.
 
-use crate::model::action::{ActionId, State};
+use kontrol_core::model::action::{ActionId, State};
 use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
 

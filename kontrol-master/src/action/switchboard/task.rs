@@ -9,19 +9,18 @@ use super::{
     plain,
 };
 use crate::{
-    action::{
-        attachment::Attachment,
-        outlet::Outlet,
-        rollout::{Order, Slave},
-        wire,
-    },
-    liveness::Instance,
+    action::{attachment::Attachment, outlet::Outlet, wire},
     metrics::Metrics,
+    roster::Roster,
+};
+use kontrol_core::{
+    liveness::Instance,
     model::{
         PodKey,
         action::{ActionId, State},
     },
-    roster::{KnownAction, Roster},
+    rollout::{Order, Slave},
+    view::KnownAction,
 };
 use kontrol_proto::{
     internal::v1::{

@@ -7,10 +7,12 @@ use super::{
     super::{ClientArgs, EndpointArgs, error::CliError, output::Choice, parse_positive, value},
     ANSWER_TIMEOUT,
 };
-use crate::model::{PodKey, selector::Selector};
 use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
+use kontrol_core::{
+    model::{PodKey, selector::Selector},
+    strict::Numbers,
+};
 use kontrol_proto::v1::{self, DispatchRequest};
-use kontrol_slave::strict::Numbers;
 use std::{collections::HashSet, io, time::Duration};
 
 /// Where to run what.

@@ -1,11 +1,8 @@
 //! Two masters under one id or address, and one whose address changes: what each writes and says.
 
 use super::*;
-use crate::{
-    election::Campaign,
-    roster::Roster,
-    store::{Entry, Event, Events, embedded::EmbeddedStore},
-};
+use crate::{election::Campaign, roster::Roster, store::embedded::EmbeddedStore};
+use kontrol_core::kv::{Entry, Event, Events};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -1,7 +1,7 @@
 //! JSON as `google.protobuf.Value` and its kin. Its numbers are doubles: one that would not come back is refused.
 
 use super::{bytes, unexpected, within};
-use kontrol_slave::strict::{Fault, Kind, Reader};
+use kontrol_core::strict::{Fault, Kind, Reader};
 use prost::encoding::{WireType, encode_key, encode_varint};
 
 pub(super) const VALUE: &str = "google.protobuf.Value";

@@ -1,7 +1,9 @@
 //! The library's writer of generic messages is the reference: this one must say the same, but for what it is there for.
 
-use super::super::tests::descriptors::{descriptors, field};
-use super::*;
+use super::{
+    super::tests::descriptors::{descriptors, field},
+    *,
+};
 use prost::Message;
 use prost_reflect::DescriptorPool;
 use serde_json::{Value, json};

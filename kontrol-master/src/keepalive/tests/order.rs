@@ -2,7 +2,7 @@
 //! who lives is in the roster with what it said last, a seq is given once, and who is dead changes nothing.
 
 use super::*;
-use crate::model::incarnation::MAX_RETIRED;
+use kontrol_core::model::incarnation::MAX_RETIRED;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 

@@ -4,10 +4,10 @@ use super::*;
 use crate::{
     clock::Clock,
     keepalive::{Accepted, Committer, Keepalives},
-    model::{Pod, Report},
     readiness::Readiness,
 };
 use futures::FutureExt;
+use kontrol_core::model::{Pod, Report};
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 

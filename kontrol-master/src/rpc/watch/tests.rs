@@ -1,17 +1,15 @@
 //! What a watch is told: by the batch, and across a store that was restored or begins anew.
 
 use super::*;
-use crate::{
-    model::{Pod, pod::tests::report},
-    roster::view::pod_key,
-    store::{
-        Op, Outcome, Revision, SharedStore, Snapshot as Read, Store, StoreError, Txn, Watch,
-        embedded::EmbeddedStore,
-    },
-};
+use crate::store::{SharedStore, Store, StoreError, Watch, embedded::EmbeddedStore};
 use async_trait::async_trait;
-use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::{StreamExt, stream::BoxStream};
+use kontrol_core::{
+    kv::{Op, Outcome, Revision, Snapshot as Read, Txn},
+    model::Pod,
+    testing::report,
+    view::pod_key,
+};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -50,7 +48,7 @@ struct Broken {
 
 #[async_trait]
 impl Watch for Broken {
-    async fn next(&mut self) -> Result<crate::store::Events, StoreError> {
+    async fn next(&mut self) -> Result<kontrol_core::kv::Events, StoreError> {
         tokio::select! {
             events = self.watch.next() => events,
             _ = self.replaced.changed() => Err(StoreError::Unavailable("restored".into())),
@@ -83,13 +81,16 @@ impl Store for Restorable {
         let watch = self.now().watch(behind).await?;
         Ok(Box::new(Broken { watch, replaced }))
     }
-    async fn grant(&self, ttl: Duration) -> Result<(crate::store::LeaseId, Duration), StoreError> {
+    async fn grant(
+        &self,
+        ttl: Duration,
+    ) -> Result<(kontrol_core::kv::LeaseId, Duration), StoreError> {
         self.now().grant(ttl).await
     }
-    async fn keep_alive(&self, lease: crate::store::LeaseId) -> Result<Duration, StoreError> {
+    async fn keep_alive(&self, lease: kontrol_core::kv::LeaseId) -> Result<Duration, StoreError> {
         self.now().keep_alive(lease).await
     }
-    async fn revoke(&self, lease: crate::store::LeaseId) -> Result<(), StoreError> {
+    async fn revoke(&self, lease: kontrol_core::kv::LeaseId) -> Result<(), StoreError> {
         self.now().revoke(lease).await
     }
     fn leases_expire(&self) -> bool {

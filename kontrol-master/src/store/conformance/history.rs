@@ -1,6 +1,7 @@
 //! What was, and what comes: earlier revisions, watches, and what is no longer there.
 
 use super::*;
+use kontrol_core::kv::{Event, Op};
 
 pub(in crate::store) async fn a_snapshot_of_an_earlier_revision_shows_what_was_then(bench: &Bench) {
     let store = &bench.store;

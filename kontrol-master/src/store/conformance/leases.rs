@@ -1,6 +1,7 @@
 //! What a lease is: its keys live as long as it does, and no longer.
 
 use super::*;
+use kontrol_core::kv::Event;
 
 pub(in crate::store) async fn revoking_a_lease_deletes_its_keys_in_one_revision(bench: &Bench) {
     let store = &bench.store;

@@ -1,6 +1,7 @@
 //! How much a store takes, and gives back whole.
 
 use super::*;
+use kontrol_core::kv::{Compare, Event, Fence, MAX_TXN_BYTES, MAX_TXN_OPS, Op};
 
 pub(in crate::store) async fn a_snapshot_has_every_key_in_order_at_one_revision(bench: &Bench) {
     let store = &bench.store;

@@ -1,6 +1,7 @@
 //! What a transaction is: all or nothing, under exactly the compares it names, and never lost to another.
 
 use super::*;
+use kontrol_core::kv::{Compare, Fence, MAX_TXN_OPS};
 
 pub(in crate::store) async fn a_transaction_happens_as_a_whole_or_not_at_all(bench: &Bench) {
     let store = &bench.store;

@@ -17,8 +17,9 @@ use super::{
     state::{Change, Record, State, Step},
     witness::{Witness, WitnessError},
 };
-use crate::store::{LeaseId, Revision, StoreError};
+use crate::store::StoreError;
 use bytes::Bytes;
+use kontrol_core::kv::{LeaseId, Revision};
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
 };

@@ -4,11 +4,11 @@
 //! then applied; planning changes nothing, and applying can't fail. `floor` is the earliest revision that the history
 //! can still restore; what is asked from before it is `Compacted`.
 
-use crate::store::{
-    Compare, Entry, Event, Events, LeaseId, Op, Outcome, Revision, Snapshot, StoreError, Txn,
-    is_prefix,
-};
+use crate::store::{StoreError, is_prefix};
 use bytes::Bytes;
+use kontrol_core::kv::{
+    Compare, Entry, Event, Events, LeaseId, Op, Outcome, Revision, Snapshot, Txn,
+};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     ops::Bound,

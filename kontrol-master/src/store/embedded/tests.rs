@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::store::{
-    Event, Op, SharedStore,
+    SharedStore,
     conformance::{Bench, commit, conformance, delete, put, texts, txn},
 };
 use futures::FutureExt;
+use kontrol_core::kv::{Event, Op};
 use redb::{Database, DatabaseError, StorageBackend, backends::FileBackend};
 use std::{
     io::{self, BufRead, BufReader},

@@ -5,7 +5,7 @@
 //! before, and what was acknowledged would be gone without a word, seqs given twice. The witness is written in place
 //! after each commit, and not synced: after a power cut it may lag behind the database, it is never ahead of it.
 
-use crate::store::Revision;
+use kontrol_core::kv::Revision;
 use std::{
     fs, io,
     io::Read,

@@ -4,8 +4,9 @@
 //! process, and what etcd says before it proposes anything. Everything else is unclear, whatever its code: etcd answers
 //! UNAVAILABLE both when it never took a write and when it lost sight of one.
 
-use crate::store::{LeaseId, Revision, StoreError};
+use crate::store::StoreError;
 use etcd_client::Error;
+use kontrol_core::kv::{LeaseId, Revision};
 use std::error::Error as _;
 use tonic::{Code, ConnectError, Status};
 

@@ -3,7 +3,7 @@
 //!
 //! Most leases are never kept alive, only left to end; so an entry goes when its lease may have ended unheard.
 
-use crate::store::LeaseId;
+use kontrol_core::kv::LeaseId;
 use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
 

@@ -6,11 +6,12 @@ mod tls;
 use self::server::{Etcd, is_missing, unique_app};
 use super::{addresses::Name, *};
 use crate::store::{
-    Event, Events, SharedStore,
+    SharedStore,
     conformance::{Bench, commit, committed, conformance, events_to, put, texts, txn},
 };
 use etcd_client::{Permission, PermissionType};
 use futures::FutureExt;
+use kontrol_core::kv::{Event, Events};
 use std::{
     sync::{Arc, OnceLock},
     time::Instant,

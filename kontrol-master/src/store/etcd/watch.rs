@@ -7,12 +7,13 @@
 //! its reader takes a snapshot.
 
 use super::{failure::Failure, relative};
-use crate::store::{Entry, Event, Events, Revision, StoreError, Watch};
+use crate::store::{StoreError, Watch};
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
     Client, Error, KeyValue, ResponseHeader, WatchOptions, WatchResponse, WatchStream,
 };
+use kontrol_core::kv::{Entry, Event, Events, Revision};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tonic::Status;

@@ -1,11 +1,10 @@
 //! When the callback runs, and what becomes of a run that fails or that the roster overtakes.
 
 use super::{stage::Acts, *};
-use crate::{
-    callback::Failure,
+use crate::{callback::Failure, store::double::Faulty};
+use kontrol_core::{
     model::Exact,
-    roster::{StateRecord, view::STATE},
-    store::double::Faulty,
+    view::{STATE, StateRecord},
 };
 use serde_json::Value;
 

@@ -1,7 +1,8 @@
 //! The same master on a store that is slow, hangs, or shows its changes late.
 
 use super::*;
-use crate::store::{Compare, double::Faulty};
+use crate::store::double::Faulty;
+use kontrol_core::kv::Compare;
 use std::net::IpAddr;
 
 impl Faulty {

@@ -6,13 +6,11 @@ use super::{
     stage::{Acts, GRACE},
     *,
 };
-use crate::{
-    roster::view::LEADER,
-    store::{
-        Store,
-        double::{Call, Fault, Faulty},
-    },
+use crate::store::{
+    Store,
+    double::{Call, Fault, Faulty},
 };
+use kontrol_core::view::LEADER;
 
 /// A second master beside a leader.
 fn second(store: &Faulty, acts: &Acts) -> (Harness, Faulty) {

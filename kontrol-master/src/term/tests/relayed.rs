@@ -1,10 +1,8 @@
 //! A leader that another master reaches through the store alone.
 
 use super::*;
-use crate::{
-    roster::view::{RELAY, RelayRecord, RelayedSign, pod_key},
-    store::double::Faulty,
-};
+use crate::store::double::Faulty;
+use kontrol_core::view::{RELAY, RelayRecord, RelayedSign, pod_key};
 
 /// The other master.
 struct Peer {

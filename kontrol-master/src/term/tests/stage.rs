@@ -3,9 +3,9 @@
 use crate::{
     callback::{Failure, Input, Run, Runner, Validity},
     clock::Clock,
-    model::Exact,
 };
 use async_trait::async_trait;
+use kontrol_core::model::Exact;
 use serde_json::Value;
 use std::{
     sync::{

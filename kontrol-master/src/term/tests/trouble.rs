@@ -6,10 +6,10 @@ use super::{
     stage::{Act, Acts},
     *,
 };
-use crate::{
+use crate::store::double::{Call, Fault, Faulty, PATIENCE};
+use kontrol_core::{
     model::Exact,
-    roster::{StateRecord, view::REMOVALS, view::STATE},
-    store::double::{Call, Fault, Faulty, PATIENCE},
+    view::{REMOVALS, STATE, StateRecord},
 };
 
 const LONG: Duration = Duration::from_secs(60);

@@ -2,9 +2,12 @@
 
 use super::{End, STOP, Task, recording::written};
 use crate::{
-    action::{dispatch::client::Client, history::NotSaved, rollout::Order, wire},
+    action::{dispatch::client::Client, history::NotSaved, wire},
     error::Error,
+};
+use kontrol_core::{
     model::action::{Record, State},
+    rollout::Order,
 };
 use kontrol_proto::v1::dispatch_response::Event as Told;
 use std::{collections::HashSet, time::Duration};

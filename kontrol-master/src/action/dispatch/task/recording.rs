@@ -4,12 +4,12 @@
 //! overtakes it.
 
 use super::Task;
-use crate::{
-    action::{history::NotSaved, rollout::Order},
+use crate::{action::history::NotSaved, status::now_ms, store::StoreError};
+use kontrol_core::{
+    kv::Revision,
     model::action::{Record, State},
-    roster::View,
-    status::now_ms,
-    store::{Revision, StoreError},
+    rollout::Order,
+    view::View,
 };
 use std::{future::pending, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};

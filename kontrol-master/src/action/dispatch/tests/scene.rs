@@ -9,13 +9,18 @@ use crate::{
         attachment::Attachment,
         history::History,
         outlet::Outlet,
-        rollout::Slave,
         switchboard::{SESSION_QUEUE, Switchboard},
     },
     election::{Campaign, Election},
-    model::{Pod, action::Outcome, pod::tests::report},
-    roster::{Roster, view::pod_key},
-    store::{EtcdOptions, Op, SharedStore, StoreUrl, Txn, open},
+    roster::Roster,
+    store::{EtcdOptions, SharedStore, StoreUrl, open},
+};
+use kontrol_core::{
+    kv::{Op, Txn},
+    model::{Pod, action::Outcome},
+    rollout::Slave,
+    testing::report,
+    view::pod_key,
 };
 use kontrol_proto::v1::{
     ActionResult, AttachResponse, Command, Selector, attach_request,
@@ -64,7 +69,7 @@ impl Master {
         let me = PeerMaster {
             id: format!("m{number}"),
             address: format!("m{number}:1"),
-            instance: crate::liveness::Instance(number).to_string(),
+            instance: kontrol_core::liveness::Instance(number).to_string(),
         };
         let (election, campaign) = Campaign::by(
             crate::clock::Clock::of_runtime(),

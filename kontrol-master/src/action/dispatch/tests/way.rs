@@ -1,9 +1,8 @@
 //! Stores for the tests: one whose way can be cut, and one whose writes hold a lock.
 
-use crate::store::{
-    self, Events, LeaseId, Revision, SharedStore, Snapshot, Store, StoreError, Txn, Watch,
-};
+use crate::store::{SharedStore, Store, StoreError, Watch};
 use async_trait::async_trait;
+use kontrol_core::kv::{Events, LeaseId, Revision, Snapshot, Txn};
 use std::time::Duration;
 use tokio::{
     sync::watch,
@@ -50,7 +49,7 @@ impl Store for Way {
         self.pass().await?;
         self.store.read(keys).await
     }
-    async fn commit(&self, txn: Txn) -> Result<store::Outcome, StoreError> {
+    async fn commit(&self, txn: Txn) -> Result<kontrol_core::kv::Outcome, StoreError> {
         if !self.passes().await {
             return Err(StoreError::Indeterminate("cut".into()));
         }
@@ -120,7 +119,7 @@ impl Store for Locking {
     async fn read(&self, keys: &[String]) -> Result<Snapshot, StoreError> {
         self.way.read(keys).await
     }
-    async fn commit(&self, txn: Txn) -> Result<store::Outcome, StoreError> {
+    async fn commit(&self, txn: Txn) -> Result<kontrol_core::kv::Outcome, StoreError> {
         let _lock = self.lock.lock().await;
         sleep(WRITE).await;
         self.way.commit(txn).await

@@ -1,10 +1,8 @@
 //! The peers: the streams of this master to them, and theirs to this master.
 
 use super::{Caller, Failed, MAX_SLAVES, Owner, Place, SwitchboardTask};
-use crate::{
-    action::{attachment::Attachment, outlet::Outlet, rollout::Slave, switchboard::Notice, wire},
-    liveness::Instance,
-};
+use crate::action::{attachment::Attachment, outlet::Outlet, switchboard::Notice, wire};
+use kontrol_core::{liveness::Instance, rollout::Slave};
 use kontrol_proto::{
     internal::v1::{
         ExchangeResponse,

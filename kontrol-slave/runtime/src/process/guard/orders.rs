@@ -159,8 +159,7 @@ fn announced(line: &str) -> Option<Bytes> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::control::Lease;
-    use super::*;
+    use super::{super::super::control::Lease, *};
 
     #[test]
     fn lines_are_put_together_from_pieces() {

@@ -1,7 +1,9 @@
 //! The callback's state: JSON that comes back as it was written. PURE.
 
-use super::json;
-use kontrol_slave::strict::{Fault, Numbers, exact};
+use crate::{
+    json,
+    strict::{Fault, Numbers, exact},
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Value, value::RawValue};
 use std::sync::Arc;
@@ -71,7 +73,7 @@ impl<'de> Deserialize<'de> for Exact {
 }
 
 /// Reads a field that is there: of `null`, an `Option` would make none.
-pub(crate) fn present<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Exact>, D::Error> {
+pub fn present<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Exact>, D::Error> {
     Exact::deserialize(field).map(Some)
 }
 

@@ -1,6 +1,9 @@
 //! What goes into a rollout and comes out of it.
 
-use crate::model::{PodKey, action::Ended};
+use crate::{
+    model::{PodKey, action::Ended},
+    view::View,
+};
 use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
 
@@ -143,4 +146,10 @@ pub enum Effect {
 pub trait Incarnations {
     /// The nonce.
     fn nonce(&self, key: PodKey) -> Option<&str>;
+}
+
+impl Incarnations for View {
+    fn nonce(&self, key: PodKey) -> Option<&str> {
+        self.member(key).map(|member| member.pod.nonce())
+    }
 }

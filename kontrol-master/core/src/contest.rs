@@ -9,8 +9,8 @@
 //! Bounded: the places that were quiet longest are forgotten first.
 
 use crate::{
+    kv::Revision,
     model::{Incarnation, PodKey},
-    store::Revision,
 };
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,7 +31,7 @@ const MAX_SEATED: usize = 256;
 /// An incarnation that is refused so often, and over so long, is alive: what a dead one has sent comes all at once.
 const ALIVE: (u32, Duration) = (3, Duration::from_secs(2));
 /// So many take-overs of a place that is fought over are free: as many as a record remembers incarnations.
-pub(super) const FREE: u32 = crate::model::incarnation::MAX_RETIRED as u32;
+pub const FREE: u32 = crate::model::incarnation::MAX_RETIRED as u32;
 /// How long an owner keeps a place that is fought over, once the free take-overs are used up.
 const REIGN: Duration = Duration::from_secs(10);
 /// How often that time doubles at most: some three hours.
@@ -43,22 +43,24 @@ const MAX_WARNINGS: usize = 10;
 
 /// A keepalive that is refused, because another has its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) key: PodKey,
-    pub(super) who: Incarnation,
+pub struct Refusal {
+    /// The place.
+    pub key: PodKey,
+    /// Who is refused.
+    pub who: Incarnation,
     /// The revision of what it was held against.
-    pub(super) against: Revision,
+    pub against: Revision,
     /// Who has the place.
-    pub(super) owner: Option<Incarnation>,
+    pub owner: Option<Incarnation>,
 }
 
 /// What an operator is told.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Warning {
+pub struct Warning {
     /// Who was refused lately.
-    pub(super) refused: Vec<Incarnation>,
+    pub refused: Vec<Incarnation>,
     /// About how many other places nothing was said.
-    pub(super) unsaid: usize,
+    pub unsaid: usize,
 }
 
 #[derive(Debug)]
@@ -88,7 +90,7 @@ impl Place {
 
 /// The refusals of this master.
 #[derive(Debug, Default)]
-pub(super) struct Contests {
+pub struct Contests {
     places: HashMap<PodKey, Place>,
     /// When operators were told of a place.
     warnings: Vec<Instant>,
@@ -107,7 +109,7 @@ impl Contests {
     }
 
     /// Whether several fight over a place that this incarnation wants.
-    pub(super) fn is_fought_over(&self, key: PodKey, who: &Incarnation, now: Instant) -> bool {
+    pub fn is_fought_over(&self, key: PodKey, who: &Incarnation, now: Instant) -> bool {
         let counts = self.refused_lately(key, now).map(|one| one.count);
         if counts.fold(0, u32::saturating_add) >= FIGHT {
             return true;
@@ -126,7 +128,7 @@ impl Contests {
     }
 
     /// Notes that an incarnation took a place over from another.
-    pub(super) fn seat(&mut self, key: PodKey, who: Incarnation, now: Instant) {
+    pub fn seat(&mut self, key: PodKey, who: Incarnation, now: Instant) {
         let place = self.place(key, now);
         place.seated.retain(|(one, _)| *one != who);
         place.seated.push_back((who, now));
@@ -135,13 +137,13 @@ impl Contests {
     }
 
     /// Whether an incarnation that was refused is alive for sure.
-    pub(super) fn is_alive(&self, key: PodKey, who: &Incarnation, now: Instant) -> bool {
+    pub fn is_alive(&self, key: PodKey, who: &Incarnation, now: Instant) -> bool {
         self.refused(key, who, now)
             .is_some_and(|one| one.count >= ALIVE.0 && one.last - one.first >= ALIVE.1)
     }
 
     /// Whether an incarnation was refused already because of what this revision wrote.
-    pub(super) fn is_known(
+    pub fn is_known(
         &self,
         key: PodKey,
         who: &Incarnation,
@@ -169,7 +171,7 @@ impl Contests {
     }
 
     /// Notes a refusal. Tells what an operator is to be told, where it is time for that.
-    pub(super) fn note(&mut self, refusal: &Refusal, now: Instant) -> Option<Warning> {
+    pub fn note(&mut self, refusal: &Refusal, now: Instant) -> Option<Warning> {
         let fresh = |one: &Refused| now.saturating_duration_since(one.last) < MEMORY;
         let place = self.place(refusal.key, now);
         place.refused.retain(fresh);
@@ -215,7 +217,7 @@ impl Contests {
 }
 
 /// How long an owner keeps a place after so many take-overs in a fight.
-pub(super) fn reign(contests: u32) -> Duration {
+pub fn reign(contests: u32) -> Duration {
     match contests.checked_sub(FREE) {
         Some(more) => REIGN * 2_u32.pow(more.min(MAX_DOUBLINGS)),
         None => Duration::ZERO,
@@ -223,7 +225,7 @@ pub(super) fn reign(contests: u32) -> Duration {
 }
 
 /// The count of take-overs of a place after one more.
-pub(super) fn count(contests: u32, fought_over: bool) -> u32 {
+pub fn count(contests: u32, fought_over: bool) -> u32 {
     if fought_over {
         contests.saturating_add(1)
     } else {

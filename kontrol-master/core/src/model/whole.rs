@@ -12,7 +12,8 @@ enum Form {
     Digits(String),
 }
 
-pub(crate) fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+/// Writes it, for `serde(with)`.
+pub fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     let form = if *value <= MAX_NUMBER {
         Form::Number(*value)
     } else {
@@ -21,7 +22,8 @@ pub(crate) fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::
     form.serialize(serializer)
 }
 
-pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+/// Reads it, for `serde(with)`.
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     match Form::deserialize(deserializer)? {
         Form::Number(value) => Ok(value),
         Form::Digits(digits) => digits.parse().map_err(serde::de::Error::custom),

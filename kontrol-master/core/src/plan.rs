@@ -163,7 +163,7 @@ fn older_or_same(beat: u64, than: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Reason, pod::tests::report};
+    use crate::{model::Reason, testing::report};
     use serde_json::json;
 
     fn known(pod: Option<&Pod>, beat: u64) -> Known<'_> {

@@ -1,38 +1,9 @@
 //! Reports, records and their limits.
 
 use super::*;
-use crate::model::json::tests::any_json;
+use crate::testing::{any_pod, report};
 use proptest::prelude::*;
 use serde_json::json;
-
-/// A report of a pod at `127.0.0.<host>`.
-pub(crate) fn report(host: u8) -> Report {
-    Report {
-        app: "web".into(),
-        id: format!("web-{host}"),
-        ip: IpAddr::from([127, 0, 0, host]),
-        role: "front".into(),
-        nonce: "00000000000000aa".into(),
-        payload: json!(""),
-        down: false,
-        beat: 1,
-        labels: BTreeMap::from([("app".into(), "web".into())]),
-        annotations: BTreeMap::new(),
-        node: String::new(),
-    }
-}
-
-pub(crate) fn any_pod() -> impl Strategy<Value = Pod> {
-    (any::<[u8; 4]>(), any_json(), any::<u32>(), ".{1,8}").prop_map(|(ip, payload, seq, id)| {
-        let report = Report {
-            ip: IpAddr::from(ip),
-            payload,
-            id,
-            ..report(1)
-        };
-        Pod::join(report, u64::from(seq), 5)
-    })
-}
 
 #[test]
 fn the_document_has_ten_sorted_fields_and_nothing_else() {
@@ -181,26 +152,6 @@ fn what_kubernetes_allows_is_taken() {
 }
 
 proptest! {
-    /// One set of limits: what a slave takes for its identity, a master takes for a report.
-    #[test]
-    fn what_a_slave_may_say_a_master_takes(
-        names in prop::collection::btree_set("[a-z\\x01]{0,4}x{0,320}", 0..70),
-        value in "[\\x01a]{0,8}",
-        times in 0..700_usize,
-    ) {
-        let map: BTreeMap<String, String> = names.into_iter().map(|name| (name, value.repeat(times))).collect();
-        let fixed = [("app", "web"), ("role", "front")].map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let given = kontrol_slave::identity::Given {
-            labels: map.iter().take(5).map(|(name, value)| (name.clone(), value.clone())).chain(fixed).collect(),
-            annotations: map,
-            ..Default::default()
-        };
-        if let Ok(identity) = given.identity(&Default::default(), "host") {
-            let report = Report { labels: identity.labels, annotations: identity.annotations, ..report(1) };
-            prop_assert_eq!(report.check(""), Ok(()));
-        }
-    }
-
     #[test]
     fn a_record_reads_back(pod in any_pod()) {
         let back = Pod::decode(&pod.encode()).unwrap();

@@ -1,8 +1,25 @@
-//! JSON as Kontrol writes and compares it: canonical (RFC 8785), bounded in depth, numbers by value. What is measured is
-//! measured as slaves do, by the same code.
+//! JSON as Kontrol measures, writes and compares it: canonical (RFC 8785), bounded in depth, numbers by value. One limit on
+//! one form, for slaves and masters alike.
 
-pub use kontrol_slave::json::{MAX_DEPTH, canonical, depth};
 use serde_json::Value;
+
+/// How deep JSON from outside may nest. Protobuf readers stop at 100 levels, and each level of JSON takes three of them.
+pub const MAX_DEPTH: usize = 30;
+
+/// Writes a value as canonical JSON: sorted keys, no white space, numbers as ECMAScript writes them (RFC 8785).
+pub fn canonical(value: &Value) -> Vec<u8> {
+    // The only failures of RFC 8785 are numbers that no JSON text can hold, so that no `Value` holds them either.
+    serde_json_canonicalizer::to_vec(value).unwrap_or_else(|_| value.to_string().into_bytes())
+}
+
+/// How deep a value nests; a scalar is 0.
+pub fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
 
 /// Tells whether two values are the same to RFC 8785: `1` and `1.0` are, though serde_json tells them apart.
 pub fn same(a: &Value, b: &Value) -> bool {
@@ -21,28 +38,11 @@ pub fn same(a: &Value, b: &Value) -> bool {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::testing::any_json;
     use proptest::prelude::*;
     use serde_json::json;
-
-    /// Any JSON that can come in a payload.
-    pub(crate) fn any_json() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<f64>().prop_filter_map("finite", |n| n.is_finite().then(|| Value::from(n))),
-            (-1_000_000_i64..1_000_000).prop_map(|n| Value::from(n as f64)),
-            ".*".prop_map(Value::from),
-        ];
-        leaf.prop_recursive(4, 32, 6, |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
-                prop::collection::btree_map(".*", inner, 0..6)
-                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
-            ]
-        })
-    }
 
     #[test]
     fn keys_are_sorted_and_white_space_is_gone() {

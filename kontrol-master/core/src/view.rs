@@ -10,6 +10,7 @@ pub use relayed::{RelayRecord, Relayed, RelayedSign};
 pub use state::{StateRecord, Unreadable};
 
 use crate::{
+    kv::{Entry, Event, Events, Op, Revision, Snapshot},
     liveness::{Heard, Instance},
     model::{
         Digest, Incarnation, Pod, PodKey, Retired,
@@ -17,7 +18,6 @@ use crate::{
         incarnation::retire,
         whole,
     },
-    store::{Entry, Event, Events, Op, Revision, Snapshot},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -66,6 +66,15 @@ pub fn tombstone_key(key: PodKey) -> String {
 /// The key in the store of a pod.
 pub fn pod_key(key: PodKey) -> String {
     format!("{PODS}{key}")
+}
+
+/// A value of the store that can't be read, as somebody should be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// Whether something other than the value itself is wrong from now on.
+    pub grave: bool,
+    /// What it is, and what is done about it.
+    pub what: String,
 }
 
 /// A pod of the roster.
@@ -286,6 +295,8 @@ pub struct View {
     relayed: Relayed,
     /// When this view was made; absent before the first one.
     made: Option<Instant>,
+    /// What could not be read of the events behind the view before.
+    troubles: Vec<Trouble>,
     digest: OnceLock<Digest>,
 }
 
@@ -389,6 +400,10 @@ impl View {
     /// What masters that can't reach the leader told through the store.
     pub fn relayed(&self) -> &Relayed {
         &self.relayed
+    }
+    /// What could not be read of the events that led to this view from the one before.
+    pub fn troubles(&self) -> &[Trouble] {
+        &self.troubles
     }
     /// The digest of the pods. Computed once for each view, when first asked for.
     pub fn digest(&self) -> Digest {

@@ -3,18 +3,19 @@
 use super::{
     ACTIONS, Candidate, Change, KnownAction, LEADER, MASTERS, MAX_REMOVALS, Member, PODS,
     PeerMaster, RELAY, REMOVALS, Reason, RelayRecord, Removal, RemovalRecord, SEQ, STATE,
-    StateRecord, TOMBSTONES, Tombstone, View,
+    StateRecord, TOMBSTONES, Tombstone, Trouble, View,
     relayed::{Latest, RelayedEnd},
 };
 use crate::{
+    kv::{Entry, Event, Events, Revision},
     liveness::Heard,
     model::{
         Pod, PodKey,
         action::{Head, State},
         incarnation::is_retired,
     },
-    store::{Entry, Event, Events, Revision},
 };
+use serde::de::DeserializeOwned;
 use std::{
     str,
     sync::{Arc, OnceLock},
@@ -54,6 +55,7 @@ impl Draft {
             actions: before.actions.clone(),
             relayed: before.relayed.clone(),
             made: Some(now),
+            troubles: Vec::new(),
             digest: OnceLock::new(),
         };
         Self {
@@ -91,13 +93,14 @@ impl Draft {
     fn read_reasons(&mut self, entry: &Entry) {
         match serde_json::from_slice::<Vec<RemovalRecord>>(&entry.value) {
             Ok(reasons) => self.reasons.extend(reasons),
-            Err(error) => tracing::warn!(%error, "the record of removals can't be read"),
+            Err(error) => self.trouble(format!("the record of removals can't be read: {error}")),
         }
     }
 
     /// A watch that was broken meanwhile missed the list of reasons, and still finds them here.
     fn put_tombstone(&mut self, key: PodKey, entry: &Entry) {
-        let record = read_json::<RemovalRecord>(entry)
+        let record = self
+            .read::<RemovalRecord>(entry)
             .filter(|record| record.key == key.to_string())
             .map(Arc::new);
         self.reasons.extend(record.as_deref().cloned());
@@ -122,12 +125,16 @@ impl Draft {
         if let Some(key) = entry.key.strip_prefix(PODS) {
             match key.parse() {
                 Ok(key) => self.put_pod(key, entry),
-                Err(error) => tracing::warn!(key = entry.key, "the store has a key that {error}"),
+                Err(error) => {
+                    self.trouble(format!("the store has a key that {error}: {}", entry.key));
+                }
             }
         } else if entry.key.starts_with(LEADER) {
             // Whoever stands in etcd's election leads when its turn comes, master or not: to pass it over would make two
             // leaders.
-            let master = read_json(entry).unwrap_or_else(|| PeerMaster::stranger(&entry.key));
+            let master = self
+                .read(entry)
+                .unwrap_or_else(|| PeerMaster::stranger(&entry.key));
             let candidate = Candidate {
                 key: entry.key.clone(),
                 epoch: entry.create_revision,
@@ -138,7 +145,7 @@ impl Draft {
             candidates.retain(|_, other| other.key != entry.key);
             candidates.insert(entry.create_revision, candidate);
         } else if let Some(id) = entry.key.strip_prefix(MASTERS) {
-            let Some(master) = read_json(entry) else {
+            let Some(master) = self.read(entry) else {
                 return;
             };
             Arc::make_mut(&mut self.view.masters).insert(id.to_owned(), master);
@@ -149,8 +156,8 @@ impl Draft {
         } else if entry.key == SEQ {
             match str::from_utf8(&entry.value).map(str::parse) {
                 Ok(Ok(next)) => self.view.next_seq = self.view.next_seq.max(next),
-                _ => tracing::error!(
-                    "the key seq holds no number; counting on from the highest seq seen"
+                _ => self.grave_trouble(
+                    "the key seq holds no number; counting on from the highest seq seen".to_owned(),
                 ),
             }
             self.view.seq_revision = entry.mod_revision;
@@ -167,7 +174,7 @@ impl Draft {
                 None
             }
             Err(unreadable) => {
-                tracing::error!("{unreadable}");
+                self.grave_trouble(unreadable.to_string());
                 self.view.state = Arc::default();
                 Some(unreadable)
             }
@@ -179,11 +186,13 @@ impl Draft {
             Ok(pod) if pod.key() == key => Arc::new(pod),
             Ok(pod) => {
                 let other = pod.key();
-                tracing::warn!(%key, "the record holds the pod {other}; ignored until that pod reports again");
+                self.trouble(format!("the record of the pod {key} holds the pod {other}; ignored until that pod reports again"));
                 return self.unreadable(key, entry.mod_revision);
             }
             Err(error) => {
-                tracing::warn!(%key, "the record {error}; ignored until the pod reports again");
+                self.trouble(format!(
+                    "the record of the pod {key} {error}; ignored until the pod reports again"
+                ));
                 return self.unreadable(key, entry.mod_revision);
             }
         };
@@ -225,7 +234,10 @@ impl Draft {
 
     fn put_action(&mut self, id: &str, entry: &Entry) {
         // An action whose record can't be read is none: nothing rests on it.
-        let Some(head) = read_json::<Head>(entry).filter(|head| head.id.as_str() == id) else {
+        let Some(head) = self
+            .read::<Head>(entry)
+            .filter(|head| head.id.as_str() == id)
+        else {
             self.view.actions.remove(id);
             return;
         };
@@ -247,7 +259,7 @@ impl Draft {
 
     /// Notes what a master heard that can't reach the leader.
     fn put_relayed(&mut self, master: &str, entry: &Entry) {
-        let Some(record) = read_json::<RelayRecord>(entry) else {
+        let Some(record) = self.read::<RelayRecord>(entry) else {
             return;
         };
         let latest = Latest::of(entry, &record, self.now);
@@ -363,6 +375,30 @@ impl Draft {
         })
     }
 
+    fn read<T: DeserializeOwned>(&mut self, entry: &Entry) -> Option<T> {
+        match serde_json::from_slice(&entry.value) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let what = format!(
+                    "the store has a value that can't be read: {}: {error}",
+                    entry.key
+                );
+                self.trouble(what);
+                None
+            }
+        }
+    }
+
+    fn trouble(&mut self, what: String) {
+        let grave = false;
+        self.view.troubles.push(Trouble { grave, what });
+    }
+
+    fn grave_trouble(&mut self, what: String) {
+        let grave = true;
+        self.view.troubles.push(Trouble { grave, what });
+    }
+
     pub(super) fn finish(mut self, before: &View) -> (View, Vec<Change>) {
         if self.view.leader() != before.leader() {
             let leader = self.view.leader().cloned();
@@ -373,10 +409,4 @@ impl Draft {
         }
         (self.view, self.changes)
     }
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(entry: &Entry) -> Option<T> {
-    serde_json::from_slice(&entry.value)
-        .inspect_err(|error| tracing::warn!(key = entry.key, %error, "the store has a value that can't be read"))
-        .ok()
 }

@@ -6,24 +6,18 @@
 use super::{
     Incarnation, Invalid, PodKey, Reason, Retired,
     incarnation::{is_retired, retire},
-    json, whole,
+    whole,
 };
-use kontrol_slave::identity::annotations_size;
+use crate::{
+    json,
+    limits::{
+        MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES, MAX_LABELS,
+        MAX_NAME_BYTES, MAX_NONCE_BYTES, annotations_size,
+    },
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{collections::BTreeMap, net::IpAddr};
-
-// The same for slaves and masters, so that a slave can tell at its start what a master would refuse.
-pub use kontrol_slave::{
-    identity::{
-        MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES, MAX_LABELS,
-        MAX_NAME_BYTES,
-    },
-    payload::MAX_BYTES as MAX_PAYLOAD_BYTES,
-};
-
-/// Longest nonce, in bytes.
-pub const MAX_NONCE_BYTES: usize = 64;
 
 /// What a keepalive says, checked: every field is within its limits.
 #[derive(Debug, Clone, PartialEq)]
@@ -365,4 +359,4 @@ impl Pod {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -2,8 +2,8 @@
 
 use super::STATE;
 use crate::{
+    kv::{Entry, Revision, Snapshot},
     model::{Exact, exact},
-    store::{Entry, Revision, Snapshot},
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;

@@ -1,16 +1,14 @@
-//! The domain: keys, pods, the PODS document and its digest. PURE: nothing here awaits, reads a clock, or names
-//! tonic, axum or etcd.
+//! The domain: keys, pods, the PODS document and its digest, and the records of actions.
 
 pub mod action;
 pub mod digest;
 pub mod exact;
 pub mod incarnation;
 pub mod invalid;
-pub mod json;
 pub mod key;
 pub mod pod;
 pub mod selector;
-pub(crate) mod whole;
+pub mod whole;
 
 pub use digest::Digest;
 pub use exact::Exact;

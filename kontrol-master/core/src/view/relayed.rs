@@ -6,9 +6,9 @@
 //! their numbers, and no pod is held to account for a time from which some are missing.
 
 use crate::{
+    kv::{Entry, Revision},
     liveness::{Blind, Instance},
     model::PodKey,
-    store::{Entry, Revision},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

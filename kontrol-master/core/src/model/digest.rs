@@ -72,8 +72,8 @@ impl FromStr for Digest {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pod::tests::any_pod;
     use super::*;
+    use crate::testing::any_pod;
     use proptest::prelude::*;
 
     #[test]
@@ -103,7 +103,7 @@ mod tests {
             prop_assert_eq!(digest, Digest(Md5::digest(&document).into()));
             prop_assert_eq!(digest.to_string().parse(), Ok(digest));
             let parsed: serde_json::Value = serde_json::from_slice(&document).unwrap();
-            prop_assert_eq!(crate::model::json::canonical(&parsed), document);
+            prop_assert_eq!(crate::json::canonical(&parsed), document);
         }
     }
 }

@@ -29,8 +29,9 @@ pub enum KeyError {
 }
 
 impl PodKey {
-    #[cfg(test)]
-    pub(crate) const ONE: Self = Self(1);
+    /// Some key, for tests.
+    #[cfg(any(test, feature = "testing"))]
+    pub const ONE: Self = Self(1);
 
     /// The integer that the key stands for.
     pub fn as_u128(self) -> u128 {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{Report, pod::tests::report};
+use crate::{model::Report, testing::report};
 use proptest::prelude::*;
 
 /// A store of keys with revisions, as naive as can be: what the view must agree with.
