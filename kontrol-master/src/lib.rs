@@ -41,7 +41,6 @@ pub mod advertise;
 pub mod attention;
 pub mod backoff;
 pub mod callback;
-pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod election;

@@ -1,7 +1,8 @@
 //! `kontrol-master`: serves, or asks a master that does.
 
 use clap::Parser;
-use kontrol_master::{cli, config::ServeArgs, server::Server};
+use kontrol_cli as cli;
+use kontrol_master::{config::ServeArgs, server::Server};
 use kontrol_runtime::{command_line, logging, process, supervise};
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
