@@ -13,7 +13,7 @@ const MAX_LINES: usize = 500;
 /// Never awaits, reads a clock, or names what it must not know.
 const PURE: [&str; 8] = [
     "kontrol-master/core/src",
-    "kontrol-master/src/callback/changes",
+    "kontrol-master/src/ensemble/callback/changes",
     "kontrol-master/src/action/switchboard/directory",
     "kontrol-master/src/action/switchboard/orphans",
     "kontrol-slave/src/action/journal",
@@ -34,13 +34,17 @@ const IMPURE_WORDS: [&str; 9] = [
 ];
 /// Who may name a crate: the crate, and the beginnings of the paths.
 const OWNERS: [(&str, &[&str]); 7] = [
-    ("etcd_client", &["kontrol-master/src/store/etcd", "tests/"]),
-    ("redb", &["kontrol-master/src/store/embedded"]),
+    (
+        "etcd_client",
+        &["kontrol-master/src/cluster/store/etcd", "tests/"],
+    ),
+    ("redb", &["kontrol-master/src/cluster/store/embedded"]),
     (
         "axum",
         &[
-            "kontrol-master/src/gateway",
-            "kontrol-master/src/listener",
+            "kontrol-master/src/serve/gateway",
+            "kontrol-master/src/serve/listener",
+            "kontrol-master/src/serve/operations",
             "kontrol-master/src/server",
             "kontrol-master/tests",
         ],
@@ -49,7 +53,7 @@ const OWNERS: [(&str, &[&str]); 7] = [
         "prometheus_client",
         &[
             "kontrol-master/src/metrics",
-            "kontrol-master/src/store/measured",
+            "kontrol-master/src/cluster/store/measured",
         ],
     ),
     ("glob", &["kontrol-slave/src/action/policy/rules"]),
@@ -61,6 +65,47 @@ const OWNERS: [(&str, &[&str]); 7] = [
         ],
     ),
     ("close_fds", &["kontrol-slave/runtime/src/process/shim"]),
+];
+
+/// The rooms of the master, from the ground up: each may use those below it, and none beside or above it.
+const ROOMS: [&str; 7] = [
+    "metrics", "cluster", "ensemble", "action", "serve", "config", "server",
+];
+/// Which crates of ours a crate may stand on.
+const CRATES: [(&str, &[&str]); 6] = [
+    ("kontrol-proto", &[]),
+    ("kontrol-slave/runtime", &[]),
+    ("kontrol-master/core", &[]),
+    (
+        "kontrol-slave",
+        &["kontrol-core", "kontrol-proto", "kontrol-runtime"],
+    ),
+    (
+        "kontrol-master/cli",
+        &["kontrol-core", "kontrol-proto", "kontrol-runtime"],
+    ),
+    (
+        "kontrol-master",
+        &[
+            "kontrol-cli",
+            "kontrol-core",
+            "kontrol-proto",
+            "kontrol-runtime",
+            "kontrol-slave",
+        ],
+    ),
+];
+/// All that the pure core stands on. Of tokio it takes the `Instant`.
+const CORE: [&str; 9] = [
+    "bytes",
+    "imbl",
+    "md-5",
+    "proptest",
+    "serde",
+    "serde_json",
+    "serde_json_canonicalizer",
+    "thiserror",
+    "tokio",
 ];
 
 fn root() -> PathBuf {
@@ -186,6 +231,115 @@ fn a_crate_is_named_only_where_it_belongs() {
             let named = names(&code(&text), crate_name);
             let owns = owners.iter().any(|owner| name.starts_with(owner));
             assert!(!named || owns, "{name} names {crate_name}");
+        }
+    }
+}
+
+/// The names that follow `crate::` in some code, those in braces among them.
+fn used(code: &str) -> Vec<&str> {
+    let word = |text: &'_ str| {
+        let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
+        end.unwrap_or(text.len())
+    };
+    let mut found = Vec::new();
+    for (at, head) in code.match_indices("crate::") {
+        let rest = &code[at + head.len()..];
+        let Some(list) = rest.strip_prefix('{') else {
+            found.push(&rest[..word(rest)]);
+            continue;
+        };
+        let mut depth = 0;
+        let mut fresh = true;
+        for (at, letter) in list.char_indices() {
+            match letter {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => fresh = true,
+                _ if fresh && depth == 0 && letter.is_alphabetic() => {
+                    found.push(&list[at..at + word(&list[at..])]);
+                    fresh = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// The arrow that runs up or sideways from a room of the master, if there is one in this code.
+fn upward(room: &str, code: &str) -> Option<String> {
+    let rank = |room: &str| ROOMS.iter().position(|other| *other == room);
+    let own = rank(room)?;
+    used(code).into_iter().find_map(|other| {
+        let up = other != room && rank(other).is_none_or(|other| other >= own);
+        up.then(|| format!("{room} uses {other}"))
+    })
+}
+
+#[test]
+fn arrows_between_rooms_run_down() {
+    for (room, code, arrow) in [
+        ("cluster", "use crate::metrics::Metrics;", None),
+        ("cluster", "use crate::{cluster::x, metrics};", None),
+        (
+            "cluster",
+            "crate::action::Action",
+            Some("cluster uses action"),
+        ),
+        (
+            "action",
+            "use crate::{cluster::{a, b::{serve}}, serve::rpc};",
+            Some("action uses serve"),
+        ),
+        ("serve", "use crate::stranger;", Some("serve uses stranger")),
+    ] {
+        assert_eq!(upward(room, code).as_deref(), arrow, "{code}");
+    }
+    for (name, text) in sources() {
+        let Some(path) = name.strip_prefix("kontrol-master/src/") else {
+            continue;
+        };
+        let room = path.split(['/', '.']).next().unwrap_or_default();
+        if !is_test(&name)
+            && !path.ends_with("/double.rs")
+            && let Some(arrow) = upward(room, &code(&text))
+        {
+            panic!("{name}: {arrow}");
+        }
+    }
+}
+
+/// The names of the crates that a manifest depends on, those of its tests left out.
+fn dependencies(manifest: &str) -> Vec<String> {
+    let (_, rest) = manifest
+        .split_once("\n[dependencies]\n")
+        .unwrap_or_default();
+    let lines = rest.lines().take_while(|line| !line.starts_with('['));
+    let names = lines.filter_map(|line| line.split(['.', ' ', '=']).next());
+    names
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn crates_stand_on_what_is_below_them_and_the_core_on_nothing_that_acts() {
+    for (folder, below) in CRATES {
+        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        let names = dependencies(&manifest);
+        assert!(folder == "kontrol-master/core" || !names.is_empty());
+        for name in names {
+            let ours = name.starts_with("kontrol-");
+            assert!(
+                !ours || below.contains(&name.as_str()),
+                "{folder} stands on {name}"
+            );
+            let core = folder == "kontrol-master/core";
+            assert!(
+                !core || CORE.contains(&name.as_str()),
+                "the core names {name}"
+            );
         }
     }
 }

@@ -9,10 +9,11 @@ mod tests;
 pub use args::ServeArgs;
 
 use crate::{
-    callback::Program,
-    store::{EtcdOptions, EtcdTls, StoreUrl},
+    cluster::store::{EtcdOptions, EtcdTls, StoreUrl},
+    ensemble::callback::Program,
 };
 use args::{CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs};
+use kontrol_core::settings::{MIN_LOST, Settings};
 use kontrol_runtime::{
     command_line::Mistake,
     duration,
@@ -35,8 +36,6 @@ use std::{
 const MIN_TTL: Duration = Duration::from_secs(1);
 /// Smallest leader lease that etcd grants as asked.
 const MIN_FOVER: Duration = Duration::from_secs(1);
-/// A slave that lost its channel is back within about a second.
-const MIN_LOST: Duration = Duration::from_secs(2);
 /// The history is looked through every few seconds.
 const MIN_HISTORY: Duration = Duration::from_secs(10);
 /// Longest name of a namespace or app: a DNS name fits.
@@ -73,45 +72,6 @@ pub struct Config {
     pub ip: Option<IpAddr>,
     /// What every request may need to know.
     pub settings: Settings,
-}
-
-/// The settings that users are told about.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Namespace of the ensemble.
-    pub namespace: String,
-    /// App of the ensemble.
-    pub app: String,
-    /// How long a pod may be silent.
-    pub ttl: Duration,
-    /// How long the roster must be unchanged before the callback runs.
-    pub damper: Duration,
-    /// How long endless change can put the callback off.
-    pub damper_max: Duration,
-    /// Lease of the leader.
-    pub fover: Duration,
-    /// How long a pod may take to come back whose channel ended; zero: its TTL alone decides.
-    pub lost: Duration,
-    /// How long the history keeps an action.
-    pub history: Duration,
-}
-
-impl Settings {
-    /// How often pods are told to report: a pod may lose four keepalives in a row.
-    pub fn interval(&self) -> Duration {
-        self.ttl / 5
-    }
-
-    /// How long a slave waits for the answer to a keepalive, unless it reports more often than each second. What a keepalive
-    /// waits for may take no longer: the slave has gone on to the next master by then.
-    pub fn patience(&self) -> Duration {
-        (self.interval() / 4).clamp(Duration::from_millis(250), Duration::from_secs(2))
-    }
-
-    /// How long an action waits for a slave that is not attached: as long as one may take to come back.
-    pub fn attach_limit(&self) -> Duration {
-        self.lost.max(MIN_LOST)
-    }
 }
 
 impl ServeArgs {

@@ -18,10 +18,9 @@
 //!
 //! What always holds:
 //!
-//! 1. The pure core (`model`, `liveness`, `damper`, `roster::view`, `keepalive::plan`, `action::rollout`) never awaits,
-//!    reads a clock, or names tonic, axum or etcd: time arrives as an argument, effects leave as return values. Deadlines
-//!    are monotonic; wall-clock time is for display.
-//! 2. Every leader-only write is one transaction with a [`store::Fence`]: that an action is taken over as well. Whoever carries
+//! 1. The pure core, the crate `kontrol-core`, never awaits, reads a clock, or names tonic, axum or etcd: time arrives as an
+//!    argument, effects leave as return values. Deadlines are monotonic; wall-clock time is for display.
+//! 2. Every leader-only write is one transaction with a [`kontrol_core::kv::Fence`]: that an action is taken over as well. Whoever carries
 //!    an action writes its record, compared with what it wrote before, whether it leads or not.
 //! 3. Leader-only state lives in one term, built on election and dropped on loss. A new term gives every pod a full
 //!    TTL before it may expire anything.
@@ -33,28 +32,19 @@
 //! 8. An action is carried by one master, told in one place what became of it, and has one end for each target; see
 //!    [`action`].
 //!
-//! Dependencies run one way: `model` ← `clock`, `liveness`, `damper` ← `store` ← `roster`, `keepalive`, `election`, `term`,
-//! `relay`, `callback` ← `action` ← `rpc`, `gateway` ← `server` ← `cli`.
+//! Dependencies run one way, as `tests/tidy.rs` checks:
+//!
+//! ```text
+//! main ──▶ server ──▶ serve ──▶ action ──▶ ensemble ──▶ cluster ──▶ kontrol-core
+//!   └────▶ kontrol-cli ────────────────────────────────────────────────▲
+//! ```
+//!
+//! and everything stands on `kontrol-runtime` and `kontrol-proto`.
 
 pub mod action;
-pub mod advertise;
-pub mod attention;
-pub mod backoff;
-pub mod callback;
-pub mod clock;
+pub mod cluster;
 pub mod config;
-pub mod election;
-pub mod error;
-pub mod gateway;
-pub mod keepalive;
-pub mod listener;
+pub mod ensemble;
 pub mod metrics;
-pub mod pod;
-pub mod readiness;
-pub mod relay;
-pub mod roster;
-pub mod rpc;
+pub mod serve;
 pub mod server;
-pub mod status;
-pub mod store;
-pub mod term;

@@ -1,13 +1,6 @@
 //! Prometheus metrics, registered once and handed in. No pod key is ever a label.
 
-use crate::{
-    error::Error,
-    roster::{Notice, Roster},
-};
-use kontrol_core::{
-    model::action::{Ended, Outcome},
-    view::Change,
-};
+use kontrol_core::model::action::{Ended, Outcome};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -18,12 +11,7 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-use std::{
-    fmt,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
-use tokio_util::sync::CancellationToken;
+use std::{fmt, sync::atomic::Ordering, time::Duration};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
@@ -177,34 +165,13 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counts a keepalive, by what was wrong with it.
-    pub fn keepalive(&self, error: Option<&Error>) {
-        let result = match error {
-            None => "accepted",
-            Some(Error::Invalid(_)) => "invalid",
-            Some(Error::Superseded(_)) => "superseded",
-            Some(Error::Unavailable(_) | Error::Exhausted(_)) => "unavailable",
-            Some(Error::NotFound(_) | Error::Internal(_)) => "failed",
-        };
+    /// Counts a keepalive, by what became of it.
+    pub fn keepalive(&self, result: &'static str) {
         self.keepalives.get_or_create(&ResultLabel { result }).inc();
     }
 
-    fn count(&self, notice: &Notice) {
-        let result = match notice {
-            Notice::Change(Change::Joined(_)) => "joined",
-            Notice::Change(Change::Changed { .. }) => "changed",
-            Notice::Change(Change::Left(_)) => "left",
-            Notice::Digest { .. } => {
-                self.digest_changes.inc();
-                return;
-            }
-            Notice::Change(
-                Change::Leader(_) | Change::ActionStarted(_) | Change::ActionFinished(_),
-            )
-            | Notice::CallbackStarted(_)
-            | Notice::CallbackFinished(_)
-            | Notice::Restored => return,
-        };
+    /// Counts a pod that joined, changed or left.
+    pub fn roster_change(&self, result: &'static str) {
         self.roster_changes
             .get_or_create(&ResultLabel { result })
             .inc();
@@ -256,32 +223,5 @@ impl Metrics {
         // Writing to a string has no way to fail.
         let _ = encode(&mut text, &self.registry);
         text
-    }
-}
-
-/// Keeps the gauges in step with the roster, until the token is cancelled.
-pub async fn observe(metrics: Arc<Metrics>, roster: Roster, token: CancellationToken) {
-    let mut changes = roster.changes();
-    let mut feed = roster.feed().follow(None);
-    loop {
-        let view = roster.view();
-        metrics
-            .pods
-            .set(i64::try_from(view.len()).unwrap_or(i64::MAX));
-        metrics
-            .epoch
-            .set(view.leader().map_or(0, |leader| leader.epoch));
-        metrics.store_up.set(i64::from(roster.connected()));
-        // All arms are cancel safe.
-        tokio::select! {
-            () = token.cancelled() => return,
-            more = changes.next() => if !more { return },
-            notices = feed.next() => match notices {
-                Some(Ok(notices)) => notices.notices.iter().for_each(|notice| metrics.count(notice)),
-                // Some were missed: counters may do that, and go on.
-                Some(Err(_)) => {}
-                None => return,
-            },
-        }
     }
 }

@@ -9,11 +9,14 @@
 
 mod actions;
 mod core;
-mod operations;
+pub mod pod;
 
 use crate::{
-    action::dispatch::Dispatches, advertise, config::Config, gateway, listener, metrics::Metrics,
-    pod, rpc,
+    action::dispatch::Dispatches,
+    cluster::advertise,
+    config::Config,
+    metrics::Metrics,
+    serve::{gateway, listener, operations::Operations, rpc},
 };
 use anyhow::Context as _;
 use core::Core;
@@ -21,7 +24,6 @@ use futures::future::join_all;
 use kontrol_core::view::PeerMaster;
 use kontrol_runtime::{host::host_name, process::reaper, supervise::Tasks};
 use kontrol_slave::agent::Agent;
-use operations::Operations;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -101,7 +103,8 @@ impl Server {
             config,
         } = self;
         let own = SocketAddr::new(own_address(address.ip()), address.port());
-        let (advertised, following) = advertise::open(&config, address).await;
+        let (advertised, following) =
+            advertise::open(config.advertise.clone(), config.ip, &config.store, address).await;
         let myself = PeerMaster {
             id: name(&config, address),
             address: advertised.borrow().address.clone().unwrap_or_default(),

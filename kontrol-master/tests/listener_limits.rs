@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use axum::{Router, routing::get};
-use kontrol_master::listener;
+use kontrol_master::serve::listener;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{fs, time::Duration};
 use tokio::{

@@ -1,5 +1,4 @@
-//! Who the pod is: what flags and environment say, over what the downward-API folder says. PURE, but for
-//! [`host_name`].
+//! Who the pod is: what flags and environment say, over what the downward-API folder says. PURE.
 //!
 //! Invariant: an [`Identity`] is within the limits that masters set, so that a master never refuses it for a mistake
 //! that could be told at the start. All mistakes are told at once, each with the flag that puts it right.

@@ -21,8 +21,7 @@
 //! 7. A pod whose address nobody gave is known by one that its masters' hosts can dial, and follows when it changes.
 //! 8. Actions never hold up a keepalive, and none runs twice; what they are bound by, [`action`] says.
 //!
-//! For masters: [`agent`] (mixed mode and chain), [`config::PodArgs`] with [`program::follow_pod`], [`strict`], and the
-//! limits of what a keepalive may say ([`identity`], [`payload`], [`json`]).
+//! For masters: [`agent`] (mixed mode and chain), and [`config::PodArgs`] with [`program::follow_pod`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 

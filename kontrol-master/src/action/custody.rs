@@ -13,7 +13,7 @@ use super::{
     dispatch::Dispatches,
     history::{History, Taking},
 };
-use crate::{election::Election, roster::Roster, store::StoreError};
+use crate::cluster::{election::Election, roster::Roster, store::StoreError};
 use kontrol_core::{
     kv::Fence,
     model::action::{ActionId, State},

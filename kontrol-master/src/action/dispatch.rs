@@ -25,7 +25,10 @@ use super::{
     switchboard::{Notice, Switchboard},
     targets::targets,
 };
-use crate::{error::Error, metrics::Metrics, roster::Roster, status::now_ms};
+use crate::{
+    cluster::{error::Error, roster::Roster},
+    metrics::Metrics,
+};
 use client::Client;
 use kontrol_core::{
     model::action::{ActionId, Head, Record, State},
@@ -33,7 +36,10 @@ use kontrol_core::{
     view::PeerMaster,
 };
 use kontrol_proto::v1::{DispatchRequest, DispatchResponse, attach_response::Run};
-use kontrol_runtime::supervise::{Children, Failure};
+use kontrol_runtime::{
+    clock::now_ms,
+    supervise::{Children, Failure},
+};
 use prost::Message;
 use std::{
     collections::HashSet,

@@ -12,10 +12,9 @@ mod tests;
 
 pub use orphan::{Orphan, Taking};
 
-use crate::{
+use crate::cluster::{
     election::Election,
     roster::Roster,
-    status::now_ms,
     store::{SharedStore, StoreError},
 };
 use kontrol_core::{
@@ -23,6 +22,7 @@ use kontrol_core::{
     model::action::{ActionId, Record, State},
     view::{KnownAction, View, action_key},
 };
+use kontrol_runtime::clock::now_ms;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},

@@ -4,12 +4,12 @@
 //! is held back by credit), so that one connection for all actions is enough.
 
 use super::switchboard::Switchboard;
-use crate::{backoff::Backoff, roster::Roster};
+use crate::cluster::roster::Roster;
 use kontrol_core::{liveness::Instance, view::PeerMaster};
 use kontrol_proto::internal::v1::{
     ExchangeRequest, exchange_request, exchange_service_client::ExchangeServiceClient,
 };
-use kontrol_runtime::supervise::Failure;
+use kontrol_runtime::{backoff::Backoff, supervise::Failure};
 use std::{collections::HashMap, time::Duration};
 use tokio::{
     sync::mpsc,

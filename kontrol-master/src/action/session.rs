@@ -13,10 +13,9 @@ use super::{
     outlet::Outlet,
     switchboard::{SESSION_QUEUE, Switchboard},
 };
-use crate::{
+use crate::cluster::{
     attention::Wakefulness,
     error::Error,
-    listener::Ending,
     relay::{Counted, Relay, Sign},
     roster::Roster,
 };
@@ -30,7 +29,10 @@ use kontrol_proto::v1::{
     AttachRequest, AttachResponse,
     attach_request::{Event, Hello},
 };
-use kontrol_runtime::supervise::{Children, Failure};
+use kontrol_runtime::{
+    connection::Ending,
+    supervise::{Children, Failure},
+};
 use std::time::Duration;
 use tokio::{
     sync::mpsc,

@@ -22,7 +22,7 @@ mod tests;
 pub use task::SwitchboardTask;
 
 use super::{attachment::Attachment, outlet::Outlet, wire};
-use crate::{metrics::Metrics, roster::Roster};
+use crate::{cluster::roster::Roster, metrics::Metrics};
 use kontrol_core::{
     liveness::Instance,
     model::{PodKey, action::ActionId},

@@ -1,7 +1,6 @@
 //! Between protobuf and what actions are to the master. What a peer or a slave says that makes no sense is ignored.
 
 use super::attachment::Attachment;
-use crate::status::now_ms;
 use bytes::Bytes;
 use kontrol_core::{
     model::action::{ActionId, Counts, Ended, Head, Outcome, Record, ResultRecord, State},
@@ -15,6 +14,7 @@ use kontrol_proto::{
         attach_response::{self, Cancel, Credit, Forget, Resume, Run},
     },
 };
+use kontrol_runtime::clock::now_ms;
 use std::time::{Duration, SystemTime};
 
 /// An order about an action; `run` is what to run, for an order that says so.

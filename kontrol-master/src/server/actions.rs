@@ -6,15 +6,13 @@ use crate::{
         custody::Custody, dispatch::Dispatches, history::History, peers::PeerLinks,
         session::Sessions, switchboard::Switchboard,
     },
-    attention::Wakefulness,
-    config::Settings,
-    election::Election,
+    cluster::{
+        attention::Wakefulness, election::Election, relay::Relay, roster::Roster,
+        store::SharedStore,
+    },
     metrics::Metrics,
-    relay::Relay,
-    roster::Roster,
-    store::SharedStore,
 };
-use kontrol_core::{liveness::Instance, view::PeerMaster};
+use kontrol_core::{liveness::Instance, settings::Settings, view::PeerMaster};
 use kontrol_runtime::supervise::{Children, Tasks};
 use std::sync::Arc;
 

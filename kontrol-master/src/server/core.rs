@@ -6,22 +6,26 @@ use super::{
 };
 use crate::{
     action::dispatch::Dispatches,
-    advertise::Advertised,
-    callback,
-    config::{Config, Settings},
-    election::{Campaign, Election},
-    keepalive::{Committer, Keepalives},
-    metrics::{self, Metrics},
-    readiness::Readiness,
-    relay::{self, Relay},
-    roster::Roster,
-    rpc,
-    status::Status,
-    store::{self, SharedStore, measured::Measured},
-    term,
+    cluster::{
+        advertise::Advertised,
+        election::{Campaign, Election},
+        readiness::Readiness,
+        relay::{self, Relay},
+        roster::{Roster, gauges},
+        status::Status,
+        store::{self, SharedStore, measured::Measured},
+    },
+    config::Config,
+    ensemble::{
+        callback,
+        keepalive::{Committer, Keepalives},
+        term,
+    },
+    metrics::Metrics,
+    serve::rpc,
 };
 use anyhow::Context as _;
-use kontrol_core::{liveness::Instance, view::PeerMaster};
+use kontrol_core::{liveness::Instance, settings::Settings, view::PeerMaster};
 use kontrol_runtime::supervise::Tasks;
 use std::{net::SocketAddr, sync::Arc};
 use tokio::sync::watch;
@@ -133,7 +137,7 @@ impl Core {
         tasks.spawn("the relay through the store", detour.run(drained));
         tasks.spawn(
             "the metrics",
-            metrics::observe(Arc::clone(metrics), roster.clone(), last.clone()),
+            gauges::observe(Arc::clone(metrics), roster.clone(), last.clone()),
         );
         tasks.spawn(
             "the callback's announcements",

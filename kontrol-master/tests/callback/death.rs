@@ -3,10 +3,8 @@
 use crate::support::{
     DEADLINE, alive, exact, input, pid, pid_in, run, script, settings, signal, until,
 };
-use kontrol_master::{
-    callback::{self, Failure, Settings, Validity},
-    clock::Clock,
-};
+use kontrol_master::ensemble::callback::{self, Failure, Settings, Validity};
+use kontrol_runtime::clock::Clock;
 use serde_json::json;
 use std::{
     fs,

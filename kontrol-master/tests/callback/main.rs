@@ -5,7 +5,7 @@
 mod death;
 mod support;
 
-use kontrol_master::callback::{Failure, Program, Settings};
+use kontrol_master::ensemble::callback::{Failure, Program, Settings};
 use serde_json::json;
 use std::{
     fs,

@@ -1,7 +1,9 @@
 //! What the tests share: settings, rosters, and how to look at processes.
 
 use kontrol_core::model::{Digest, Exact, Pod, Report, digest::pods_document};
-use kontrol_master::callback::{self, Failure, Input, Program, Run, Settings, Validity, changes};
+use kontrol_master::ensemble::callback::{
+    self, Failure, Input, Program, Run, Settings, Validity, changes,
+};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,

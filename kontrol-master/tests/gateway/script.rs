@@ -1,7 +1,7 @@
 //! Scripted services behind the real gateway and the real listener, on a port of 127.0.0.1.
 
 use futures::{Stream, StreamExt, stream};
-use kontrol_master::{gateway, listener};
+use kontrol_master::serve::{gateway, listener};
 use kontrol_proto::v1::{
     self,
     ensemble_service_server::{EnsembleService, EnsembleServiceServer},

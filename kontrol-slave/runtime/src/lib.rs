@@ -10,7 +10,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
+pub mod backoff;
+pub mod clock;
 pub mod command_line;
+pub mod connection;
 pub mod duration;
 pub mod folder;
 pub mod host;

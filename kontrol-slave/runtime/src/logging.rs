@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn our_own_lines_are_shown_and_of_libraries_only_warnings() {
         for (target, level, plain, verbose) in [
-            ("kontrol_master::term", Level::INFO, true, true),
+            ("kontrol_master::ensemble::term", Level::INFO, true, true),
             ("kontrol_slave::agent", Level::DEBUG, false, true),
             ("kontrol::callback", Level::INFO, true, true),
             ("h2::codec", Level::INFO, false, false),

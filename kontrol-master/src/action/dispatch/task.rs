@@ -14,7 +14,7 @@ use crate::{
         switchboard::{Dispatch, Notice},
         wire,
     },
-    error::Error,
+    cluster::error::Error,
 };
 use kontrol_core::{
     kv::Revision,

@@ -5,7 +5,7 @@ mod scene;
 mod way;
 
 use super::*;
-use crate::store::Store;
+use crate::cluster::store::Store;
 use kontrol_core::{
     kv::{Compare, Fence, Op, Txn},
     model::{Pod, action::Outcome},

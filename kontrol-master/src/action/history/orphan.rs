@@ -1,7 +1,7 @@
 //! Records whose master is gone, and what must hold for another one to take them over.
 
 use super::{History, parse};
-use crate::store::StoreError;
+use crate::cluster::store::StoreError;
 use kontrol_core::{
     kv::{Compare, Fence, Revision},
     model::action::{Record, State},

@@ -1,7 +1,7 @@
 //! What the history writes, over what, and what it deletes.
 
 use super::*;
-use crate::{
+use crate::cluster::{
     election::Campaign,
     store::{EtcdOptions, StoreUrl, open},
 };

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     action::{attachment::Attachment, outlet::Outlet, wire},
+    cluster::roster::Roster,
     metrics::Metrics,
-    roster::Roster,
 };
 use kontrol_core::{
     liveness::Instance,

@@ -1,7 +1,7 @@
 //! Two switchboards with a wire between them, slaves and dispatches played by the test, under virtual time.
 
 use super::*;
-use crate::store::{EtcdOptions, StoreUrl, open};
+use crate::cluster::store::{EtcdOptions, StoreUrl, open};
 use kontrol_proto::v1::{attach_request::Started, attach_response::Order as Ordered};
 use std::time::Duration;
 use tokio::{

@@ -3,7 +3,7 @@
 use super::{End, STOP, Task, recording::written};
 use crate::{
     action::{dispatch::client::Client, history::NotSaved, wire},
-    error::Error,
+    cluster::error::Error,
 };
 use kontrol_core::{
     model::action::{Record, State},

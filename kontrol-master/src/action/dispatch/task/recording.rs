@@ -4,13 +4,14 @@
 //! overtakes it.
 
 use super::Task;
-use crate::{action::history::NotSaved, status::now_ms, store::StoreError};
+use crate::{action::history::NotSaved, cluster::store::StoreError};
 use kontrol_core::{
     kv::Revision,
     model::action::{Record, State},
     rollout::Order,
     view::View,
 };
+use kontrol_runtime::clock::now_ms;
 use std::{future::pending, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};
 

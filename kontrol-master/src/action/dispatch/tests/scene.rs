@@ -11,9 +11,11 @@ use crate::{
         outlet::Outlet,
         switchboard::{SESSION_QUEUE, Switchboard},
     },
-    election::{Campaign, Election},
-    roster::Roster,
-    store::{EtcdOptions, SharedStore, StoreUrl, open},
+    cluster::{
+        election::{Campaign, Election},
+        roster::Roster,
+        store::{EtcdOptions, SharedStore, StoreUrl, open},
+    },
 };
 use kontrol_core::{
     kv::{Op, Txn},
@@ -72,7 +74,7 @@ impl Master {
             instance: kontrol_core::liveness::Instance(number).to_string(),
         };
         let (election, campaign) = Campaign::by(
-            crate::clock::Clock::of_runtime(),
+            kontrol_runtime::clock::Clock::of_runtime(),
             Arc::clone(&way),
             roster.clone(),
             me.clone(),

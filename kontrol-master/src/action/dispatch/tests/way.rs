@@ -1,6 +1,6 @@
 //! Stores for the tests: one whose way can be cut, and one whose writes hold a lock.
 
-use crate::store::{SharedStore, Store, StoreError, Watch};
+use crate::cluster::store::{SharedStore, Store, StoreError, Watch};
 use async_trait::async_trait;
 use kontrol_core::kv::{Events, LeaseId, Revision, Snapshot, Txn};
 use std::time::Duration;

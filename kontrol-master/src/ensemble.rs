@@ -1,0 +1,5 @@
+//! What is done with the truth: keepalives are taken in, and the leader expires the silent and runs the callback.
+
+pub mod callback;
+pub mod keepalive;
+pub mod term;

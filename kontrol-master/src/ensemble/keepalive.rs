@@ -1,0 +1,276 @@
+//! The intake of keepalives, the same on every master.
+//!
+//! A keepalive that says nothing new costs no store work: it is answered from the roster once the leader counts it. All
+//! others go through the committer, and are answered once this master's own roster shows what they changed.
+//!
+//! This master's roster may be behind, and so may the leader's. So whoever writes a record tells the leader of it before
+//! the keepalive is answered, and whoever answers that a record holds hears from the leader that it knows of no later one.
+//! Where it does, and for goodbyes and refusals always, the store decides.
+
+pub mod committer;
+mod draft;
+#[cfg(test)]
+mod tests;
+
+pub use committer::{Committer, CommitterTask};
+
+use crate::{
+    cluster::{
+        error::Error,
+        relay::{Counted, Relay, Sign},
+        roster::Roster,
+    },
+    metrics::Metrics,
+};
+use kontrol_core::{
+    kv::Revision,
+    liveness::{Instance, Writing},
+    model::{PodKey, Report},
+    plan::{Known, Plan, plan},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// How long an answer waits for this master's own roster to show the change. Missing it does no harm: the change is
+/// stored.
+const CATCH_UP_LIMIT: Duration = Duration::from_millis(500);
+/// How long an answer waits for the leader to know of a record that no keepalive can be held against wrongly: the pod had
+/// none before, or has none any more.
+const TOLD_LIMIT: Duration = Duration::from_millis(100);
+/// How often a keepalive is decided about whose record turned out to be another one, before its sender is told to try
+/// again.
+const MAX_DECISIONS: usize = 4;
+
+/// What an accepted keepalive is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// The pod's key.
+    pub key: PodKey,
+    /// Its seq; 0 after a goodbye of a pod that wasn't there.
+    pub seq: u64,
+}
+
+/// What became of a keepalive.
+enum Decided {
+    Accepted(Accepted),
+    /// It was held against a record that may not be the one in the store: this master's view was behind.
+    Again,
+}
+
+/// How far a keepalive goes that turned out to be held against another record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Force {
+    /// As far as its plan says.
+    None,
+    /// To the store.
+    Settle,
+    /// To a record of its own, though it says nothing new.
+    Write,
+}
+
+/// The intake. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Keepalives {
+    me: Instance,
+    roster: Roster,
+    committer: Committer,
+    relay: Relay,
+    metrics: Arc<Metrics>,
+}
+
+impl Keepalives {
+    /// The intake of this master.
+    pub fn new(
+        me: Instance,
+        roster: Roster,
+        committer: Committer,
+        relay: Relay,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            me,
+            roster,
+            committer,
+            relay,
+            metrics,
+        }
+    }
+
+    /// Takes one keepalive. `key` is what the reporter believes its key to be, or empty.
+    pub async fn accept(&self, report: Report, key: &str) -> Result<Accepted, Error> {
+        let result = self.take(report, key).await;
+        self.metrics.keepalive(match &result {
+            Ok(_) => "accepted",
+            Err(Error::Invalid(_)) => "invalid",
+            Err(Error::Superseded(_)) => "superseded",
+            Err(Error::Unavailable(_) | Error::Exhausted(_)) => "unavailable",
+            Err(Error::NotFound(_) | Error::Internal(_)) => "failed",
+        });
+        result
+    }
+
+    async fn take(&self, report: Report, key: &str) -> Result<Accepted, Error> {
+        report.check(key)?;
+        if !self.roster.started() {
+            return Err(Error::Unavailable(
+                "this master has not read the roster yet; try another master".to_owned(),
+            ));
+        }
+        let now = Instant::now();
+        let mut force = Force::None;
+        for _ in 0..MAX_DECISIONS {
+            match self.decide(&report, now, force).await? {
+                Decided::Accepted(accepted) => return Ok(accepted),
+                Decided::Again if force == Force::None => force = Force::Settle,
+                // The leader may be about to remove the pod, and must find another record.
+                Decided::Again => force = Force::Write,
+            }
+        }
+        Err(Error::Unavailable(
+            "the pod's record keeps changing; try again".to_owned(),
+        ))
+    }
+
+    /// Decides about a keepalive as this master's view is now; where it is to be settled, as the store is.
+    async fn decide(&self, report: &Report, now: Instant, force: Force) -> Result<Decided, Error> {
+        let key = report.key();
+        let (plan, seq, sign, latest) = self.plan(report, now);
+        let accepted = Decided::Accepted(Accepted { key, seq });
+        match plan {
+            // It is the end of its pod, or of no pod that is there.
+            Plan::Remove | Plan::Bury | Plan::Nothing => {
+                let (accepted, _) = self.write(report.clone(), now, force).await?;
+                Ok(Decided::Accepted(accepted))
+            }
+            // Another has its place; if the store says otherwise, it counts.
+            Plan::Superseded | Plan::Kept => {
+                let (accepted, unchanged) = self.write(report.clone(), now, force).await?;
+                self.counted(accepted, unchanged, sign).await
+            }
+            Plan::Stale if sign.revision == 0 => Ok(accepted),
+            // A keepalive that was overtaken proves as well that the pod lives; it just has nothing to say any more.
+            Plan::Refresh | Plan::Stale if latest && force == Force::None => {
+                Ok(match self.relay.count(sign).await? {
+                    Counted::Yes => accepted,
+                    Counted::Again(_) => Decided::Again,
+                })
+            }
+            Plan::Refresh | Plan::Stale | Plan::Join | Plan::Update | Plan::Replace => {
+                self.relay.check()?;
+                let written = self.write(report.clone(), now, force).await;
+                if plan == Plan::Update && matches!(written, Err(Error::Unavailable(_))) {
+                    // What it has to say must be said again; that the pod lives is heard all the same.
+                    if let Some(member) = self.roster.peek().member(key) {
+                        member.heard.touch(now, 0, Some(self.me));
+                    }
+                    self.relay.count(Sign { beat: 0, ..sign }).await?;
+                }
+                let (accepted, unchanged) = written?;
+                self.counted(accepted, unchanged, sign).await
+            }
+        }
+    }
+
+    /// Has a keepalive counted for which nothing was written, because the store had this record already: no record tells
+    /// the leader of it.
+    async fn counted(
+        &self,
+        accepted: Accepted,
+        unchanged: Option<Revision>,
+        sign: Sign,
+    ) -> Result<Decided, Error> {
+        if let Some(revision) = unchanged.filter(|revision| *revision > 0) {
+            let sign = Sign {
+                revision,
+                attachment: 0,
+                ..sign
+            };
+            if let Counted::Again(_) = self.relay.count(sign).await? {
+                return Ok(Decided::Again);
+            }
+        }
+        Ok(Decided::Accepted(accepted))
+    }
+
+    /// Has a report decided against the store and written, tells the leader of that, and waits until the roster shows it. Also
+    /// tells the revision of the record where nothing had to be written.
+    async fn write(
+        &self,
+        report: Report,
+        now: Instant,
+        force: Force,
+    ) -> Result<(Accepted, Option<Revision>), Error> {
+        let (key, beat, down) = (report.key(), report.beat, report.down);
+        let nonce = report.nonce.clone();
+        // Until it is decided, nothing else that the pod says is held against the record as it is.
+        let member = self.roster.peek().member(key).cloned();
+        let changes = member.is_some() && !down;
+        let _writing = member.map(|member| Writing::begin(&member.heard));
+        let committed = self.committer.commit(report, force == Force::Write).await?;
+        let revision = committed.revision;
+        let shown = self.roster.caught_up(revision, CATCH_UP_LIMIT);
+        let (shown, told) = if committed.unchanged {
+            (shown.await, true)
+        } else {
+            // Before it knows of this record, the leader takes for news what the pod said before.
+            let limit = if changes { Duration::MAX } else { TOLD_LIMIT };
+            tokio::join!(shown, self.relay.written(key, revision, limit))
+        };
+        if shown
+            && !down
+            && let Some(member) = self.roster.peek().member(key)
+            // A newer incarnation may have come in between, and counts its own beats.
+            && member.pod.nonce() == nonce
+        {
+            member.heard.touch(now, beat, Some(self.me));
+        }
+        if changes && !told {
+            return Err(Error::Unavailable(
+                "the leader did not hear of this write in time; say it again".to_owned(),
+            ));
+        }
+        let accepted = Accepted {
+            key,
+            seq: committed.seq,
+        };
+        Ok((accepted, committed.unchanged.then_some(revision)))
+    }
+
+    /// Decides against the roster as it is; a refresh is noted at once. Also tells the pod's seq, what the leader is to
+    /// count, and whether the roster shows the latest record that this master knows of.
+    fn plan(&self, report: &Report, at: Instant) -> (Plan, u64, Sign, bool) {
+        let (key, beat) = (report.key(), report.beat);
+        let view = self.roster.peek();
+        let member = view.member(key);
+        let plan = plan(
+            report,
+            Known {
+                pod: member.map(|member| member.pod.as_ref()),
+                beat: member.map_or(0, |member| member.heard.beat()),
+                departed: view
+                    .tombstone(key)
+                    .and_then(|tombstone| tombstone.record.as_deref())
+                    .map(draft::departed),
+                ..Known::default()
+            },
+        );
+        if let (Plan::Refresh | Plan::Stale, Some(member)) = (plan, member) {
+            member.heard.touch(at, beat, Some(self.me));
+        }
+        let sign = Sign {
+            key,
+            revision: member.map_or(0, |member| member.mod_revision),
+            beat,
+            // Told with each keepalive: the leader's record may have been newer when the channel was opened.
+            attachment: member.map_or(0, |member| member.heard.attachment()),
+            at,
+        };
+        let latest = member.is_none_or(|member| member.is_latest(sign.revision));
+        (
+            plan,
+            member.map_or(0, |member| member.pod.seq()),
+            sign,
+            latest,
+        )
+    }
+}

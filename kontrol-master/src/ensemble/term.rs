@@ -1,0 +1,462 @@
+//! The term: everything that only the leader does. It is built anew when this master is elected and dropped when it no
+//! longer leads; nothing of it outlives the epoch.
+//!
+//! One task owns the deadlines and the damper. A run of the callback is a second task, at most one at a time, joined
+//! before the term ends. Every write carries the term's fence, so that a leader that doesn't know yet that it was
+//! deposed changes nothing.
+
+mod expiry;
+mod finish;
+mod handled;
+mod relayed;
+mod run;
+mod storing;
+
+use crate::{
+    cluster::{
+        election::{Confirmed, Election},
+        roster::Roster,
+        status::Status,
+        store::SharedStore,
+    },
+    ensemble::callback::{self, Runner},
+    metrics::Metrics,
+};
+use futures::FutureExt as _;
+use handled::Handled;
+use imbl::ordmap::DiffItem;
+use kontrol_core::{
+    damper::Damper,
+    kv::Fence,
+    liveness::{Attention, Deadlines, Detached, TICK},
+    model::{Digest, Pod},
+    view::View,
+};
+use run::{Finished, RunTask};
+use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::Arc,
+    time::Duration,
+};
+use storing::{Storing, Success};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+/// What a keepalive may take from its acceptance on another master until the leader counts it, and a bit more: a pod
+/// expires this long after its TTL at the earliest, and a second after it at the latest.
+const RELAY_SLACK: Duration = Duration::from_millis(250);
+/// How long a new leader waits for its roster to show its own election, before it asks again.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
+/// How long no run starts when a callback that nobody waits for may still be there: that of the leader before, who still
+/// lives, or that of a run that panicked. Longer than it takes to stop a callback, grace included.
+const QUARANTINE: Duration = Duration::from_secs(4);
+/// When a run is looked at again that could not be started, because the store did not tell what it is to be handed.
+const UNREAD: Duration = Duration::from_secs(1);
+
+/// What a term works with.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The store.
+    pub store: SharedStore,
+    /// The roster.
+    pub roster: Roster,
+    /// The election.
+    pub election: Election,
+    /// Where the callback's status is told.
+    pub status: Status,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// The id of this master.
+    pub id: Arc<str>,
+    /// Settings.
+    pub settings: Arc<Settings>,
+}
+
+/// The settings of a term.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a pod may be silent.
+    pub ttl: Duration,
+    /// How long a pod may take to come back whose channel ended; zero: its TTL alone decides.
+    pub lost: Duration,
+    /// How long the roster must be unchanged before the callback runs.
+    pub damper: Duration,
+    /// How long endless change can put the callback off.
+    pub damper_max: Duration,
+    /// The callback, if there is one.
+    pub callback: Option<Arc<dyn Runner>>,
+}
+
+/// How many ends of channels may wait for the term; more are left to the TTL.
+const DETACHED: usize = 65_536;
+
+/// Where the ends of channels are told, and where the term reads them.
+pub fn detachments() -> (mpsc::Sender<Detached>, mpsc::Receiver<Detached>) {
+    mpsc::channel(DETACHED)
+}
+
+/// Runs a term whenever this master leads, until the token is cancelled and the last term has ended. Then nothing is left
+/// of the callback, not even after a panic: whoever waits for this may resign.
+pub async fn supervise(
+    context: Context,
+    detached: mpsc::Receiver<Detached>,
+    token: CancellationToken,
+) {
+    let terms = token.child_token();
+    let work = AssertUnwindSafe(terms_of(context, detached, terms.clone()));
+    if let Err(panic) = work.catch_unwind().await {
+        tracing::error!("the term panicked; this master stops once its callback has ended");
+        terms.cancel();
+        sleep(QUARANTINE).await;
+        resume_unwind(panic);
+    }
+}
+
+async fn terms_of(
+    context: Context,
+    mut detached: mpsc::Receiver<Detached>,
+    token: CancellationToken,
+) {
+    let mut lead = context.election.changes();
+    let mut deposed = None;
+    let mut unstored: Option<(Fence, Success)> = None;
+    loop {
+        // A term that found itself deposed may end before the election has noticed: its epoch gets no other one.
+        let next = lead.wait_for(|now| now.is_some() && *now != deposed);
+        let fence = match token.run_until_cancelled(next).await {
+            Some(Ok(fence)) => fence.clone(),
+            Some(Err(_)) | None => return,
+        };
+        let Some(fence) = fence else { continue };
+        let over = token.child_token();
+        // Nobody else led in between when the lease was confirmed too late, but in the end.
+        let left = unstored.take().filter(|(of, _)| *of == fence);
+        let term = Term::new(context.clone(), fence.clone(), over.clone());
+        let left = left.map(|(_, success)| success);
+        let mut term = std::pin::pin!(term.run(&mut detached, left));
+        let lost = async {
+            let _ = lead.wait_for(|now| now.as_ref() != Some(&fence)).await;
+        };
+        // Both arms are cancel safe: the term is pinned and goes on where it was.
+        tokio::select! {
+            _ = &mut term => deposed = Some(fence.clone()),
+            () = lost => {
+                over.cancel();
+                unstored = term.await.map(|success| (fence.clone(), success));
+            }
+        }
+    }
+}
+
+struct Term {
+    context: Context,
+    fence: Fence,
+    over: CancellationToken,
+    deadlines: Deadlines,
+    attention: Attention,
+    damper: Damper,
+    /// The roster that the deadlines and the damper know.
+    seen: Arc<View>,
+    /// How much of what was told through the store this term has read.
+    relayed: relayed::Read,
+    /// What the callback handled last.
+    handled: Handled,
+    /// No run may start before: the leader before this one still lives, and so may its callback.
+    quarantine: Option<Instant>,
+    running: Option<Running>,
+    failed: Option<Failed>,
+    /// Why nothing goes on, as the run that goes on or did not start tells it; empty when all is well.
+    trouble: watch::Sender<String>,
+}
+
+/// A run that goes on.
+struct Running {
+    task: JoinHandle<Finished>,
+    digest: Digest,
+    /// Since when the change waited that it is for.
+    pending_since: Option<Instant>,
+}
+
+/// The last run failed.
+struct Failed {
+    digest: Digest,
+    count: u32,
+    retry_at: Instant,
+}
+
+/// The term is over: another leads.
+struct Deposed;
+
+impl Term {
+    fn new(context: Context, fence: Fence, over: CancellationToken) -> Self {
+        let now = Instant::now();
+        let settings = &context.settings;
+        Self {
+            deadlines: Deadlines::new(settings.ttl + RELAY_SLACK, settings.lost, now),
+            attention: Attention::new(now),
+            damper: Damper::new(settings.damper, settings.damper_max),
+            seen: Arc::default(),
+            relayed: relayed::Read::default(),
+            handled: Handled::default(),
+            quarantine: None,
+            running: None,
+            failed: None,
+            trouble: watch::Sender::new(String::new()),
+            context,
+            fence,
+            over,
+        }
+    }
+
+    /// Runs until the term is over. `left` is what a run left that this epoch could not store yet; tells what is left so.
+    async fn run(
+        mut self,
+        detached: &mut mpsc::Receiver<Detached>,
+        left: Option<Success>,
+    ) -> Option<Success> {
+        let epoch = self.fence.epoch();
+        while !self.context.roster.caught_up(epoch, CATCH_UP).await {
+            if self.over.is_cancelled() {
+                return left;
+            }
+        }
+        self.context.metrics.leading.set(1);
+        let view = self.context.roster.view();
+        self.handled = Handled::recorded(&view);
+        if let Some(before) = view.leader_before()
+            && view
+                .leader()
+                .is_some_and(|leader| leader.master.instance != before.instance)
+            && view
+                .masters()
+                .any(|master| master.instance == before.instance)
+        {
+            // Its key was deleted, not its lease: nothing but its own watch tells it to stop its callback.
+            tracing::warn!(before = before.id, wait = ?QUARANTINE, "the leader before still lives; holding the callback back");
+            self.quarantine = Some(Instant::now() + QUARANTINE);
+        }
+        let configured = self.context.settings.callback.is_some();
+        self.context.status.update(|status| {
+            status.configured = configured;
+            status.running_since = None;
+            status.running_digest.clear();
+            status.retry_at = None;
+            status.failures = 0;
+            status.error.clear();
+        });
+        if let Some(success) = left {
+            let digest = success.view.digest();
+            tracing::info!(%digest, "storing what the callback left before the lease was confirmed again");
+            self.running = Some(Running {
+                digest,
+                pending_since: None,
+                task: tokio::spawn(self.storing().store(success)),
+            });
+        }
+        self.attention = Attention::new(Instant::now());
+        self.work(detached).await;
+        let unstored = self.stop_running().await;
+        self.context.metrics.leading.set(0);
+        unstored
+    }
+
+    fn storing(&self) -> Storing {
+        Storing {
+            context: self.context.clone(),
+            fence: self.fence.clone(),
+            over: self.over.clone(),
+            trouble: self.trouble.clone(),
+        }
+    }
+
+    async fn work(&mut self, detached: &mut mpsc::Receiver<Detached>) {
+        let mut changes = self.context.roster.changes();
+        loop {
+            let now = Instant::now();
+            self.attend(now);
+            self.observe(now);
+            let swept = match self.expire(now).await {
+                Ok(()) => self.sweep_relayed(now).await,
+                deposed => deposed,
+            };
+            if let Err(Deposed) = swept {
+                tracing::info!("another master leads; this term changes nothing any more");
+                return;
+            }
+            self.start_due(Instant::now());
+            self.tell();
+            let wake = self.wake(Instant::now());
+            let finished = async {
+                match &mut self.running {
+                    Some(running) => (&mut running.task).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // All arms are cancel safe: a JoinHandle is polled by reference, and the rest loses nothing.
+            tokio::select! {
+                () = self.over.cancelled() => return,
+                finished = finished => {
+                    if let Err(Deposed) = self.on_finished(finished) {
+                        return;
+                    }
+                }
+                more = changes.next() => if !more { return },
+                Some(one) = detached.recv() => {
+                    self.deadlines.detach(one);
+                    while let Ok(one) = detached.try_recv() {
+                        self.deadlines.detach(one);
+                    }
+                }
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+
+    /// Notices whether the process stood still. To wait for the store is not to stand still: keepalives count meanwhile.
+    fn attend(&mut self, now: Instant) {
+        if let Some(blind) = self.attention.tick(now) {
+            tracing::warn!(
+                ?blind,
+                "this process stood still; no pod is held to account for that time"
+            );
+            self.deadlines.forgive(blind);
+        }
+    }
+
+    fn wake(&self, now: Instant) -> Instant {
+        let mut wake = now + TICK;
+        let (expiry, loss) = (self.deadlines.next(), self.deadlines.next_lost());
+        for at in [expiry, loss, self.run_due()].into_iter().flatten() {
+            wake = wake.min(at);
+        }
+        wake
+    }
+
+    /// Takes in what changed in the roster.
+    fn observe(&mut self, now: Instant) {
+        let view = self.context.roster.view();
+        if view.revision() == self.seen.revision() {
+            return;
+        }
+        self.hear_relayed(&view);
+        let mut in_digest = false;
+        for item in self.seen.order().diff(view.order()) {
+            match item {
+                DiffItem::Add(seq, pod) => {
+                    self.deadlines.track((pod.key(), *seq), now);
+                    in_digest = true;
+                }
+                DiffItem::Update { old, new } => in_digest |= differs(old.1, new.1),
+                DiffItem::Remove(..) => in_digest = true,
+            }
+        }
+        let first = self.seen.revision() == 0;
+        if self.seen.state().is_err() && !self.handled.is_known() {
+            // Whoever repaired the record may have put back what was handled.
+            self.handled = Handled::recorded(&view);
+        }
+        self.seen = view;
+        if first {
+            in_digest = self.seen.digest() != self.handled.digest();
+        }
+        if in_digest {
+            self.damper.on_change(now);
+        }
+    }
+
+    /// When a run is to be started, or looked at.
+    fn run_due(&self) -> Option<Instant> {
+        if self.running.is_some()
+            || self.context.settings.callback.is_none()
+            || self.seen.state().is_err()
+        {
+            return None;
+        }
+        let due = match (&self.failed, self.damper.due()) {
+            (Some(failed), Some(due)) => Some(due.min(failed.retry_at)),
+            (Some(failed), None) => Some(failed.retry_at),
+            (None, due) => due,
+        };
+        due.map(|due| self.quarantine.map_or(due, |end| due.max(end)))
+    }
+
+    /// Starts the callback if it is due and there is something that it has not handled.
+    fn start_due(&mut self, now: Instant) {
+        let Some(runner) = self.context.settings.callback.clone() else {
+            self.damper.clear();
+            return;
+        };
+        if self.run_due().is_none_or(|due| due > now) {
+            return;
+        }
+        let view = self.context.roster.view();
+        let digest = view.digest();
+        let damped = self.damper.due().is_some_and(|due| due <= now);
+        if damped && digest == self.handled.digest() {
+            // It changed and changed back, or only in what the digest leaves out.
+            self.damper.clear();
+            self.failed = None;
+            return;
+        }
+        match &self.failed {
+            Some(failed) if failed.digest == digest && failed.retry_at > now => {
+                if damped {
+                    self.damper.clear();
+                }
+                return;
+            }
+            // A newer digest replaces the one that failed, but takes its own time in the damper.
+            Some(failed) if failed.digest != digest && !damped => {
+                self.failed = None;
+                return;
+            }
+            _ => {}
+        }
+        let pending_since = self.damper.pending_since();
+        self.damper.clear();
+        let task = RunTask {
+            storing: self.storing(),
+            runner,
+            view,
+            digest,
+            handled: self.handled.clone(),
+        };
+        self.running = Some(Running {
+            task: tokio::spawn(task.run()),
+            digest,
+            pending_since,
+        });
+    }
+}
+
+/// Whether the digest tells two records of a pod apart.
+fn differs(before: &Arc<Pod>, after: &Arc<Pod>) -> bool {
+    before.canonical() != after.canonical()
+}
+
+/// How long the callback may go on, given how far the lease is confirmed.
+fn validity(confirmed: Confirmed) -> callback::Validity {
+    match confirmed {
+        Confirmed::Forever => callback::Validity::Forever,
+        Confirmed::Lease { at, ttl } => callback::Validity::confirmed(at, ttl),
+    }
+}
+
+/// Passes the lease's confirmations on to a run of the callback.
+async fn pass_on(
+    mut confirmed: watch::Receiver<Confirmed>,
+    sender: watch::Sender<callback::Validity>,
+) {
+    while confirmed.changed().await.is_ok() {
+        let now = *confirmed.borrow_and_update();
+        sender.send_replace(validity(now));
+    }
+}
+
+#[cfg(test)]
+mod tests;

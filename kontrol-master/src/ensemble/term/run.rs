@@ -1,0 +1,162 @@
+//! One run of the callback, from its input to its state in the store.
+
+use super::{
+    handled::Handled,
+    pass_on,
+    storing::{Storing, Success},
+    validity,
+};
+use crate::{
+    cluster::status::timestamp,
+    ensemble::callback::{self, Runner, changes},
+};
+use kontrol_core::{
+    model::{Digest, digest::pods_document},
+    view::{STATE, StateRecord, View},
+};
+use kontrol_proto::v1::CallbackRun;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{sync::watch, time::Instant};
+
+/// A run to be made.
+pub(super) struct RunTask {
+    pub(super) storing: Storing,
+    pub(super) runner: Arc<dyn Runner>,
+    pub(super) view: Arc<View>,
+    pub(super) digest: Digest,
+    pub(super) handled: Handled,
+}
+
+/// What became of a run.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) digest: String,
+    pub(super) start: SystemTime,
+    pub(super) duration: Duration,
+    pub(super) exit_code: i32,
+    pub(super) error: Option<String>,
+    /// The callback was not started, and why: what it is to be handed can't be read from the store.
+    pub(super) not_started: Option<String>,
+    /// What is handled now; absent when the run failed.
+    pub(super) handled: Option<Handled>,
+    /// It succeeded, and the term ended before that was stored.
+    pub(super) unstored: Option<Success>,
+    /// The store said that another master leads.
+    pub(super) deposed: bool,
+}
+
+impl Default for Finished {
+    fn default() -> Self {
+        Self {
+            digest: String::new(),
+            start: SystemTime::now(),
+            duration: Duration::ZERO,
+            exit_code: -1,
+            error: None,
+            not_started: None,
+            handled: None,
+            unstored: None,
+            deposed: false,
+        }
+    }
+}
+
+impl Finished {
+    /// A run that ended in a way no run should.
+    pub(super) fn broken(digest: Option<Digest>, error: String) -> Self {
+        Self {
+            digest: digest.map(|digest| digest.to_string()).unwrap_or_default(),
+            error: Some(error),
+            ..Self::default()
+        }
+    }
+
+    /// The run as users are told of it.
+    pub(super) fn report(&self) -> CallbackRun {
+        CallbackRun {
+            digest: self.digest.clone(),
+            start: Some(self.start.into()),
+            duration: self.duration.try_into().ok(),
+            exit_code: self.exit_code,
+            error: self.error.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl RunTask {
+    pub(super) async fn run(self) -> Finished {
+        let input = match self.input().await {
+            Ok(input) => input,
+            Err(reason) => {
+                return Finished {
+                    not_started: Some(reason),
+                    ..Finished::default()
+                };
+            }
+        };
+        let context = &self.storing.context;
+        let start = SystemTime::now();
+        tracing::info!(digest = %self.digest, pods = self.view.len(), "starting the callback");
+        self.storing.trouble.send_replace(String::new());
+        context.status.update(|status| {
+            status.running_since = Some(timestamp(Instant::now()));
+            status.running_digest = self.digest.to_string();
+            status.pending_since = None;
+            status.retry_at = None;
+        });
+        let confirmed = context.election.confirmed();
+        let (sender, lease) = watch::channel(validity(*confirmed.borrow()));
+        let run = self.runner.run(input, lease, self.storing.over.clone());
+        // Both arms are cancel safe; the lease's confirmations stop with the run that they are for.
+        let run = tokio::select! {
+            run = run => run,
+            () = pass_on(confirmed, sender) => {
+                return Finished::broken(Some(self.digest), "the election ended".to_owned());
+            }
+        };
+        match run.outcome {
+            Err(failure) => Finished {
+                digest: self.digest.to_string(),
+                start,
+                duration: run.duration,
+                exit_code: run.exit_code,
+                error: Some(failure.to_string()),
+                ..Finished::default()
+            },
+            Ok(output) => {
+                let success = Success {
+                    view: self.view,
+                    output,
+                    start,
+                    duration: run.duration,
+                };
+                self.storing.store(success).await
+            }
+        }
+    }
+
+    /// What the callback is handed. From a state that is out of date it would make one that undoes what was stored since,
+    /// so that without the store nothing starts.
+    async fn input(&self) -> Result<callback::Input, String> {
+        let store = &self.storing.context.store;
+        let baseline = self.handled.baseline(store).await;
+        let baseline =
+            baseline.map_err(|error| format!("what was handled last can't be read: {error}"))?;
+        let before = baseline
+            .as_ref()
+            .map(|(digest, order)| (*digest, order.values()));
+        let snapshot = store.read(&[STATE.to_owned()]).await;
+        let snapshot = snapshot.map_err(|error| format!("the state can't be read: {error}"))?;
+        let (record, _) = StateRecord::find(&snapshot).map_err(|error| error.to_string())?;
+        Ok(callback::Input {
+            digest: self.digest,
+            pods: pods_document(self.view.pods()),
+            state: record.state,
+            changes: changes::document(before, self.view.pods()),
+            epoch: self.storing.fence.epoch(),
+        })
+    }
+}

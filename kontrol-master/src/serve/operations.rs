@@ -1,0 +1,52 @@
+//! The routes of operation: `/healthz`, `/readyz`, `/metrics`. They answer without the store.
+
+use crate::{cluster::readiness::Readiness, metrics::Metrics};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use std::{future::ready, sync::Arc};
+
+/// What the routes answer from.
+#[derive(Debug, Clone)]
+pub struct Operations {
+    /// Whether this master is ready.
+    pub readiness: Readiness,
+    /// What `/metrics` shows.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Operations {
+    /// The routes.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/healthz", get(|| ready("ok\n")))
+            .route(
+                "/readyz",
+                get(|State(this): State<Self>| ready(this.readyz())),
+            )
+            .route(
+                "/metrics",
+                get(|State(this): State<Self>| ready(this.metrics())),
+            )
+            .with_state(self)
+    }
+
+    fn readyz(&self) -> impl IntoResponse + use<> {
+        match self.readiness.check() {
+            Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+            Err(why) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("not ready: {why}\n"),
+            ),
+        }
+    }
+
+    fn metrics(&self) -> impl IntoResponse + use<> {
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        ([(header::CONTENT_TYPE, kind)], self.metrics.encode())
+    }
+}

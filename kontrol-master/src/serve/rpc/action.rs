@@ -1,0 +1,205 @@
+//! ActionService.
+
+use super::{Context, stream::alive};
+use crate::{
+    action::{session::Orders, wire},
+    cluster::error::Error,
+};
+use futures::Stream;
+use kontrol_core::{
+    model::{
+        Invalid,
+        action::{ActionId, State},
+        invalid::clip,
+    },
+    view::View,
+};
+use kontrol_proto::{
+    internal::v1::{CancelRequest, exchange_service_client::ExchangeServiceClient},
+    v1::{
+        AttachRequest, CancelActionRequest, CancelActionResponse, DispatchRequest,
+        DispatchResponse, GetActionRequest, GetActionResponse, ListActionsRequest,
+        ListActionsResponse, action_service_server::ActionService,
+    },
+};
+use kontrol_runtime::connection::Ending;
+use std::{pin::Pin, sync::Arc, time::Duration};
+use tokio::time::timeout;
+use tonic::{Code, Request, Response, Status, Streaming, transport::Endpoint};
+
+/// How many actions a page has unless the caller says otherwise, and at the most.
+const PAGE: usize = 100;
+const MAX_PAGE: usize = 1000;
+/// How long another master may take to cancel.
+const CANCEL_LIMIT: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+pub(super) struct Service {
+    context: Context,
+}
+
+fn id(text: &str) -> Result<ActionId, Error> {
+    text.parse()
+        .map_err(|error| Invalid::new("id", format!("{:?} {error}", clip(text))).into())
+}
+
+fn not_found(id: &ActionId) -> Error {
+    Error::NotFound(format!(
+        "no action has the id {id}, or it is no longer in the history"
+    ))
+}
+
+impl Service {
+    pub(super) fn new(context: Context) -> Self {
+        Self { context }
+    }
+
+    /// What is known of all actions, once it is.
+    fn view(&self) -> Result<Arc<View>, Error> {
+        if self.context.roster.started() {
+            return Ok(self.context.roster.view());
+        }
+        Err(Error::Unavailable(
+            "this master has not read the history yet; try another master".to_owned(),
+        ))
+    }
+
+    /// Has the master that carries an action cancel it.
+    async fn cancel_elsewhere(&self, id: &ActionId, instance: &str) -> Result<(), Error> {
+        let view = self.context.roster.view();
+        let master = view.masters().find(|master| master.instance == instance);
+        let master = master.ok_or_else(|| {
+            Error::Unavailable(
+                "the master that carries the action is gone, and the leader has not taken it over yet; try again".to_owned(),
+            )
+        })?;
+        let ask = async {
+            let endpoint = Endpoint::from_shared(format!("http://{}", master.address));
+            let endpoint = endpoint.map_err(|error| Status::unavailable(error.to_string()))?;
+            let channel = endpoint.connect().await;
+            let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+            let request = CancelRequest { id: id.to_string() };
+            ExchangeServiceClient::new(channel).cancel(request).await
+        };
+        match timeout(CANCEL_LIMIT, ask).await {
+            Ok(Ok(_)) => Ok(()),
+            // It ended just now.
+            Ok(Err(status)) if status.code() == Code::NotFound => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Error::Unavailable(format!(
+                "the master {} that carries the action can't be reached just now; try again",
+                master.id
+            ))),
+        }
+    }
+}
+
+/// Who calls: the address, and what the client calls itself.
+fn caller<T>(request: &Request<T>) -> String {
+    let address = request
+        .remote_addr()
+        .map(|address| address.ip().to_string());
+    let agent = request.metadata().get("user-agent");
+    let agent = agent.and_then(|agent| agent.to_str().ok()).map(clip);
+    [address.as_deref(), agent]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[tonic::async_trait]
+impl ActionService for Service {
+    type AttachStream = Orders;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<AttachRequest>>,
+    ) -> Result<Response<Orders>, Status> {
+        let ending = request.extensions().get::<Ending>().cloned();
+        let sessions = &self.context.sessions;
+        let orders = sessions.open(request.into_inner(), ending.unwrap_or_default());
+        orders.await.map(Response::new)
+    }
+
+    type DispatchStream = Pin<Box<dyn Stream<Item = Result<DispatchResponse, Status>> + Send>>;
+
+    async fn dispatch(
+        &self,
+        request: Request<DispatchRequest>,
+    ) -> Result<Response<Self::DispatchStream>, Status> {
+        let caller = caller(&request);
+        let told = self
+            .context
+            .dispatches
+            .dispatch(request.into_inner(), caller)?;
+        // Its master ends it itself when it stops: it knows what becomes of the action.
+        let told = alive(told, |_| DispatchResponse { event: None });
+        Ok(Response::new(Box::pin(told)))
+    }
+
+    async fn get_action(
+        &self,
+        request: Request<GetActionRequest>,
+    ) -> Result<Response<GetActionResponse>, Status> {
+        let id = id(&request.into_inner().id)?;
+        let read = self.context.history.read(&id).await;
+        let read = read.map_err(|error| Error::from_store(&error))?;
+        let (record, _) = read.ok_or_else(|| not_found(&id))?;
+        let action = Some(wire::action(record));
+        Ok(Response::new(GetActionResponse { action }))
+    }
+
+    async fn list_actions(
+        &self,
+        request: Request<ListActionsRequest>,
+    ) -> Result<Response<ListActionsResponse>, Status> {
+        let request = request.into_inner();
+        let size = match usize::try_from(request.page_size).unwrap_or(MAX_PAGE) {
+            0 => PAGE,
+            size => size.min(MAX_PAGE),
+        };
+        let before = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse::<ActionId>().map_err(|_| {
+                Error::from(Invalid::new(
+                    "page_token",
+                    "is not one that ListActions gave",
+                ))
+            })?),
+        };
+        let view = self.view()?;
+        let actions = view.actions().iter().rev();
+        let mut rest = actions
+            .filter(|(id, _)| before.as_ref().is_none_or(|before| *id < before))
+            .peekable();
+        let page: Vec<_> = rest
+            .by_ref()
+            .take(size)
+            .map(|(_, known)| wire::head(&known.head))
+            .collect();
+        let last = page.last().map(|action| action.id.clone());
+        Ok(Response::new(ListActionsResponse {
+            next_page_token: last.filter(|_| rest.peek().is_some()).unwrap_or_default(),
+            actions: page,
+        }))
+    }
+
+    async fn cancel_action(
+        &self,
+        request: Request<CancelActionRequest>,
+    ) -> Result<Response<CancelActionResponse>, Status> {
+        let id = id(&request.into_inner().id)?;
+        let answer = |finished| Ok(Response::new(CancelActionResponse { finished }));
+        // One that could not be recorded is known to its own master alone.
+        if self.context.dispatches.cancel(&id).await {
+            return answer(false);
+        }
+        let view = self.view()?;
+        let known = view.action(&id).ok_or_else(|| not_found(&id))?;
+        if known.head.state == State::Finished || known.head.instance == self.context.instance {
+            return answer(true);
+        }
+        self.cancel_elsewhere(&id, &known.head.instance).await?;
+        answer(false)
+    }
+}

@@ -1,0 +1,75 @@
+//! KeepaliveService.
+
+use super::{Context, convert, stream::why_it_ended};
+use futures::{Stream, StreamExt};
+use kontrol_proto::v1::{
+    PingError, PingRequest, PingResponse, PingStreamRequest, PingStreamResponse,
+    keepalive_service_server::KeepaliveService, ping_stream_response::Result as StreamResult,
+};
+use std::pin::Pin;
+use tonic::{Request, Response, Status, Streaming};
+
+/// How many keepalives of one stream are taken in at once; their answers keep the order.
+const STREAM_CONCURRENCY: usize = 64;
+
+#[derive(Debug, Clone)]
+pub(super) struct Service {
+    context: Context,
+}
+
+impl Service {
+    pub(super) fn new(context: Context) -> Self {
+        Self { context }
+    }
+
+    async fn take(&self, request: PingRequest) -> Result<PingResponse, Status> {
+        let (report, key) = convert::report(request).map_err(crate::cluster::error::Error::from)?;
+        let accepted = self.context.keepalives.accept(report, &key).await?;
+        let settings = &self.context.settings;
+        Ok(PingResponse {
+            key: accepted.key.to_string(),
+            seq: accepted.seq,
+            ttl: convert::duration(settings.ttl),
+            interval: convert::duration(settings.interval()),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl KeepaliveService for Service {
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
+        self.take(request.into_inner()).await.map(Response::new)
+    }
+
+    type PingStreamStream = Pin<Box<dyn Stream<Item = Result<PingStreamResponse, Status>> + Send>>;
+
+    async fn ping_stream(
+        &self,
+        request: Request<Streaming<PingStreamRequest>>,
+    ) -> Result<Response<Self::PingStreamStream>, Status> {
+        let service = self.clone();
+        let end = self.context.token.clone().cancelled_owned();
+        let answers = request
+            .into_inner()
+            .take_until(end)
+            .map(move |request| {
+                let service = service.clone();
+                async move {
+                    let ping = request?.ping.unwrap_or_default();
+                    let result = match service.take(ping).await {
+                        Ok(response) => StreamResult::Response(response),
+                        Err(status) => StreamResult::Error(PingError {
+                            code: status.code().into(),
+                            message: status.message().to_owned(),
+                        }),
+                    };
+                    Ok(PingStreamResponse {
+                        result: Some(result),
+                    })
+                }
+            })
+            .buffered(STREAM_CONCURRENCY)
+            .chain(why_it_ended(self.context.token.clone()));
+        Ok(Response::new(Box::pin(answers)))
+    }
+}

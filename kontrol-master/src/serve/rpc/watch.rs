@@ -1,0 +1,213 @@
+//! The stream of Watch: a snapshot, or what was missed, and then the feed.
+
+use super::convert;
+use crate::{
+    action::wire,
+    cluster::{
+        error::Error,
+        roster::{Feed, Followed, Notice, Notices, Place, Roster},
+    },
+};
+use futures::{Stream, stream};
+use kontrol_core::view::{Candidate, Change, View};
+use kontrol_proto::v1::{
+    WatchRequest, WatchResponse,
+    watch_response::{
+        ActionFinished, ActionStarted, CallbackFinished, CallbackStarted, DigestChanged, Event,
+        LeaderChanged, PodChanged, PodJoined, PodLeft, Snapshot,
+    },
+};
+use std::{collections::VecDeque, sync::Arc};
+use tonic::Status;
+
+/// Follows a roster from behind a revision, or from a snapshot where that is 0, forgotten, or of another history.
+pub(super) fn stream(
+    roster: &Roster,
+    request: WatchRequest,
+) -> impl Stream<Item = Result<WatchResponse, Status>> + Send + use<> {
+    // Followed first and looked at second: nothing between the two is lost, and what the snapshot shows already is
+    // passed over by its revision.
+    let mut followed = roster.feed().follow(place(&request));
+    let mut waiting = VecDeque::new();
+    let mut shown = 0;
+    let missed = followed.missed.take();
+    let teller = Teller {
+        tells_history: request.history.is_some(),
+        feed: roster.feed().clone(),
+    };
+    if missed.is_none() {
+        let view = roster.view();
+        shown = view.revision();
+        waiting.push_back(teller.snapshot(&view));
+    }
+    let watcher = Watcher {
+        roster: roster.clone(),
+        teller,
+        missed: missed.unwrap_or_default().into(),
+        followed,
+        waiting,
+        shown,
+        over: false,
+    };
+    stream::unfold(watcher, async |mut watcher| {
+        let message = watcher.next().await?;
+        Some((message, watcher))
+    })
+}
+
+/// Where a caller was; none where it begins, or names a history that no master tells.
+fn place(request: &WatchRequest) -> Option<Place> {
+    let history = match request.history.as_deref() {
+        None | Some("") => None,
+        Some(text) => Some(text.parse().ok()?),
+    };
+    let revision = request.revision;
+    (revision > 0).then_some(Place { revision, history })
+}
+
+struct Watcher {
+    roster: Roster,
+    teller: Teller,
+    /// Batches to be told before those that follow.
+    missed: VecDeque<Arc<Notices>>,
+    followed: Followed,
+    waiting: VecDeque<WatchResponse>,
+    /// The snapshot's revision: roster changes up to it are in the snapshot.
+    shown: i64,
+    over: bool,
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Option<Result<WatchResponse, Status>> {
+        loop {
+            if let Some(message) = self.waiting.pop_front() {
+                return Some(Ok(message));
+            }
+            if self.over {
+                return None;
+            }
+            if let Some(notices) = self.missed.pop_front() {
+                self.waiting = self
+                    .teller
+                    .messages(&self.roster.view(), &notices, self.shown);
+                continue;
+            }
+            match self.followed.next().await? {
+                Ok(notices) if matches!(notices.notices[..], [Notice::Restored]) => {
+                    let view = self.roster.view();
+                    self.shown = view.revision();
+                    self.waiting = [self.teller.snapshot(&view)].into();
+                }
+                Ok(notices) => {
+                    if notices.revision > self.shown || !notices.is_roster() {
+                        self.waiting =
+                            self.teller
+                                .messages(&self.roster.view(), &notices, self.shown);
+                    }
+                }
+                Err(_) => {
+                    self.over = true;
+                    let error = Error::Exhausted(
+                        "this watch reads too slowly and was cut off; watch again from the last revision you saw".to_owned(),
+                    );
+                    return Some(Err(error.into()));
+                }
+            }
+        }
+    }
+}
+
+/// Puts into words what a watch is told.
+struct Teller {
+    /// Whether each message says which history its revision belongs to.
+    tells_history: bool,
+    feed: Feed,
+}
+
+impl Teller {
+    fn message(&self, revision: i64, event: Option<Event>) -> WatchResponse {
+        let history = self.tells_history.then(|| self.feed.history(revision));
+        WatchResponse {
+            revision,
+            history: history.flatten().map(|history| history.to_string()),
+            event,
+        }
+    }
+
+    fn snapshot(&self, view: &View) -> WatchResponse {
+        let members = view.pods().filter_map(|pod| view.member(pod.key()));
+        let leader = view.leader();
+        let snapshot = Snapshot {
+            pods: members
+                .map(|member| convert::member(view, member))
+                .collect(),
+            leader: leader.map(|leader| convert::master(&leader.master)),
+            epoch: leader.map_or(0, |leader| leader.epoch),
+            digest: view.digest().to_string(),
+        };
+        self.message(view.revision(), Some(Event::Snapshot(snapshot)))
+    }
+
+    /// The messages of a batch. Each carries the revision to go on from: only the last one of a batch carries its
+    /// revision, so that who is cut off before it is told all of it again, by whichever master. What the snapshot has
+    /// `shown` is told already: a callback notice may follow from less.
+    fn messages(&self, view: &View, notices: &Notices, shown: i64) -> VecDeque<WatchResponse> {
+        let last = notices.notices.len().saturating_sub(1);
+        let message = |(index, notice): (usize, &Notice)| {
+            let revision = if index < last {
+                notices.behind
+            } else {
+                notices.revision
+            };
+            self.message(revision.max(shown), event(view, notice))
+        };
+        notices.notices.iter().enumerate().map(message).collect()
+    }
+}
+
+fn event(view: &View, notice: &Notice) -> Option<Event> {
+    Some(match notice {
+        Notice::Change(Change::Joined(member)) => Event::PodJoined(PodJoined {
+            pod: Some(convert::member(view, member)),
+        }),
+        Notice::Change(Change::Changed { before, after }) => Event::PodChanged(PodChanged {
+            pod: Some(convert::member(view, after)),
+            restarted: before.nonce() != after.pod.nonce(),
+        }),
+        Notice::Change(Change::Left(removal)) => Event::PodLeft(PodLeft {
+            pod: Some(convert::pod(&removal.pod)),
+            reason: convert::reason(removal.reason).into(),
+        }),
+        Notice::Change(Change::Leader(leader)) => {
+            Event::LeaderChanged(leader_changed(leader.as_ref()))
+        }
+        Notice::Change(Change::ActionStarted(action)) => Event::ActionStarted(ActionStarted {
+            action: Some(wire::head(&action.head)),
+        }),
+        Notice::Change(Change::ActionFinished(action)) => Event::ActionFinished(ActionFinished {
+            action: Some(wire::head(&action.head)),
+        }),
+        Notice::Digest { digest, pods } => Event::DigestChanged(DigestChanged {
+            digest: digest.to_string(),
+            pod_count: u32::try_from(*pods).unwrap_or(u32::MAX),
+        }),
+        Notice::CallbackStarted(digest) => Event::CallbackStarted(CallbackStarted {
+            digest: digest.clone(),
+        }),
+        Notice::CallbackFinished(run) => Event::CallbackFinished(CallbackFinished {
+            run: Some(run.clone()),
+        }),
+        // Comes alone, and is told by a snapshot.
+        Notice::Restored => return None,
+    })
+}
+
+fn leader_changed(leader: Option<&Candidate>) -> LeaderChanged {
+    LeaderChanged {
+        leader: leader.map(|leader| convert::master(&leader.master)),
+        epoch: leader.map_or(0, |leader| leader.epoch),
+    }
+}
+
+#[cfg(test)]
+mod tests;
