@@ -224,6 +224,24 @@ fn no_program_prints_with_what_may_panic() {
     }
 }
 
+/// Time-outs, pings, and one day credentials, are those of every connection to a master.
+#[test]
+fn a_master_is_dialled_in_one_way() {
+    for (name, text) in sources() {
+        let ours = name.starts_with("kontrol-master/src") && !is_test(&name);
+        let owns = [
+            "kontrol-master/src/cluster/peers.rs",
+            "kontrol-master/src/cluster/store/etcd/connection.rs",
+        ];
+        let dials =
+            code(&text).contains("transport::Endpoint") || code(&text).contains("Endpoint::from");
+        assert!(
+            !ours || owns.contains(&name.as_str()) || !dials,
+            "{name} dials"
+        );
+    }
+}
+
 #[test]
 fn a_crate_is_named_only_where_it_belongs() {
     for (name, text) in sources() {

@@ -5,6 +5,7 @@ pub mod advertise;
 pub mod attention;
 pub mod election;
 pub mod error;
+pub mod peers;
 pub mod readiness;
 pub mod relay;
 pub mod roster;

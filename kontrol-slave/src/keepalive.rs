@@ -13,7 +13,7 @@ use crate::{
     identity::Identity,
     masters::{
         Tier,
-        link::{Attached, Link, LinkError, cause},
+        link::{Attached, Link, LinkError},
     },
     payload::to_proto,
 };
@@ -21,6 +21,7 @@ use futures::future::OptionFuture;
 use kontrol_proto::v1::{
     PingRequest, PingResponse, keepalive_service_client::KeepaliveServiceClient,
 };
+use kontrol_runtime::cause::innermost;
 use serde_json::Value;
 use std::{
     error::Error,
@@ -143,7 +144,7 @@ impl From<Status> for Setback {
     fn from(status: Status) -> Self {
         // A status with a source was made on this side, of a broken connection.
         if let Some(source) = status.source() {
-            return Self::Failed(format!("the connection broke: {}", cause(source)));
+            return Self::Failed(format!("the connection broke: {}", innermost(source)));
         }
         let said = format!("{}: {}", status.code().description(), status.message());
         match status.code() {

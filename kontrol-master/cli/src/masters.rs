@@ -11,7 +11,7 @@ use kontrol_proto::v1::{
     WatchRequest, WatchResponse, action_service_client::ActionServiceClient,
     ensemble_service_client::EnsembleServiceClient,
 };
-use kontrol_runtime::host::host_name;
+use kontrol_runtime::{cause::innermost, host::host_name};
 use std::{env, error::Error, time::Duration};
 use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
@@ -219,11 +219,7 @@ pub(super) fn reason(status: &Status) -> String {
 
 /// The innermost error, without the number of the operating system.
 fn root_cause(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    let text = cause.to_string();
+    let text = innermost(error);
     let text = match text.find(" (os error") {
         Some(end) => &text[..end],
         None => &text,

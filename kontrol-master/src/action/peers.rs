@@ -4,7 +4,7 @@
 //! is held back by credit), so that one connection for all actions is enough.
 
 use super::switchboard::Switchboard;
-use crate::cluster::roster::Roster;
+use crate::cluster::{peers::dial, roster::Roster};
 use kontrol_core::{liveness::Instance, view::PeerMaster};
 use kontrol_proto::internal::v1::{
     ExchangeRequest, exchange_request, exchange_service_client::ExchangeServiceClient,
@@ -18,16 +18,14 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, transport::Endpoint};
+use tonic::Status;
 
 /// How many messages may wait for a peer; one that is further behind is connected anew.
 const QUEUE: usize = 4096;
 /// Largest message of a peer: a page of attached slaves, or a piece of output. Orders go the other way.
 const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
-/// How long a peer may take to answer a connection, a stream, or an HTTP/2 ping.
+/// How long a peer may take to answer a connection or a stream.
 const LIMIT: Duration = Duration::from_secs(2);
-/// How often a silent connection is asked.
-const PING_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Keeps a link to every other master that is alive.
 #[derive(Debug)]
@@ -78,7 +76,7 @@ impl PeerLinks {
                     let link = Link {
                         me: self.me,
                         instance,
-                        address: master.address.clone(),
+                        master: master.clone(),
                         switchboard: self.switchboard.clone(),
                     };
                     let link = (master.address.clone(), links.spawn(link.keep()));
@@ -109,7 +107,7 @@ fn supervise(ended: Result<(), JoinError>) -> Result<(), Failure> {
 struct Link {
     me: Instance,
     instance: Instance,
-    address: String,
+    master: PeerMaster,
     switchboard: Switchboard,
 }
 
@@ -119,7 +117,7 @@ impl Link {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
             let ended = self.stream(&mut backoff).await;
-            tracing::debug!(peer = self.address, cause = %ended.message(), "the link for actions broke");
+            tracing::debug!(peer = self.master.address, cause = %ended.message(), "the link for actions broke");
             sleep(backoff.failed()).await;
         }
     }
@@ -135,15 +133,7 @@ impl Link {
         // The queue is new and empty.
         let _ = sender.try_send(hello);
         let open = async {
-            let endpoint = Endpoint::from_shared(format!("http://{}", self.address))
-                .map_err(|error| Status::invalid_argument(error.to_string()))?
-                .connect_timeout(LIMIT)
-                .http2_keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(LIMIT)
-                .keep_alive_while_idle(true)
-                .tcp_nodelay(true);
-            let channel = endpoint.connect().await;
-            let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+            let channel = dial(&self.master, LIMIT).await?;
             ExchangeServiceClient::new(channel)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .exchange(ReceiverStream::new(receiver))

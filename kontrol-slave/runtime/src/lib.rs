@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod backoff;
+pub mod cause;
 pub mod clock;
 pub mod command_line;
 pub mod connection;

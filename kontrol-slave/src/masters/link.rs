@@ -9,10 +9,10 @@
 
 use super::{Endpoint, Tier};
 use futures::future::{BoxFuture, FutureExt, join_all};
+use kontrol_runtime::cause::innermost;
 use rand::seq::SliceRandom;
 use std::{
     collections::VecDeque,
-    error::Error,
     io,
     net::SocketAddr,
     sync::atomic::{AtomicU64, Ordering},
@@ -189,9 +189,9 @@ pub async fn open(
     // Masters behind a proxy are told apart by the name in the request, not by the address that was dialled.
     let origin: Uri = format!("http://{endpoint}")
         .parse()
-        .map_err(|error| refused(cause(&error)))?;
+        .map_err(|error| refused(innermost(&error)))?;
     let transport = Transport::from_shared(format!("http://{address}"))
-        .map_err(|error| refused(cause(&error)))?
+        .map_err(|error| refused(innermost(&error)))?
         .origin(origin)
         .connect_timeout(limit)
         .http2_keep_alive_interval(PING_AFTER)
@@ -204,18 +204,9 @@ pub async fn open(
             channel,
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
         }),
-        Ok(Err(error)) => Err(refused(cause(&error))),
+        Ok(Err(error)) => Err(refused(innermost(&error))),
         Err(_) => Err(refused("no answer in time".into())),
     }
-}
-
-/// The innermost reason of an error: the outer ones of a transport say nothing (`transport error`).
-pub fn cause(error: &dyn Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 /// What an endpoint's name stands for.
@@ -257,7 +248,7 @@ impl Lookup {
                 return None;
             }
             Ok(Ok(_)) => "the name has no address".into(),
-            Ok(Err(error)) => cause(&error),
+            Ok(Err(error)) => innermost(&error),
             Err(_) => {
                 self.pending = Some(pending);
                 "the name server does not answer".into()

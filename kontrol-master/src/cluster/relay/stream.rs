@@ -1,6 +1,7 @@
 //! The stream to the leader: batches out, acknowledgements in.
 
 use super::{Counted, Item, Link, RelayTask, Sign, task::turned};
+use crate::cluster::peers::dial;
 use kontrol_core::{kv::Fence, view::Candidate};
 use kontrol_proto::internal::v1::{
     Refresh, RelayRequest, RelayResponse, peer_service_client::PeerServiceClient,
@@ -12,7 +13,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming, transport::Endpoint};
+use tonic::{Code, Status, Streaming};
 
 /// Most refreshes in a batch: some 20 bytes each.
 const MAX_BATCH: usize = 20_000;
@@ -70,19 +71,9 @@ impl RelayTask {
         backoff: &mut Backoff,
         lead: &mut watch::Receiver<Option<Fence>>,
     ) -> Ended {
-        let uri = format!("http://{}", leader.master.address);
-        let endpoint = match Endpoint::from_shared(uri) {
-            Ok(endpoint) => endpoint.connect_timeout(ACK_LIMIT / 2).tcp_nodelay(true),
-            Err(error) => {
-                return Ended::Broken(format!("its address {:?}: {error}", leader.master.address));
-            }
-        };
         let (sender, receiver) = mpsc::channel(1);
         let open = async {
-            let channel = endpoint
-                .connect()
-                .await
-                .map_err(|error| Status::unavailable(source(&error)))?;
+            let channel = dial(&leader.master, ACK_LIMIT / 2).await?;
             PeerServiceClient::new(channel)
                 .max_decoding_message_size(1 << 20)
                 .relay(ReceiverStream::new(receiver))
@@ -279,13 +270,4 @@ impl RelayTask {
         }
         None
     }
-}
-
-/// The innermost cause of an error: the only part that says what happened.
-fn source(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(next) = inner.source() {
-        inner = next;
-    }
-    inner.to_string()
 }

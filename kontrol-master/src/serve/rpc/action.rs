@@ -3,7 +3,7 @@
 use super::{Context, stream::alive};
 use crate::{
     action::{session::Orders, wire},
-    cluster::error::Error,
+    cluster::{error::Error, peers::dial},
 };
 use futures::Stream;
 use kontrol_core::{
@@ -25,7 +25,7 @@ use kontrol_proto::{
 use kontrol_runtime::connection::Ending;
 use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::time::timeout;
-use tonic::{Code, Request, Response, Status, Streaming, transport::Endpoint};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// How many actions a page has unless the caller says otherwise, and at the most.
 const PAGE: usize = 100;
@@ -74,10 +74,7 @@ impl Service {
             )
         })?;
         let ask = async {
-            let endpoint = Endpoint::from_shared(format!("http://{}", master.address));
-            let endpoint = endpoint.map_err(|error| Status::unavailable(error.to_string()))?;
-            let channel = endpoint.connect().await;
-            let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+            let channel = dial(master, CANCEL_LIMIT).await?;
             let request = CancelRequest { id: id.to_string() };
             ExchangeServiceClient::new(channel).cancel(request).await
         };

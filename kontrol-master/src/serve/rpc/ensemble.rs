@@ -5,7 +5,7 @@ use super::{
     stream::{alive, until_stop},
     watch,
 };
-use crate::cluster::{error::Error, store::StoreError};
+use crate::cluster::{error::Error, peers::dial, store::StoreError};
 use futures::{Stream, future::join_all};
 use kontrol_core::{
     kv::{Compare, Op, Outcome, Revision, Txn},
@@ -24,7 +24,7 @@ use kontrol_proto::{
 use kontrol_runtime::clock::now_ms;
 use std::{pin::Pin, time::Duration};
 use tokio::time::timeout;
-use tonic::{Request, Response, Status, transport::Endpoint};
+use tonic::{Request, Response, Status};
 
 /// How often a PutState that others keep overtaking is tried.
 const MAX_ATTEMPTS: usize = 16;
@@ -103,10 +103,7 @@ impl Service {
             ..MasterView::default()
         };
         let ask = async {
-            let endpoint = Endpoint::from_shared(format!("http://{}", master.address))
-                .map_err(|error| error.to_string())?;
-            let channel = endpoint
-                .connect()
+            let channel = dial(master, INSPECT_LIMIT)
                 .await
                 .map_err(|_| "can't be reached".to_owned())?;
             let request = InspectRequest {

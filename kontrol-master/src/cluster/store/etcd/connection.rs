@@ -2,13 +2,11 @@
 //!
 //! It is made eagerly, so that what goes wrong is told with its cause; and with the files of TLS read anew.
 
-use super::{
-    failure::{Failure, innermost},
-    tls,
-};
+use super::{failure::Failure, tls};
 use crate::cluster::store::EtcdOptions;
 use etcd_client::{Channel, Client, ConnectOptions, Error};
 use hyper_util::rt::TokioIo;
+use kontrol_runtime::cause::innermost;
 use std::{
     net::SocketAddr,
     sync::{

@@ -7,6 +7,7 @@
 use crate::cluster::store::StoreError;
 use etcd_client::Error;
 use kontrol_core::kv::{LeaseId, Revision};
+use kontrol_runtime::cause::innermost;
 use std::error::Error as _;
 use tonic::{Code, ConnectError, Status};
 
@@ -176,15 +177,6 @@ fn deepest(status: &Status) -> String {
         }
         None => message.to_owned(),
     }
-}
-
-/// The innermost cause of an error.
-pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]
