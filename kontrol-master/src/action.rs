@@ -14,6 +14,7 @@
 //! tells ends at once, and one that can't be sure tells none (`dispatch::standing`).
 
 pub mod attachment;
+pub mod cancel;
 pub mod custody;
 pub mod dispatch;
 pub mod history;

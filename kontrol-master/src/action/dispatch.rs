@@ -288,6 +288,11 @@ impl Dispatches {
         Ok(())
     }
 
+    /// Whether this start of this master carries an action, or carried it last.
+    pub fn is_mine(&self, head: &Head) -> bool {
+        head.instance == self.myself.instance
+    }
+
     /// Cancels an action that this master carries. False when it carries none with that id.
     pub async fn cancel(&self, id: &ActionId) -> bool {
         self.switchboard.cancel(id.clone()).await

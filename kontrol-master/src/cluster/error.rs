@@ -1,7 +1,7 @@
 //! What can go wrong with a request, by what the caller must do about it. `rpc::status` turns it into a gRPC status.
 
 use crate::cluster::store::StoreError;
-use kontrol_core::model::Invalid;
+use kontrol_core::model::{Invalid, action::ActionId};
 
 /// Why a request was not done. The text is for the caller: it names the field or tells what to do next.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -28,6 +28,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// There is no such action.
+    pub fn no_action(id: &ActionId) -> Self {
+        Self::NotFound(format!(
+            "no action has the id {id}, or it is no longer in the history"
+        ))
+    }
+
     /// What a caller is told about a store that failed; the cause is for the log.
     pub fn from_store(error: &StoreError) -> Self {
         match error {

@@ -2,36 +2,26 @@
 
 use super::{Context, stream::alive};
 use crate::{
-    action::{session::Orders, wire},
-    cluster::{error::Error, peers::dial},
+    action::{cancel, session::Orders, wire},
+    cluster::error::Error,
 };
 use futures::Stream;
 use kontrol_core::{
-    model::{
-        Invalid,
-        action::{ActionId, State},
-        invalid::clip,
-    },
+    model::{Invalid, action::ActionId, invalid::clip},
     view::View,
 };
-use kontrol_proto::{
-    internal::v1::{CancelRequest, exchange_service_client::ExchangeServiceClient},
-    v1::{
-        AttachRequest, CancelActionRequest, CancelActionResponse, DispatchRequest,
-        DispatchResponse, GetActionRequest, GetActionResponse, ListActionsRequest,
-        ListActionsResponse, action_service_server::ActionService,
-    },
+use kontrol_proto::v1::{
+    AttachRequest, CancelActionRequest, CancelActionResponse, DispatchRequest, DispatchResponse,
+    GetActionRequest, GetActionResponse, ListActionsRequest, ListActionsResponse,
+    action_service_server::ActionService,
 };
 use kontrol_runtime::connection::Ending;
-use std::{pin::Pin, sync::Arc, time::Duration};
-use tokio::time::timeout;
-use tonic::{Code, Request, Response, Status, Streaming};
+use std::{pin::Pin, sync::Arc};
+use tonic::{Request, Response, Status, Streaming};
 
 /// How many actions a page has unless the caller says otherwise, and at the most.
 const PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
-/// How long another master may take to cancel.
-const CANCEL_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Service {
@@ -41,12 +31,6 @@ pub(super) struct Service {
 fn id(text: &str) -> Result<ActionId, Error> {
     text.parse()
         .map_err(|error| Invalid::new("id", format!("{:?} {error}", clip(text))).into())
-}
-
-fn not_found(id: &ActionId) -> Error {
-    Error::NotFound(format!(
-        "no action has the id {id}, or it is no longer in the history"
-    ))
 }
 
 impl Service {
@@ -62,31 +46,6 @@ impl Service {
         Err(Error::Unavailable(
             "this master has not read the history yet; try another master".to_owned(),
         ))
-    }
-
-    /// Has the master that carries an action cancel it.
-    async fn cancel_elsewhere(&self, id: &ActionId, instance: &str) -> Result<(), Error> {
-        let view = self.context.roster.view();
-        let master = view.masters().find(|master| master.instance == instance);
-        let master = master.ok_or_else(|| {
-            Error::Unavailable(
-                "the master that carries the action is gone, and the leader has not taken it over yet; try again".to_owned(),
-            )
-        })?;
-        let ask = async {
-            let channel = dial(master, CANCEL_LIMIT).await?;
-            let request = CancelRequest { id: id.to_string() };
-            ExchangeServiceClient::new(channel).cancel(request).await
-        };
-        match timeout(CANCEL_LIMIT, ask).await {
-            Ok(Ok(_)) => Ok(()),
-            // It ended just now.
-            Ok(Err(status)) if status.code() == Code::NotFound => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Error::Unavailable(format!(
-                "the master {} that carries the action can't be reached just now; try again",
-                master.id
-            ))),
-        }
     }
 }
 
@@ -141,7 +100,7 @@ impl ActionService for Service {
         let id = id(&request.into_inner().id)?;
         let read = self.context.history.read(&id).await;
         let read = read.map_err(|error| Error::from_store(&error))?;
-        let (record, _) = read.ok_or_else(|| not_found(&id))?;
+        let (record, _) = read.ok_or_else(|| Error::no_action(&id))?;
         let action = Some(wire::action(record));
         Ok(Response::new(GetActionResponse { action }))
     }
@@ -186,17 +145,7 @@ impl ActionService for Service {
         request: Request<CancelActionRequest>,
     ) -> Result<Response<CancelActionResponse>, Status> {
         let id = id(&request.into_inner().id)?;
-        let answer = |finished| Ok(Response::new(CancelActionResponse { finished }));
-        // One that could not be recorded is known to its own master alone.
-        if self.context.dispatches.cancel(&id).await {
-            return answer(false);
-        }
-        let view = self.view()?;
-        let known = view.action(&id).ok_or_else(|| not_found(&id))?;
-        if known.head.state == State::Finished || known.head.instance == self.context.instance {
-            return answer(true);
-        }
-        self.cancel_elsewhere(&id, &known.head.instance).await?;
-        answer(false)
+        let finished = cancel::cancel(&self.context.dispatches, &self.context.roster, &id).await?;
+        Ok(Response::new(CancelActionResponse { finished }))
     }
 }

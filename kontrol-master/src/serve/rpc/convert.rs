@@ -1,11 +1,11 @@
 //! Between protobuf and the domain.
 
-use crate::cluster::status::timestamp;
+use crate::{cluster::status::timestamp, ensemble::explain::Account};
 use kontrol_core::{
     model::{Exact, Invalid, Pod, Report, invalid::clip},
     view::{Member, PeerMaster, Reason, Removal, View},
 };
-use kontrol_proto::v1::{self, LeaveReason, PingRequest, PutStateRequest};
+use kontrol_proto::v1::{self, LeaveReason, MasterView, PingRequest, PutStateRequest};
 pub(super) use kontrol_slave::payload::{from_proto, to_proto};
 use serde_json::Value;
 use std::{
@@ -140,6 +140,16 @@ pub(super) fn removal(removal: &Removal) -> v1::Removal {
 }
 
 /// A duration; none beyond what protobuf can hold.
+pub(super) fn account(account: Account) -> MasterView {
+    MasterView {
+        master: Some(master(&account.master)),
+        leads: account.leads,
+        heard_ago: account.heard_ago.and_then(duration),
+        expires_in: account.expires_in.and_then(duration),
+        error: account.error,
+    }
+}
+
 pub(super) fn duration(duration: Duration) -> Option<prost_types::Duration> {
     duration.try_into().ok()
 }

@@ -1,0 +1,66 @@
+//! The callback's state, put by somebody else than the callback.
+
+use crate::cluster::{
+    error::Error,
+    store::{SharedStore, StoreError},
+};
+use kontrol_core::{
+    kv::{Compare, Op, Outcome, Revision, Txn},
+    model::Exact,
+    view::{STATE, StateRecord, Unreadable, View},
+};
+
+/// How often a state that others keep overtaking is tried to be put.
+const MAX_ATTEMPTS: usize = 16;
+
+/// Puts a state in the place of the one that is stored, and leaves what the callback handled. Tells the revision that has it.
+pub async fn put(store: &SharedStore, view: &View, state: Exact) -> Result<Revision, Error> {
+    let mut current = match view.state() {
+        Ok((record, revision)) => (StateRecord::clone(record), revision),
+        Err(unreadable) => replaced(unreadable),
+    };
+    for _ in 0..MAX_ATTEMPTS {
+        let record = StateRecord {
+            state: Some(state.clone()),
+            ..current.0
+        };
+        let txn = Txn {
+            compares: vec![match current.1 {
+                0 => Compare::Absent(STATE.to_owned()),
+                revision => Compare::ModRevision(STATE.to_owned(), revision),
+            }],
+            ops: vec![Op::put(
+                STATE,
+                serde_json::to_vec(&record)
+                    .map_err(|error| Error::Internal(format!("write the state: {error}")))?,
+            )],
+            otherwise: vec![STATE.to_owned()],
+        };
+        let outcome = match store.commit(txn).await {
+            Err(StoreError::Indeterminate(_)) => {
+                let read = store.read(&[STATE.to_owned()]).await;
+                read.map(Outcome::Conflict)
+            }
+            outcome => outcome,
+        };
+        match outcome.map_err(|error| Error::from_store(&error))? {
+            Outcome::Committed(revision) => return Ok(revision),
+            Outcome::Conflict(snapshot) => {
+                current =
+                    StateRecord::find(&snapshot).unwrap_or_else(|unreadable| replaced(&unreadable));
+                if current.0.state.as_ref() == Some(&state) {
+                    return Ok(current.1);
+                }
+            }
+        }
+    }
+    Err(Error::Unavailable(
+        "others kept changing the state; try again".to_owned(),
+    ))
+}
+
+/// What takes the place of a record that can't be read, because a person says so: what was handled is lost with it.
+fn replaced(unreadable: &Unreadable) -> (StateRecord, Revision) {
+    tracing::warn!("a state is put in place of a record that can't be read");
+    (StateRecord::default(), unreadable.revision)
+}
