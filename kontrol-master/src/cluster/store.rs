@@ -1,15 +1,15 @@
 //! The store: one ensemble's small, ordered, watched set of keys.
 //!
 //! ```text
-//! pods/<key>       a live pod: canonical JSON, see `model::pod`
+//! pods/<key>       a live pod: canonical JSON, see `kontrol_core::model::pod`
 //! seq              the next seq to give, as decimal text
 //! leader/<lease>   a candidate (JSON: id, address, instance); the one with the lowest create-revision leads
 //! state            the callback's state, the digest it handled, and at which epoch
 //! masters/<id>     a live master (JSON: id, address, instance), bound to its lease
 //! removals         the last removals and their reasons, written by the transaction that removes
-//! relay/<master>   what a master heard that can't reach the leader, see `roster::view::relayed`
-//! removals/<key>   who left last from a key where no pod is now, see `roster::view::RemovalRecord`
-//! actions/<id>     an action and who carries it, see `model::action`; bound to a lease where the store has those
+//! relay/<master>   what a master heard that can't reach the leader, see `kontrol_core::view::relayed`
+//! removals/<key>   who left last from a key where no pod is now, see `kontrol_core::view::RemovalRecord`
+//! actions/<id>     an action and who carries it, see `kontrol_core::model::action`; bound to a lease where the store has those
 //! ```
 //!
 //! Keys are relative to the ensemble's prefix, `/kontrol/<namespace>/<app>/`. Every write is a transaction, every

@@ -1,4 +1,4 @@
-//! What masters that can't reach this leader tell it through the store: see `roster::view::relayed`. The view has counted
+//! What masters that can't reach this leader tell it through the store: see `kontrol_core::view::relayed`. The view has counted
 //! the keepalives; here are the times from which some may be missing, the ends of channels, and the keys that nobody
 //! deletes.
 
