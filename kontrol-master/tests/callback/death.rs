@@ -1,10 +1,11 @@
 //! How a run ends before its time, and that nothing of it is left.
 
-use crate::support::{
-    DEADLINE, alive, exact, input, pid, pid_in, run, script, settings, signal, until,
-};
+use crate::support::{DEADLINE, exact, input, pid, pid_in, run, script, settings, signal};
 use kontrol_master::ensemble::callback::{self, Failure, Settings, Validity};
-use kontrol_runtime::clock::Clock;
+use kontrol_runtime::{
+    clock::Clock,
+    testing::{alive, until},
+};
 use serde_json::json;
 use std::{
     fs,

@@ -4,6 +4,7 @@ use kontrol_core::model::{Digest, Exact, Pod, Report, digest::pods_document};
 use kontrol_master::ensemble::callback::{
     self, Failure, Input, Program, Run, Settings, Validity, changes,
 };
+use kontrol_runtime::testing::until;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -74,22 +75,6 @@ pub(crate) async fn run(settings: &Settings, input: Input) -> Run {
 pub(crate) async fn outcome(script: &str) -> Result<Option<Value>, Failure> {
     let outcome = run(&settings(script), input(2, None)).await.outcome;
     outcome.map(|state| state.map(|state| state.to_value()))
-}
-
-/// Waits until it is so.
-pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not in {DEADLINE:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Whether a process runs; a dead one that nobody reaped doesn't.
-pub(crate) fn alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
-    !matches!(state, None | Some(None | Some('Z' | 'X')))
 }
 
 /// The pid that the callback wrote to a file, once it has.

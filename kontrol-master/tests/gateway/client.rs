@@ -118,15 +118,3 @@ async fn read_head(mut stream: BufReader<TcpStream>) -> Reply {
 pub(crate) async fn get(address: SocketAddr, target: &str) -> Reply {
     send(address, "GET", target, &[], b"").await
 }
-
-/// Waits until something holds.
-pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let waiting = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, waiting)
-        .await
-        .unwrap_or_else(|_| panic!("never: {what}"));
-}

@@ -1,9 +1,10 @@
 //! Server streams over HTTP/1.1: NDJSON, Server-Sent Events, slow readers, readers that leave.
 
 use crate::{
-    client::{self, PATIENCE, get, send, until},
+    client::{self, PATIENCE, get, send},
     script::*,
 };
+use kontrol_runtime::testing::until;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 

@@ -21,3 +21,5 @@ pub mod host;
 pub mod logging;
 pub mod process;
 pub mod supervise;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

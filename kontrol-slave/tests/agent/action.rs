@@ -12,11 +12,9 @@ use crate::{
     LONG, Running,
     master::{Master, Reply, channel::Channel},
 };
+use kontrol_runtime::testing::until;
 use kontrol_slave::action::Settings;
 use std::{fs, future::Future, path::Path, time::Duration};
-use tokio::time::{Instant, sleep};
-
-use crate::master::SOON;
 
 /// An agent that runs what it is told to.
 pub(crate) fn config() -> Settings {
@@ -72,22 +70,6 @@ impl Pair {
         self.master.stop().await;
         took
     }
-}
-
-/// Waits until it is so.
-pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not in {SOON:?}");
-        sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Whether a process runs; a dead one that nobody reaped doesn't.
-pub(crate) fn alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
-    !matches!(state, None | Some(None | Some('Z' | 'X')))
 }
 
 /// The pid that a command wrote to a file, once it has.

@@ -1,6 +1,6 @@
 //! The built slave under stress, and that nothing of a command is left.
 
-use super::{Pair, alive, pid_in, until};
+use super::{Pair, pid_in};
 use crate::{
     LONG,
     master::{
@@ -10,7 +10,10 @@ use crate::{
     program::program,
 };
 use kontrol_proto::v1::{Outcome, attach_response::Run};
-use kontrol_runtime::process::{Cause, Guarded, Lease, Order, Report, Spec, Status};
+use kontrol_runtime::{
+    process::{Cause, Guarded, Lease, Order, Report, Spec, Status},
+    testing::{alive, until},
+};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use std::{
     fs,

@@ -1,8 +1,9 @@
 //! The time between SIGTERM and SIGKILL: it belongs to everything that a command started, not to its first process alone.
 
-use super::{Pair, until};
+use super::Pair;
 use crate::master::channel::{Taken, shell, within};
 use kontrol_proto::v1::Outcome;
+use kontrol_runtime::testing::until;
 use std::{fs, path::Path, time::Duration};
 
 /// Ways to start a program that is not the command's first process.
