@@ -38,8 +38,6 @@ const MIN_TTL: Duration = Duration::from_secs(1);
 const MIN_FOVER: Duration = Duration::from_secs(1);
 /// The history is looked through every few seconds.
 const MIN_HISTORY: Duration = Duration::from_secs(10);
-/// Longest name of a namespace or app: a DNS name fits.
-const MAX_NAME_BYTES: usize = 253;
 
 /// The settings of a master, checked.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@
 
 use kontrol_core::{
     json::{self, MAX_DEPTH},
-    limits::MAX_PAYLOAD_BYTES,
+    limits::{EXACT, MAX_PAYLOAD_BYTES},
     strict::{self, Fault},
 };
 use kontrol_runtime::folder::{Changes, Content, Hint, Reader};
@@ -209,7 +209,6 @@ pub fn from_proto(value: prost_types::Value) -> Result<Value, NotJson> {
 }
 
 fn number_from(number: f64) -> Result<Value, NotJson> {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
     if number.fract() == 0.0 && number.abs() <= EXACT {
         // Exact: whole, and within the range that a double counts in ones.
         return Ok(Value::from(number as i64));

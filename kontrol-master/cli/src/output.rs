@@ -6,6 +6,7 @@
 use super::{error::CliError, stdio::Blocking};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
+use kontrol_core::limits::EXACT;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use serde_json::ser::Formatter;
@@ -253,7 +254,6 @@ impl Formatter for ShortNumbers {
     where
         W: ?Sized + Write,
     {
-        const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53: from here on, doubles skip integers
         if value.fract() == 0.0 && value.abs() < EXACT {
             write!(writer, "{}", value as i64)
         } else {

@@ -5,6 +5,10 @@ use crate::json;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// The largest integer up to which every reader of JSON agrees (RFC 8259, 6).
+pub const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
+/// Up to here, 2^53, every whole number is one double; behind it doubles skip some.
+pub const EXACT: f64 = 9_007_199_254_740_992.0;
 /// Longest app, id, role, node, and value of a label, in bytes: a DNS name fits.
 pub const MAX_NAME_BYTES: usize = 253;
 /// Longest name of a label or annotation, in bytes: as Kubernetes has it, a DNS name, a slash, and 63.

@@ -1,9 +1,7 @@
 //! A `u64` in JSON that nobody rounds: a number where every reader takes it as it is, else a text of digits.
 
+use crate::limits::MAX_SAFE_INTEGER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-/// The largest integer up to which JSON readers agree (RFC 8259, 6).
-const MAX_NUMBER: u64 = (1 << 53) - 1;
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
@@ -14,7 +12,7 @@ enum Form {
 
 /// Writes it, for `serde(with)`.
 pub fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    let form = if *value <= MAX_NUMBER {
+    let form = if *value <= MAX_SAFE_INTEGER {
         Form::Number(*value)
     } else {
         Form::Digits(value.to_string())

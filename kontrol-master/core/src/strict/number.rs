@@ -1,7 +1,6 @@
 //! Numbers as they are written. PURE.
 
-/// From here on doubles skip integers.
-const EXACT: f64 = 9_007_199_254_740_992.0;
+use crate::limits::EXACT;
 
 /// A decimal number, `0.<digits> * 10^exponent`: without zeros at either end, so that equal numbers are equal.
 #[derive(Debug, PartialEq, Eq)]

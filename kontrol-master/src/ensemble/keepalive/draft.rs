@@ -10,7 +10,7 @@ use kontrol_core::{
     contest::{self, Contests, Refusal},
     json,
     kv::{Compare, Entry, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision, Snapshot, Txn},
-    limits::MAX_PAYLOAD_BYTES,
+    limits::{MAX_PAYLOAD_BYTES, MAX_SAFE_INTEGER},
     model::{Incarnation, Invalid, Pod, PodKey, Reason, Report, Retired},
     plan::{Departed, Known, Plan, plan},
     view::{PODS, RemovalRecord, SEQ, TOMBSTONES, View, pod_key, tombstone_key},
@@ -19,8 +19,8 @@ use kontrol_runtime::clock::now_ms;
 use std::{collections::HashMap, sync::Arc};
 use tokio::time::Instant;
 
-/// The largest integer that JSON readers agree on (RFC 8259, 6): seqs are numbers in PODS.
-const MAX_SEQ: u64 = (1 << 53) - 1;
+/// Seqs are numbers in PODS.
+const MAX_SEQ: u64 = MAX_SAFE_INTEGER;
 
 /// Largest record: as large as a report without control characters can make it, and less than a transaction.
 const MAX_RECORD_BYTES: usize = MAX_TXN_BYTES / 4 * 3;

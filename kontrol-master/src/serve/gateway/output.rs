@@ -14,6 +14,7 @@ mod wire;
 
 use super::exact;
 use base64::{display::Base64Display, prelude::BASE64_STANDARD};
+use kontrol_core::limits::EXACT;
 use prost_reflect::{
     DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions,
 };
@@ -275,8 +276,6 @@ fn write_enum(out: &mut Vec<u8>, kind: &EnumDescriptor, number: i32) -> Result<(
 
 /// Whole numbers have no `.0`, though JSON's numbers come as doubles.
 fn write_float(out: &mut Vec<u8>, value: f64) -> Result<()> {
-    // Up to here every whole number is one double, and every one is an i64.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
     if value.is_nan() {
         show(out, "\"NaN\"")
     } else if value.is_infinite() {
