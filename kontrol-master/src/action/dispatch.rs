@@ -31,7 +31,7 @@ use crate::{
 };
 use client::Client;
 use kontrol_core::{
-    model::action::{ActionId, Head, Record, State},
+    model::action::{ActionId, Counts, Head, Record, State},
     rollout::{Adopted, Limits, Rollout, Target},
     view::PeerMaster,
 };
@@ -233,7 +233,7 @@ impl Dispatches {
             detach: request.detach,
             command: request.record(),
             selector: request.selection,
-            summary: kontrol_core::model::action::Counts::default(),
+            summary: Counts::default(),
         };
         let run = Run {
             action_id: id.to_string(),

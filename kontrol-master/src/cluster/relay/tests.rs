@@ -171,6 +171,26 @@ struct Follower {
 
 const ME: Instance = Instance(1);
 
+/// The relay of a follower, and its tasks.
+fn relay(
+    store: &SharedStore,
+    roster: &Roster,
+    election: Election,
+) -> (Relay, RelayTask, DetourTask) {
+    let ttl = Duration::from_secs(25);
+    Relay::new(Parts {
+        me: ME,
+        id: "follower".into(),
+        store: store.clone(),
+        roster: roster.clone(),
+        election,
+        status: Status::default(),
+        ttl,
+        interval: ttl / 5,
+        detached: mpsc::channel(1).0,
+    })
+}
+
 /// A master that follows a leader of this kind, with one pod in the roster.
 async fn follow(answer: Answer) -> Follower {
     let store: SharedStore = Arc::new(Shared(memory()));
@@ -204,18 +224,7 @@ async fn follow(answer: Answer) -> Follower {
         master(ME, String::new()),
         Duration::from_secs(5),
     );
-    let ttl = Duration::from_secs(25);
-    let (relay, task, detour) = Relay::new(Parts {
-        me: ME,
-        id: "follower".into(),
-        store: store.clone(),
-        roster: roster.clone(),
-        election,
-        status: Status::default(),
-        ttl,
-        interval: ttl / 5,
-        detached: mpsc::channel(1).0,
-    });
+    let (relay, task, detour) = relay(&store, &roster, election);
     let routes = tonic::service::Routes::new(PeerServiceServer::new(leader)).into_axum_router();
     let mut tasks = JoinSet::new();
     tasks.spawn(mirror.run(CancellationToken::new()));

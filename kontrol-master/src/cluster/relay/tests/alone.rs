@@ -84,25 +84,6 @@ fn campaign(store: &SharedStore, roster: &Roster) -> (Election, Campaign) {
     Campaign::by(clock, store.clone(), roster.clone(), me, lease)
 }
 
-fn relay(
-    store: &SharedStore,
-    roster: &Roster,
-    election: Election,
-) -> (Relay, RelayTask, DetourTask) {
-    let ttl = Duration::from_secs(25);
-    Relay::new(Parts {
-        me: ME,
-        id: "follower".into(),
-        store: store.clone(),
-        roster: roster.clone(),
-        election,
-        status: Status::default(),
-        ttl,
-        interval: ttl / 5,
-        detached: mpsc::channel(1).0,
-    })
-}
-
 /// A leader at an address that nobody can dial.
 async fn nowhere(store: &SharedStore) {
     let leader = PeerMaster {
