@@ -1,4 +1,7 @@
-//! Generated code and descriptors of Kontrol's protobuf packages. No logic lives here.
+//! Generated code and descriptors of Kontrol's protobuf packages, and their messages as JSON.
+
+#[cfg(feature = "json")]
+pub mod json;
 
 /// Every file of `proto/` with its comments and options, as an encoded `google.protobuf.FileDescriptorSet`.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kontrol.binpb"));

@@ -1,7 +1,10 @@
 //! Watch: the snapshot, every change with its reason, resuming, and what becomes of a reader that doesn't read.
 
 use anyhow::ensure;
-use kontrol_proto::v1::{LeaveReason, WatchResponse, watch_response::Event};
+use kontrol_proto::v1::{
+    GetEnsembleResponse, LeaveReason, ListPodsRequest, WatchRequest, WatchResponse,
+    ensemble_service_client::EnsembleServiceClient, watch_response::Event,
+};
 use kontrol_tests::{
     SOON,
     client::Watcher,
@@ -320,4 +323,69 @@ async fn pods_can_be_selected_by_role_and_labels() {
         assert_eq!(found, ids.iter().collect::<Vec<_>>(), "{query}");
         assert_eq!(answer["digest"].as_str().unwrap().len(), 32);
     }
+}
+
+/// 6 MB of roster, and a client that takes 4 MiB in a message, as all do unless told otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_roster_comes_in_pages_and_a_snapshot_in_pieces() {
+    const PODS: u32 = 100;
+    let _permit = small().await;
+    let cluster = Cluster::on("memory:").patient().start().await;
+    let api = cluster.api(0);
+    let text = "x".repeat(60_000);
+    for number in 0..PODS {
+        let pod = PodSpec::number(number).payload(text.as_str().into());
+        api.ping(&pod).await.unwrap();
+    }
+    let whole = |view: &GetEnsembleResponse| view.pod_count == PODS;
+    let view = cluster.ensemble(0, "all pods", whole).await;
+
+    let mut client = EnsembleServiceClient::new(api.channel());
+    let (mut request, mut listed, mut pages) = (ListPodsRequest::default(), Vec::new(), 0);
+    loop {
+        let page = client.list_pods(request.clone()).await.unwrap();
+        let page = page.into_inner();
+        listed.extend(page.pods);
+        pages += 1;
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+        // Whoever was told and leaves in between moves nobody else to or fro.
+        let gone = PodSpec::number(pages).payload(text.as_str().into());
+        api.ping(&gone.down()).await.unwrap();
+    }
+    assert!(pages > 3, "{pages} pages");
+    assert_eq!(digest_of(&listed), view.digest);
+
+    let watch = client.watch(WatchRequest::default()).await.unwrap();
+    let (mut watch, mut shown, mut pieces) = (watch.into_inner(), Vec::new(), 0);
+    loop {
+        let message = watch.message().await.unwrap().unwrap();
+        let Some(Event::Snapshot(piece)) = message.event else {
+            panic!("not all of the snapshot came first: {pieces} pieces");
+        };
+        shown.extend(piece.pods);
+        pieces += 1;
+        assert_eq!(message.revision == 0, piece.more);
+        if !piece.more {
+            assert_eq!(digest_of(&shown), piece.digest);
+            break;
+        }
+    }
+    assert!(pieces > 3, "{pieces} pieces");
+
+    let list = async |query: &str| api.http("GET", &format!("/v1/pods?{query}"), None).await;
+    let first = list("pageSize=2").await.ok();
+    let token = first["nextPageToken"].as_str().unwrap();
+    let second = list(&format!("pageSize=2&pageToken={token}")).await.ok();
+    let seqs = |page: &Value| -> Vec<u64> {
+        let pods = page["pods"].as_array().unwrap();
+        pods.iter()
+            .map(|pod| pod["seq"].as_u64().unwrap())
+            .collect()
+    };
+    let all: Vec<u64> = shown.iter().map(|pod| pod.seq).collect();
+    assert_eq!([seqs(&first), seqs(&second)].concat(), all[..4]);
+    assert_eq!(list("pageToken=x").await.status, 400);
 }

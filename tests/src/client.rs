@@ -24,8 +24,8 @@ use tonic::{
 
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(5);
-/// The largest answer that a test reads: 3,000 pods and more.
-const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+/// The largest answer that a test reads: a state.
+const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
 
 /// One master, seen from outside.
 #[derive(Debug, Clone)]
@@ -77,9 +77,18 @@ impl Api {
         answer(client.get_ensemble(GetEnsembleRequest {})).await
     }
 
-    /// Lists all pods.
+    /// Lists all pods, page by page.
     pub async fn pods(&self) -> Result<ListPodsResponse, Status> {
-        self.select(ListPodsRequest::default()).await
+        let mut request = ListPodsRequest::default();
+        let mut pods = Vec::new();
+        loop {
+            let mut page = self.select(request.clone()).await?;
+            pods.append(&mut page.pods);
+            request.page_token = std::mem::take(&mut page.next_page_token);
+            if request.page_token.is_empty() {
+                return Ok(ListPodsResponse { pods, ..page });
+            }
+        }
     }
 
     /// Lists some pods.

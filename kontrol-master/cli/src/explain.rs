@@ -5,6 +5,7 @@ use super::{
     error::CliError,
     masters::Masters,
     output::{Format, Output, Style},
+    pods,
     status::master,
     text::{NOTHING, age, clean, or_nothing, proto_span},
 };
@@ -53,15 +54,7 @@ async fn find(masters: &Masters, pod: &str) -> Result<ExplainPodResponse, CliErr
     {
         return Ok(answer.clone());
     }
-    let pods = masters
-        .read(async |client| {
-            client
-                .ensemble()
-                .list_pods(ListPodsRequest::default())
-                .await
-        })
-        .await?
-        .pods;
+    let pods = pods::list(masters, ListPodsRequest::default()).await?.pods;
     let keys: Vec<String> = pods
         .into_iter()
         .filter(|candidate| candidate.id == pod)

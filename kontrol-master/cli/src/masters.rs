@@ -15,8 +15,8 @@ use kontrol_runtime::{cause::innermost, host::host_name};
 use std::{env, error::Error, time::Duration};
 use tonic::{Code, Response, Status, Streaming, transport::Channel};
 
-/// Largest answer: a roster of 100,000 pods fits with room to spare.
-const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
+/// Largest answer: a state of 1 MiB can take 7.
+const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 /// How often a silent connection is probed, so that a dead one is noticed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 

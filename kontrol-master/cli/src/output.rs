@@ -1,22 +1,13 @@
 //! Where answers go: tables or JSON to standard output, notes to standard error.
 //!
-//! JSON is proto3 JSON from the served descriptors, each document on a line: names in camelCase, default values
-//! written out, 64-bit integers as numbers.
+//! JSON is that of the HTTP gateway, each document on a line.
 
 use super::{error::CliError, stdio::Blocking};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
-use kontrol_core::limits::EXACT;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
-use serde_json::ser::Formatter;
-use std::{
-    env, fmt,
-    io::{self, Write},
-    mem,
-    os::fd::AsFd,
-    sync::OnceLock,
-};
+use prost_reflect::{DescriptorPool, DynamicMessage};
+use std::{env, fmt, io::Write, mem, os::fd::AsFd, sync::OnceLock};
 
 /// Goes back to the beginning of a terminal's line and clears it.
 const ERASE_LINE: &[u8] = b"\r\x1b[K";
@@ -226,14 +217,7 @@ pub(super) fn json(message: &impl Message, name: &str) -> Result<String, CliErro
     };
     let message = DynamicMessage::decode(descriptor(name)?, message.encode_to_vec().as_slice())
         .map_err(|error| unreadable(&error))?;
-    let options = SerializeOptions::new()
-        .skip_default_fields(false)
-        .stringify_64_bit_integers(false);
-    let mut text = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut text, ShortNumbers);
-    message
-        .serialize_with_options(&mut serializer, &options)
-        .map_err(|error| unreadable(&error))?;
+    let text = kontrol_proto::json::write(&message).map_err(|error| unreadable(&error))?;
     String::from_utf8(text).map_err(|error| unreadable(&error))
 }
 
@@ -244,22 +228,6 @@ pub(super) fn descriptor(name: &str) -> Result<prost_reflect::MessageDescriptor,
         .as_ref()
         .and_then(|pool| pool.get_message_by_name(name))
         .ok_or_else(|| CliError::Failed(format!("this program has no descriptor of {name}")))
-}
-
-/// Writes the doubles of `google.protobuf.Value` that are whole as users wrote them: `1`, not `1.0`.
-struct ShortNumbers;
-
-impl Formatter for ShortNumbers {
-    fn write_f64<W>(&mut self, writer: &mut W, value: f64) -> io::Result<()>
-    where
-        W: ?Sized + Write,
-    {
-        if value.fract() == 0.0 && value.abs() < EXACT {
-            write!(writer, "{}", value as i64)
-        } else {
-            serde_json::ser::CompactFormatter.write_f64(writer, value)
-        }
-    }
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use super::{
 };
 use clap::Args;
 use kontrol_core::model::selector::Selector;
-use kontrol_proto::v1::{ListPodsRequest, Pod};
-use std::time::SystemTime;
+use kontrol_proto::v1::{ListPodsRequest, ListPodsResponse, Pod};
+use std::{mem, time::SystemTime};
 
 /// Which pods to list.
 #[derive(Debug, Clone, Args)]
@@ -31,17 +31,13 @@ pub(super) async fn run(
     args: &PodsArgs,
     output: &mut Output<'_>,
 ) -> Result<(), CliError> {
+    let selector = args.selector.as_ref();
     let request = ListPodsRequest {
         role: args.role.clone().unwrap_or_default(),
-        selector: args
-            .selector
-            .as_ref()
-            .map(Selector::to_string)
-            .unwrap_or_default(),
+        selector: selector.map(Selector::to_string).unwrap_or_default(),
+        ..ListPodsRequest::default()
     };
-    let answer = masters
-        .read(async |client| client.ensemble().list_pods(request.clone()).await)
-        .await?;
+    let answer = list(masters, request).await?;
     match output.format() {
         Format::Json => output.json(&answer, "kontrol.v1.ListPodsResponse"),
         Format::Table => {
@@ -54,6 +50,25 @@ pub(super) async fn run(
                 answer.pods.iter().map(|pod| row(pod, now)),
             )
         }
+    }
+}
+
+/// Reads all pages as one. A pod that stays is told once; the digest and the revision are those of the last page.
+pub(super) async fn list(
+    masters: &Masters,
+    mut request: ListPodsRequest,
+) -> Result<ListPodsResponse, CliError> {
+    let mut pods = Vec::new();
+    loop {
+        let mut page = masters
+            .read(async |client| client.ensemble().list_pods(request.clone()).await)
+            .await?;
+        pods.append(&mut page.pods);
+        let next = mem::take(&mut page.next_page_token);
+        if next.is_empty() || next == request.page_token {
+            return Ok(ListPodsResponse { pods, ..page });
+        }
+        request.page_token = next;
     }
 }
 

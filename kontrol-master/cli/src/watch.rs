@@ -94,6 +94,7 @@ async fn lines(
     place: &mut WatchRequest,
     output: &mut Output<'_>,
 ) -> Result<String, CliError> {
+    let mut shown = 0;
     loop {
         let mut message = match stream.message().await {
             Ok(Some(message)) => message,
@@ -113,7 +114,14 @@ async fn lines(
         match output.format() {
             Format::Json => output.json(&message, "kontrol.v1.WatchResponse")?,
             Format::Table => {
-                let (style, what, text) = describe(event);
+                if let Event::Snapshot(piece) = event {
+                    shown += piece.pods.len();
+                    if piece.more {
+                        continue;
+                    }
+                }
+                let (style, what, text) = describe(event, shown);
+                shown = 0;
                 let what = output.paint(style, &format!("{what:<9}"));
                 let time = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S");
                 output.line(format_args!(
@@ -125,9 +133,10 @@ async fn lines(
     }
 }
 
-fn describe(event: &Event) -> (Style, &'static str, String) {
+/// What an event says. `shown`: how many pods a snapshot has, in all its pieces.
+fn describe(event: &Event, shown: usize) -> (Style, &'static str, String) {
     match event {
-        Event::Snapshot(snapshot) => (Style::Bold, "snapshot", self::snapshot(snapshot)),
+        Event::Snapshot(last) => (Style::Bold, "snapshot", snapshot(last, shown)),
         Event::PodJoined(joined) => (Style::Good, "joined", pod(joined.pod.as_ref())),
         Event::PodChanged(changed) => {
             let what = if changed.restarted {
@@ -218,8 +227,8 @@ fn action_finished(action: Option<&Action>) -> (Style, &'static str, String) {
     (style, "action", text)
 }
 
-fn snapshot(snapshot: &Snapshot) -> String {
-    let count = u32::try_from(snapshot.pods.len()).unwrap_or(u32::MAX);
+fn snapshot(snapshot: &Snapshot, count: usize) -> String {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
     format!(
         "{}, digest {}, leader {}",
         pods(count),

@@ -10,9 +10,8 @@
 //! descriptors once, at start-up, so that a new annotated RPC is served without a line of code here. Nothing here knows
 //! a service by name, holds state between requests, or decides anything that gRPC callers would not get as well.
 //!
-//! JSON is proto3 JSON with one deviation: 64-bit integers are written as numbers, not as strings, because operators
-//! compare `seq`, `epoch` and `revision` with jq. Both are read. Fields that hold their default are written too. A value
-//! that a message keeps as text beside it is written and read digit for digit, see `exact`.
+//! JSON is proto3 JSON, written by `kontrol_proto::json`: 64-bit integers are numbers there, and read in both forms here. A
+//! value that a message keeps as text beside it is written and read digit for digit, see `exact`.
 //! Errors are `{"code","message","details"}`; `code` is the number of a `google.rpc.Code`.
 
 mod answer;

@@ -6,6 +6,7 @@ mod ensemble;
 mod exchange;
 mod health;
 mod keepalive;
+mod page;
 mod peer;
 mod reflection;
 mod status;

@@ -154,15 +154,22 @@ async fn listen(master: usize, revision: &mut i64, tell: &mut impl FnMut(Told)) 
         .keep_alive_while_idle(true)
         .connect()
         .await?;
-    let mut client = EnsembleServiceClient::new(channel).max_decoding_message_size(64 << 20);
+    let mut client = EnsembleServiceClient::new(channel);
     let request = WatchRequest {
         revision: *revision,
         ..WatchRequest::default()
     };
     let mut stream = client.watch(request).await?.into_inner();
+    let mut pods = Vec::new();
     while let Some(message) = stream.message().await? {
         let event = match message.event {
-            Some(Message::Snapshot(snapshot)) => Event::Snapshot(snapshot.pods),
+            Some(Message::Snapshot(piece)) => {
+                pods.extend(piece.pods);
+                if piece.more {
+                    continue;
+                }
+                Event::Snapshot(std::mem::take(&mut pods))
+            }
             Some(Message::PodJoined(joined)) => Event::Here(joined.pod.context("no pod")?),
             Some(Message::PodChanged(changed)) => Event::Here(changed.pod.context("no pod")?),
             Some(Message::PodLeft(left)) => {

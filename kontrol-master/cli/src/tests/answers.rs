@@ -124,6 +124,7 @@ async fn pods_are_a_table_for_a_person() {
                 node: "n1".to_owned(),
                 ..pod(11, "a2", "web-11")
             },
+            pod(12, "a3", "web-12"),
         ],
         ..Script::default()
     })
@@ -138,7 +139,11 @@ async fn pods_are_a_table_for_a_person() {
     assert!(lines[1].ends_with("  m1      {\"load\":1}"), "{}", lines[1]);
     assert!(lines[2].starts_with("11   a2   web-11  10.0.0.11  demo  web   n1    2h01m  3"));
     assert!(lines[2].ends_with(&format!("\"{}…", "x".repeat(39))));
-    assert_eq!(lines.len(), 3);
+    assert!(
+        lines[3].starts_with("12   a3"),
+        "of another page: {lines:?}"
+    );
+    assert_eq!(lines.len(), 4);
 }
 
 #[tokio::test]
@@ -155,7 +160,9 @@ async fn pods_are_asked_for_by_role_and_selector() {
     .await;
     assert_eq!(
         master.script.asked(),
-        [r#"ListPodsRequest { role: "web", selector: "app=web,tier in (a,b)" }"#]
+        [
+            r#"ListPodsRequest { role: "web", selector: "app=web,tier in (a,b)", page_size: 0, page_token: "" }"#
+        ]
     );
     let answer: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(answer["pods"][0]["payload"], json!({"load": 1}));

@@ -2,6 +2,7 @@
 
 mod actions;
 
+use actions::PAGE;
 pub(super) use actions::{Dispatched, Then};
 
 use super::super::{
@@ -106,8 +107,12 @@ impl EnsembleService for Scripted {
         &self,
         request: Request<ListPodsRequest>,
     ) -> Result<Response<ListPodsResponse>, Status> {
+        let behind: usize = request.get_ref().page_token.parse().unwrap_or(0);
+        let end = self.0.pods.len().min(behind + PAGE);
+        let more = end < self.0.pods.len();
         let answer = ListPodsResponse {
-            pods: self.0.pods.clone(),
+            pods: self.0.pods[behind..end].to_vec(),
+            next_page_token: if more { end.to_string() } else { String::new() },
             digest: self.0.ensemble.digest.clone(),
             revision: self.0.ensemble.revision,
         };

@@ -27,11 +27,17 @@ fn message(revision: i64, event: Event) -> Result<WatchResponse, Status> {
 }
 
 pub(super) fn watches() -> Mutex<VecDeque<Result<Messages, Status>>> {
+    let piece = Snapshot {
+        pods: vec![pod(0, "a1", "web-0"), pod(1, "a2", "web-1")],
+        more: true,
+        ..Snapshot::default()
+    };
     let snapshot = Snapshot {
-        pods: vec![pod(0, "a1", "web-0")],
+        pods: vec![pod(2, "a3", "web-2")],
         leader: Some(master("m1")),
         epoch: 3,
         digest: DIGEST.to_owned(),
+        more: false,
     };
     let left = PodLeft {
         pod: Some(pod(0, "a1", "web-0")),
@@ -50,6 +56,7 @@ pub(super) fn watches() -> Mutex<VecDeque<Result<Messages, Status>>> {
     Mutex::new(
         [
             Ok(vec![
+                message(0, Event::Snapshot(piece)),
                 message(5, Event::Snapshot(snapshot)),
                 message(
                     9,
@@ -138,7 +145,7 @@ async fn watch_goes_on_behind_the_last_revision_when_it_breaks() {
     assert_eq!(
         texts,
         [
-            format!("5         snapshot  1 pod, digest {DIGEST}, leader m1 at m1.example:8000, epoch 3"),
+            format!("5         snapshot  3 pods, digest {DIGEST}, leader m1 at m1.example:8000, epoch 3"),
             "9         joined    #1 a2 web-1 10.0.0.1 demo/web payload {\"load\":1}".to_owned(),
             format!("8         callback  done in 1s for {DIGEST}"),
             "10        left      #0 a1 web-0 10.0.0.0 demo/web payload {\"load\":1}: its process died while it was attached".to_owned(),
@@ -168,10 +175,10 @@ async fn watch_is_ndjson_for_a_program() {
         master.script.asked()[0],
         r#"WatchRequest { revision: 4, history: Some("") }"#
     );
-    assert_eq!(lines[1]["podJoined"]["pod"]["id"], "web-1");
-    assert_eq!(lines[3]["podLeft"]["reason"], "LEAVE_REASON_LOST");
+    assert_eq!(lines[2]["podJoined"]["pod"]["id"], "web-1");
+    assert_eq!(lines[4]["podLeft"]["reason"], "LEAVE_REASON_LOST");
     assert_eq!(
-        lines[7],
+        lines[8],
         json!({"revision": 12, "leaderChanged": {"epoch": 0}})
     );
 }

@@ -1,6 +1,5 @@
 //! Errors as HTTP says them: one table from `google.rpc.Code` to a status, one body, `{"code","message","details"}`.
 
-use super::output;
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{
@@ -8,7 +7,7 @@ use http::{
     header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use prost::Message;
-use prost_reflect::DescriptorPool;
+use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
@@ -57,8 +56,8 @@ fn detail(any: &prost_types::Any, pool: &DescriptorPool) -> Value {
     let name = any.type_url.rsplit('/').next().unwrap_or_default();
     let fields = pool
         .get_message_by_name(name)
-        .and_then(|message| output::write(&message, &any.value).ok())
-        .and_then(|text| serde_json::from_slice(&text).ok());
+        .and_then(|kind| DynamicMessage::decode(kind, &*any.value).ok())
+        .and_then(|message| kontrol_proto::json::value(&message).ok());
     let kind = Value::from(any.type_url.as_str());
     match fields {
         Some(Value::Object(mut fields)) => {

@@ -2,6 +2,7 @@
 
 use super::{
     Context, convert,
+    page::page,
     stream::{alive, until_stop},
     watch,
 };
@@ -12,7 +13,7 @@ use crate::{
 use futures::{Stream, future::join_all};
 use kontrol_core::{
     model::{Invalid, Selector, invalid::key},
-    view::{Member, View},
+    view::View,
 };
 use kontrol_proto::v1::{
     self, ExplainPodRequest, ExplainPodResponse, GetEnsembleRequest, GetEnsembleResponse,
@@ -94,19 +95,26 @@ impl EnsembleService for Service {
             .selector
             .parse()
             .map_err(|error| Error::from(Invalid::new("selector", error)))?;
+        let behind = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse().map_err(|_| {
+                Error::from(Invalid::new("page_token", "is not one that ListPods gave"))
+            })?),
+        };
+        let most = match request.page_size {
+            0 => usize::MAX,
+            most => usize::try_from(most).unwrap_or(usize::MAX),
+        };
         let view = self.view()?;
-        let wanted = |member: &&Member| {
+        let page = page(&view, behind, most, |member| {
             (request.role.is_empty() || member.pod.role() == request.role)
                 && selector.matches(member.pod.labels())
-        };
-        let members = view.pods().filter_map(|pod| view.member(pod.key()));
+        });
         Ok(Response::new(ListPodsResponse {
-            pods: members
-                .filter(wanted)
-                .map(|member| convert::member(&view, member))
-                .collect(),
+            pods: page.pods,
             digest: view.digest().to_string(),
             revision: view.revision(),
+            next_page_token: page.next.map(|seq| seq.to_string()).unwrap_or_default(),
         }))
     }
 

@@ -1,6 +1,6 @@
 //! The stream of Watch: a snapshot, or what was missed, and then the feed.
 
-use super::convert;
+use super::{convert, page::page};
 use crate::{
     action::wire,
     cluster::{
@@ -28,25 +28,20 @@ pub(super) fn stream(
     // Followed first and looked at second: nothing between the two is lost, and what the snapshot shows already is
     // passed over by its revision.
     let mut followed = roster.feed().follow(place(&request));
-    let mut waiting = VecDeque::new();
-    let mut shown = 0;
     let missed = followed.missed.take();
     let teller = Teller {
         tells_history: request.history.is_some(),
         feed: roster.feed().clone(),
     };
-    if missed.is_none() {
-        let view = roster.view();
-        shown = view.revision();
-        waiting.push_back(teller.snapshot(&view));
-    }
+    let showing = missed.is_none().then(|| Showing::of(roster.view()));
     let watcher = Watcher {
         roster: roster.clone(),
         teller,
+        showing,
         missed: missed.unwrap_or_default().into(),
         followed,
-        waiting,
-        shown,
+        waiting: VecDeque::new(),
+        shown: 0,
         over: false,
     };
     stream::unfold(watcher, async |mut watcher| {
@@ -68,6 +63,8 @@ fn place(request: &WatchRequest) -> Option<Place> {
 struct Watcher {
     roster: Roster,
     teller: Teller,
+    /// A snapshot that was not told to its end.
+    showing: Option<Showing>,
     /// Batches to be told before those that follow.
     missed: VecDeque<Arc<Notices>>,
     followed: Followed,
@@ -75,6 +72,19 @@ struct Watcher {
     /// The snapshot's revision: roster changes up to it are in the snapshot.
     shown: i64,
     over: bool,
+}
+
+/// A snapshot that is told in pieces: one that nobody takes yet costs nothing but its view.
+struct Showing {
+    view: Arc<View>,
+    /// The last seq that was told.
+    behind: Option<u64>,
+}
+
+impl Showing {
+    fn of(view: Arc<View>) -> Self {
+        Self { view, behind: None }
+    }
 }
 
 impl Watcher {
@@ -86,6 +96,9 @@ impl Watcher {
             if self.over {
                 return None;
             }
+            if let Some(showing) = self.showing.take() {
+                return Some(Ok(self.show(showing)));
+            }
             if let Some(notices) = self.missed.pop_front() {
                 self.waiting = self
                     .teller
@@ -94,9 +107,7 @@ impl Watcher {
             }
             match self.followed.next().await? {
                 Ok(notices) if matches!(notices.notices[..], [Notice::Restored]) => {
-                    let view = self.roster.view();
-                    self.shown = view.revision();
-                    self.waiting = [self.teller.snapshot(&view)].into();
+                    self.showing = Some(Showing::of(self.roster.view()));
                 }
                 Ok(notices) => {
                     if notices.revision > self.shown || !notices.is_roster() {
@@ -115,6 +126,31 @@ impl Watcher {
             }
         }
     }
+
+    /// The next piece of a snapshot.
+    fn show(&mut self, Showing { view, behind }: Showing) -> WatchResponse {
+        let page = page(&view, behind, usize::MAX, |_| true);
+        let leader = view.leader();
+        let snapshot = Snapshot {
+            pods: page.pods,
+            leader: leader.map(|leader| convert::master(&leader.master)),
+            epoch: leader.map_or(0, |leader| leader.epoch),
+            digest: view.digest().to_string(),
+            more: page.next.is_some(),
+        };
+        let mut revision = 0;
+        if page.next.is_some() {
+            self.showing = Some(Showing {
+                view,
+                behind: page.next,
+            });
+        } else {
+            revision = view.revision();
+            self.shown = revision;
+        }
+        self.teller
+            .message(revision, Some(Event::Snapshot(snapshot)))
+    }
 }
 
 /// Puts into words what a watch is told.
@@ -132,20 +168,6 @@ impl Teller {
             history: history.flatten().map(|history| history.to_string()),
             event,
         }
-    }
-
-    fn snapshot(&self, view: &View) -> WatchResponse {
-        let members = view.pods().filter_map(|pod| view.member(pod.key()));
-        let leader = view.leader();
-        let snapshot = Snapshot {
-            pods: members
-                .map(|member| convert::member(view, member))
-                .collect(),
-            leader: leader.map(|leader| convert::master(&leader.master)),
-            epoch: leader.map_or(0, |leader| leader.epoch),
-            digest: view.digest().to_string(),
-        };
-        self.message(view.revision(), Some(Event::Snapshot(snapshot)))
     }
 
     /// The messages of a batch. Each carries the revision to go on from: only the last one of a batch carries its

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Most actions in a page.
-const PAGE: usize = 2;
+pub(super) const PAGE: usize = 2;
 
 /// What comes of a dispatch.
 #[derive(Default)]
