@@ -59,11 +59,6 @@ impl Damper {
     }
 }
 
-/// When a failed run is tried again: after 1 s, 2 s, 4 s, and so on up to a minute.
-pub fn retry_delay(failures: u32) -> Duration {
-    Duration::from_secs(1 << failures.saturating_sub(1).min(6)).min(Duration::from_secs(60))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,12 +66,6 @@ mod tests {
 
     const QUIET: Duration = Duration::from_secs(3);
     const MAX: Duration = Duration::from_secs(8);
-
-    #[test]
-    fn retries_double_up_to_a_minute() {
-        let delays: Vec<_> = (1..=8).map(|n| retry_delay(n).as_secs()).collect();
-        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
-    }
 
     #[tokio::test(start_paused = true)]
     async fn nothing_is_due_before_a_change_and_after_clear() {

@@ -13,6 +13,7 @@ pub mod liveness;
 pub mod model;
 pub mod plan;
 pub mod rollout;
+pub mod schedule;
 pub mod settings;
 pub mod strict;
 #[cfg(any(test, feature = "testing"))]

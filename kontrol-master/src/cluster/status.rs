@@ -1,11 +1,64 @@
 //! How the callback fares, as every master tells it: written by the term on the leader, by the relay elsewhere.
 
+mod wire;
+
 use crate::cluster::roster::{Notice, Roster};
-use kontrol_proto::v1::CallbackStatus;
-use prost_types::Timestamp;
-use std::time::SystemTime;
-use tokio::{sync::watch, time::Instant};
+use kontrol_core::model::Digest;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+/// How the callback fares. Times are the leader's.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CallbackStatus {
+    /// Whether a callback is configured on the leader.
+    pub configured: bool,
+    /// Since when a change waits for the damper.
+    pub pending_since: Option<SystemTime>,
+    /// The run that goes on.
+    pub running: Option<Running>,
+    /// The last run that ended under this leader.
+    pub last_run: Option<Run>,
+    /// How many runs failed since the last that succeeded.
+    pub failures: u32,
+    /// When a failed run is tried again.
+    pub retry_at: Option<SystemTime>,
+    /// Why no run starts, or why the result of the last is not stored yet; empty when all is well.
+    pub error: String,
+}
+
+/// A run that goes on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Running {
+    /// The digest that it is for.
+    pub digest: Digest,
+    /// When it started.
+    pub since: SystemTime,
+}
+
+/// A run that has ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// The digest that it was for.
+    pub digest: Digest,
+    /// When it started.
+    pub start: SystemTime,
+    /// How long it took.
+    pub duration: Duration,
+    /// Its exit code; 128 + N when signal N ended it; -1 when it could not be started.
+    pub exit_code: i32,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+impl CallbackStatus {
+    /// The leader is gone, or leads no longer: what it told of its plans says nothing any more.
+    pub fn forget_plans(&mut self) {
+        self.running = None;
+        self.pending_since = None;
+        self.retry_at = None;
+    }
+}
 
 /// Where the callback's status is written and read. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -30,11 +83,7 @@ impl Status {
 
     /// Replaces it.
     pub fn set(&self, status: CallbackStatus) {
-        self.0.send_if_modified(|now| {
-            let changed = *now != status;
-            *now = status;
-            changed
-        });
+        self.update(|now| *now = status);
     }
 
     /// Changes it.
@@ -60,28 +109,21 @@ impl Status {
 
 fn notices(before: &CallbackStatus, after: &CallbackStatus) -> Vec<Notice> {
     let mut notices = Vec::new();
-    let start = |status: &CallbackStatus| status.last_run.as_ref().and_then(|run| run.start);
+    let start = |status: &CallbackStatus| status.last_run.as_ref().map(|run| run.start);
     if let Some(run) = &after.last_run
         && start(before) != start(after)
     {
-        if before.running_since.is_none() {
+        if before.running.is_none() {
             // It started and ended since the last look.
-            notices.push(Notice::CallbackStarted(run.digest.clone()));
+            notices.push(Notice::CallbackStarted(run.digest));
         }
         notices.push(Notice::CallbackFinished(run.clone()));
     }
-    if after.running_since.is_some() && after.running_since != before.running_since {
-        notices.push(Notice::CallbackStarted(after.running_digest.clone()));
+    let since = |status: &CallbackStatus| status.running.map(|running| running.since);
+    if let Some(running) = after.running
+        && since(before) != since(after)
+    {
+        notices.push(Notice::CallbackStarted(running.digest));
     }
     notices
-}
-
-/// A moment of the monotonic clock as wall-clock time, for display.
-pub fn timestamp(at: Instant) -> Timestamp {
-    let (now, wall) = (Instant::now(), SystemTime::now());
-    Timestamp::from(if at > now {
-        wall + (at - now)
-    } else {
-        wall - (now - at)
-    })
 }

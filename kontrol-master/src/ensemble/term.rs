@@ -30,6 +30,7 @@ use kontrol_core::{
     kv::Fence,
     liveness::{Attention, Deadlines, Detached, TICK},
     model::{Digest, Pod},
+    schedule::{Decision, Schedule},
     view::View,
 };
 use run::{Finished, RunTask};
@@ -55,8 +56,6 @@ const CATCH_UP: Duration = Duration::from_secs(1);
 /// How long no run starts when a callback that nobody waits for may still be there: that of the leader before, who still
 /// lives, or that of a run that panicked. Longer than it takes to stop a callback, grace included.
 const QUARANTINE: Duration = Duration::from_secs(4);
-/// When a run is looked at again that could not be started, because the store did not tell what it is to be handed.
-const UNREAD: Duration = Duration::from_secs(1);
 
 /// What a term works with.
 #[derive(Debug, Clone)]
@@ -159,17 +158,16 @@ struct Term {
     over: CancellationToken,
     deadlines: Deadlines,
     attention: Attention,
-    damper: Damper,
-    /// The roster that the deadlines and the damper know.
+    schedule: Schedule,
+    /// The roster that the deadlines and the schedule know.
     seen: Arc<View>,
     /// How much of what was told through the store this term has read.
     relayed: relayed::Read,
     /// What the callback handled last.
     handled: Handled,
-    /// No run may start before: the leader before this one still lives, and so may its callback.
-    quarantine: Option<Instant>,
     running: Option<Running>,
-    failed: Option<Failed>,
+    /// When the schedule is to be asked again.
+    decide_at: Option<Instant>,
     /// Why nothing goes on, as the run that goes on or did not start tells it; empty when all is well.
     trouble: watch::Sender<String>,
 }
@@ -182,13 +180,6 @@ struct Running {
     pending_since: Option<Instant>,
 }
 
-/// The last run failed.
-struct Failed {
-    digest: Digest,
-    count: u32,
-    retry_at: Instant,
-}
-
 /// The term is over: another leads.
 struct Deposed;
 
@@ -199,13 +190,12 @@ impl Term {
         Self {
             deadlines: Deadlines::new(settings.ttl + RELAY_SLACK, settings.lost, now),
             attention: Attention::new(now),
-            damper: Damper::new(settings.damper, settings.damper_max),
+            schedule: Schedule::new(Damper::new(settings.damper, settings.damper_max)),
             seen: Arc::default(),
             relayed: relayed::Read::default(),
             handled: Handled::default(),
-            quarantine: None,
             running: None,
-            failed: None,
+            decide_at: None,
             trouble: watch::Sender::new(String::new()),
             context,
             fence,
@@ -238,14 +228,12 @@ impl Term {
         {
             // Its key was deleted, not its lease: nothing but its own watch tells it to stop its callback.
             tracing::warn!(before = before.id, wait = ?QUARANTINE, "the leader before still lives; holding the callback back");
-            self.quarantine = Some(Instant::now() + QUARANTINE);
+            self.schedule.bar(Instant::now() + QUARANTINE);
         }
         let configured = self.context.settings.callback.is_some();
         self.context.status.update(|status| {
+            status.forget_plans();
             status.configured = configured;
-            status.running_since = None;
-            status.running_digest.clear();
-            status.retry_at = None;
             status.failures = 0;
             status.error.clear();
         });
@@ -288,7 +276,7 @@ impl Term {
                 tracing::info!("another master leads; this term changes nothing any more");
                 return;
             }
-            self.start_due(Instant::now());
+            self.start_due();
             self.tell();
             let wake = self.wake(Instant::now());
             let finished = async {
@@ -331,7 +319,7 @@ impl Term {
     fn wake(&self, now: Instant) -> Instant {
         let mut wake = now + TICK;
         let (expiry, loss) = (self.deadlines.next(), self.deadlines.next_lost());
-        for at in [expiry, loss, self.run_due()].into_iter().flatten() {
+        for at in [expiry, loss, self.decide_at].into_iter().flatten() {
             wake = wake.min(at);
         }
         wake
@@ -365,64 +353,38 @@ impl Term {
             in_digest = self.seen.digest() != self.handled.digest();
         }
         if in_digest {
-            self.damper.on_change(now);
+            self.schedule.on_change(now);
         }
     }
 
-    /// When a run is to be started, or looked at.
-    fn run_due(&self) -> Option<Instant> {
-        if self.running.is_some()
-            || self.context.settings.callback.is_none()
-            || self.seen.state().is_err()
-        {
-            return None;
-        }
-        let due = match (&self.failed, self.damper.due()) {
-            (Some(failed), Some(due)) => Some(due.min(failed.retry_at)),
-            (Some(failed), None) => Some(failed.retry_at),
-            (None, due) => due,
-        };
-        due.map(|due| self.quarantine.map_or(due, |end| due.max(end)))
-    }
-
-    /// Starts the callback if it is due and there is something that it has not handled.
-    fn start_due(&mut self, now: Instant) {
+    /// Starts the callback if it is time for that.
+    fn start_due(&mut self) {
+        self.decide_at = None;
         let Some(runner) = self.context.settings.callback.clone() else {
-            self.damper.clear();
+            self.schedule.clear();
             return;
         };
-        if self.run_due().is_none_or(|due| due > now) {
+        if self.running.is_some() || self.seen.state().is_err() {
             return;
         }
-        let view = self.context.roster.view();
-        let digest = view.digest();
-        let damped = self.damper.due().is_some_and(|due| due <= now);
-        if damped && digest == self.handled.digest() {
-            // It changed and changed back, or only in what the digest leaves out.
-            self.damper.clear();
-            self.failed = None;
-            return;
-        }
-        match &self.failed {
-            Some(failed) if failed.digest == digest && failed.retry_at > now => {
-                if damped {
-                    self.damper.clear();
-                }
+        let now = Instant::now();
+        // Pods may have been removed since: the schedule has to know what the run would be handed.
+        self.observe(now);
+        let digest = self.seen.digest();
+        match self.schedule.decide(now, digest, self.handled.digest()) {
+            Decision::Start => {}
+            Decision::Wait(until) => {
+                self.decide_at = Some(until);
                 return;
             }
-            // A newer digest replaces the one that failed, but takes its own time in the damper.
-            Some(failed) if failed.digest != digest && !damped => {
-                self.failed = None;
-                return;
-            }
-            _ => {}
+            Decision::Drop => return,
         }
-        let pending_since = self.damper.pending_since();
-        self.damper.clear();
+        let pending_since = self.schedule.pending_since();
+        self.schedule.on_start();
         let task = RunTask {
             storing: self.storing(),
             runner,
-            view,
+            view: Arc::clone(&self.seen),
             digest,
             handled: self.handled.clone(),
         };

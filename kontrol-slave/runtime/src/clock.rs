@@ -9,7 +9,7 @@ use std::{
     ops::{Add, Sub},
     time::{Duration, SystemTime},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// The longest sleep before another look: how late the end of a suspension is noticed.
 const LOOK: Duration = Duration::from_millis(200);
@@ -119,6 +119,16 @@ impl Clock {
             Source::Boottime => unreachable!("only a test's clock is suspended"),
             Source::Virtual(clock) => *lock(&clock.suspended) += length,
         }
+    }
+}
+
+/// A moment of the runtime's clock as wall-clock time, for display.
+pub fn wall(at: Instant) -> SystemTime {
+    let (now, wall) = (Instant::now(), SystemTime::now());
+    if at > now {
+        wall + (at - now)
+    } else {
+        wall - (now - at)
     }
 }
 

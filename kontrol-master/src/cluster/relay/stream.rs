@@ -266,7 +266,7 @@ impl RelayTask {
             });
         }
         if let Some(callback) = response.callback {
-            self.status.set(callback);
+            self.status.set(callback.into());
         }
         None
     }

@@ -1,7 +1,11 @@
 //! The task of the relay: finds out who leads, and keeps the stream to the leader.
 
 use super::{Counted, Item, Limits, Link, stream::Ended};
-use crate::cluster::{election::Election, roster::Roster, status::Status};
+use crate::cluster::{
+    election::Election,
+    roster::Roster,
+    status::{CallbackStatus, Status},
+};
 use kontrol_core::{
     kv::{Fence, Revision},
     liveness::Instance,
@@ -172,12 +176,7 @@ impl RelayTask {
 
     /// The leader is gone, and with it what its callback was doing.
     fn forget_run(&self) {
-        self.status.update(|status| {
-            status.running_since = None;
-            status.running_digest.clear();
-            status.pending_since = None;
-            status.retry_at = None;
-        });
+        self.status.update(CallbackStatus::forget_plans);
     }
 }
 

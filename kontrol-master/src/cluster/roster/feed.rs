@@ -4,12 +4,12 @@
 //! resumed from.
 
 use super::history::{History, Marks};
+use crate::cluster::status::Run;
 use kontrol_core::{
     kv::Revision,
     model::Digest,
     view::{Change, View},
 };
-use kontrol_proto::v1::CallbackRun;
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -34,9 +34,9 @@ pub enum Notice {
         pods: usize,
     },
     /// The leader started the callback for this digest.
-    CallbackStarted(String),
+    CallbackStarted(Digest),
     /// The callback ended.
-    CallbackFinished(CallbackRun),
+    CallbackFinished(Run),
     /// The store holds another history: what was told before says nothing any more, only a snapshot does.
     Restored,
 }
@@ -263,7 +263,7 @@ mod tests {
         feed.publish(Notices {
             behind: 2,
             revision: 2,
-            notices: vec![Notice::CallbackStarted(String::new())],
+            notices: vec![Notice::CallbackStarted(Digest::of_nothing())],
         });
         let missed = feed.follow(at(2)).missed.unwrap();
         assert!(matches!(
@@ -277,7 +277,7 @@ mod tests {
         let feed = feed(1, 3);
         feed.publish(batch(2));
         // The roster is at revision 3 by now, and its followers don't know.
-        feed.announce(vec![Notice::CallbackStarted(String::new())]);
+        feed.announce(vec![Notice::CallbackStarted(Digest::of_nothing())]);
         feed.publish(batch(3));
         let claimed = feed.follow(at(1)).missed.unwrap()[1].revision;
         assert_eq!(claimed, 2);

@@ -1,8 +1,8 @@
 //! The end of a run of the callback, and what is told about it.
 
-use super::{Deposed, Failed, QUARANTINE, Term, UNREAD, run::Finished, storing::Success};
-use crate::cluster::status::timestamp;
-use kontrol_core::{damper::retry_delay, model::Digest};
+use super::{Deposed, QUARANTINE, Term, run::Finished, storing::Success};
+use kontrol_core::model::Digest;
+use kontrol_runtime::clock::wall;
 use tokio::time::{Instant, sleep};
 
 impl Term {
@@ -10,53 +10,39 @@ impl Term {
         &mut self,
         finished: Result<Finished, tokio::task::JoinError>,
     ) -> Result<(), Deposed> {
-        let digest = self.running.take().map(|running| running.digest);
+        let Some(digest) = self.running.take().map(|running| running.digest) else {
+            return Ok(());
+        };
         let now = Instant::now();
         let finished = finished.unwrap_or_else(|error| {
             tracing::error!(%error, "the task of a run panicked; this is a bug, please report it with the lines above");
             // Nobody waits any more for the end of what it started.
-            self.quarantine = Some(now + QUARANTINE);
+            self.schedule.bar(now + QUARANTINE);
             Finished::broken(digest, format!("the run broke off, which is a bug: {error}"))
         });
-        if let (Some(reason), Some(digest)) = (&finished.not_started, digest) {
+        if let Some(reason) = &finished.not_started {
             self.put_off(digest, reason, now);
             return Ok(());
         }
         self.context
             .metrics
-            .callback_run(finished.error.is_none(), finished.duration);
-        match (&finished.error, digest) {
-            (None, _) => self.failed = None,
-            (Some(error), Some(digest)) => {
-                let before = self
-                    .failed
-                    .as_ref()
-                    .filter(|failed| failed.digest == digest);
-                let count = before.map_or(0, |failed| failed.count) + 1;
-                let delay = retry_delay(count);
-                tracing::warn!(%digest, error, count, retry_in = ?delay, "the callback failed; nothing of it is kept");
-                self.failed = Some(Failed {
-                    digest,
-                    count,
-                    retry_at: now + delay,
-                });
+            .callback_run(finished.run.error.is_none(), finished.run.duration);
+        match &finished.run.error {
+            None => self.schedule.on_success(),
+            Some(error) => {
+                let failed = self.schedule.on_failure(digest, now);
+                tracing::warn!(%digest, error, count = failed.count, retry_in = ?(failed.retry_at - now), "the callback failed; nothing of it is kept");
             }
-            (Some(_), None) => {}
         }
-        let failed = self.failed.as_ref();
-        let (failures, retry_at) = (
-            failed.map_or(0, |failed| failed.count),
-            failed.map(|failed| timestamp(failed.retry_at)),
-        );
+        let failed = self.schedule.failed();
         self.context.status.update(|status| {
-            status.running_since = None;
-            status.running_digest.clear();
-            status.failures = failures;
-            status.retry_at = retry_at;
-            status.last_run = Some(finished.report());
+            status.running = None;
+            status.failures = failed.map_or(0, |failed| failed.count);
+            status.retry_at = failed.map(|failed| wall(failed.retry_at));
+            status.last_run = Some(finished.run.clone());
         });
         if let Some(handled) = finished.handled {
-            tracing::info!(digest = %handled.digest(), took = ?finished.duration, "the callback handled the roster");
+            tracing::info!(digest = %handled.digest(), took = ?finished.run.duration, "the callback handled the roster");
             self.handled = handled;
         }
         if finished.deposed {
@@ -68,21 +54,14 @@ impl Term {
 
     /// A run could not be started: the store does not tell what the callback is to be handed.
     pub(super) fn put_off(&mut self, digest: Digest, reason: &str, now: Instant) {
-        let before = self.failed.as_ref();
-        let before = before.filter(|failed| failed.digest == digest);
-        let (count, retry_at) = (before.map_or(0, |failed| failed.count), now + UNREAD);
+        let failed = self.schedule.on_unread(digest, now);
         if self.trouble.borrow().is_empty() {
             tracing::warn!(%digest, reason, "the callback waits for the store");
         }
         self.trouble.send_replace(reason.to_owned());
-        self.failed = Some(Failed {
-            digest,
-            count,
-            retry_at,
-        });
         self.context.status.update(|status| {
-            status.failures = count;
-            status.retry_at = Some(timestamp(retry_at));
+            status.failures = failed.count;
+            status.retry_at = Some(wall(failed.retry_at));
         });
     }
 
@@ -90,9 +69,9 @@ impl Term {
     pub(super) fn tell(&self) {
         let told = self.context.status.now();
         let starting = self.running.as_ref();
-        let starting = starting.filter(|_| told.running_since.is_none());
+        let starting = starting.filter(|_| told.running.is_none());
         let pending = self
-            .damper
+            .schedule
             .pending_since()
             .or(starting.and_then(|running| running.pending_since));
         let error = match (self.seen.state(), &self.context.settings.callback) {
@@ -101,7 +80,7 @@ impl Term {
         };
         if pending.is_some() != told.pending_since.is_some() || error != told.error {
             self.context.status.update(|status| {
-                status.pending_since = pending.map(timestamp);
+                status.pending_since = pending.map(wall);
                 status.error = error;
             });
         }
@@ -114,7 +93,7 @@ impl Term {
         if let Some(running) = self.running.take() {
             match running.task.await {
                 Ok(finished) => {
-                    if let Some(error) = finished.error {
+                    if let Some(error) = finished.run.error {
                         tracing::info!(error, "the callback ended with the term");
                     }
                     unstored = finished.unstored;
@@ -127,8 +106,7 @@ impl Term {
             }
         }
         self.context.status.update(|status| {
-            status.running_since = None;
-            status.running_digest.clear();
+            status.running = None;
             status.pending_since = None;
             status.error.clear();
         });

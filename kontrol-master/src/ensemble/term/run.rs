@@ -7,19 +7,18 @@ use super::{
     validity,
 };
 use crate::{
-    cluster::status::timestamp,
+    cluster::status::{Run, Running},
     ensemble::callback::{self, Runner, changes},
 };
 use kontrol_core::{
     model::{Digest, digest::pods_document},
     view::{STATE, StateRecord, View},
 };
-use kontrol_proto::v1::CallbackRun;
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 /// A run to be made.
 pub(super) struct RunTask {
@@ -33,11 +32,7 @@ pub(super) struct RunTask {
 /// What became of a run.
 #[derive(Debug)]
 pub(super) struct Finished {
-    pub(super) digest: String,
-    pub(super) start: SystemTime,
-    pub(super) duration: Duration,
-    pub(super) exit_code: i32,
-    pub(super) error: Option<String>,
+    pub(super) run: Run,
     /// The callback was not started, and why: what it is to be handed can't be read from the store.
     pub(super) not_started: Option<String>,
     /// What is handled now; absent when the run failed.
@@ -48,40 +43,32 @@ pub(super) struct Finished {
     pub(super) deposed: bool,
 }
 
-impl Default for Finished {
-    fn default() -> Self {
+impl Finished {
+    pub(super) fn new(run: Run) -> Self {
         Self {
-            digest: String::new(),
-            start: SystemTime::now(),
-            duration: Duration::ZERO,
-            exit_code: -1,
-            error: None,
+            run,
             not_started: None,
             handled: None,
             unstored: None,
             deposed: false,
         }
     }
-}
 
-impl Finished {
     /// A run that ended in a way no run should.
-    pub(super) fn broken(digest: Option<Digest>, error: String) -> Self {
-        Self {
-            digest: digest.map(|digest| digest.to_string()).unwrap_or_default(),
+    pub(super) fn broken(digest: Digest, error: String) -> Self {
+        Self::new(Run {
+            digest,
+            start: SystemTime::now(),
+            duration: Duration::ZERO,
+            exit_code: -1,
             error: Some(error),
-            ..Self::default()
-        }
+        })
     }
 
-    /// The run as users are told of it.
-    pub(super) fn report(&self) -> CallbackRun {
-        CallbackRun {
-            digest: self.digest.clone(),
-            start: Some(self.start.into()),
-            duration: self.duration.try_into().ok(),
-            exit_code: self.exit_code,
-            error: self.error.clone().unwrap_or_default(),
+    fn not_started(digest: Digest, reason: String) -> Self {
+        Self {
+            not_started: Some(reason.clone()),
+            ..Self::broken(digest, reason)
         }
     }
 }
@@ -90,22 +77,18 @@ impl RunTask {
     pub(super) async fn run(self) -> Finished {
         let input = match self.input().await {
             Ok(input) => input,
-            Err(reason) => {
-                return Finished {
-                    not_started: Some(reason),
-                    ..Finished::default()
-                };
-            }
+            Err(reason) => return Finished::not_started(self.digest, reason),
         };
         let context = &self.storing.context;
         let start = SystemTime::now();
         tracing::info!(digest = %self.digest, pods = self.view.len(), "starting the callback");
         self.storing.trouble.send_replace(String::new());
         context.status.update(|status| {
-            status.running_since = Some(timestamp(Instant::now()));
-            status.running_digest = self.digest.to_string();
-            status.pending_since = None;
-            status.retry_at = None;
+            status.forget_plans();
+            status.running = Some(Running {
+                digest: self.digest,
+                since: start,
+            });
         });
         let confirmed = context.election.confirmed();
         let (sender, lease) = watch::channel(validity(*confirmed.borrow()));
@@ -114,18 +97,17 @@ impl RunTask {
         let run = tokio::select! {
             run = run => run,
             () = pass_on(confirmed, sender) => {
-                return Finished::broken(Some(self.digest), "the election ended".to_owned());
+                return Finished::broken(self.digest, "the election ended".to_owned());
             }
         };
         match run.outcome {
-            Err(failure) => Finished {
-                digest: self.digest.to_string(),
+            Err(failure) => Finished::new(Run {
+                digest: self.digest,
                 start,
                 duration: run.duration,
                 exit_code: run.exit_code,
                 error: Some(failure.to_string()),
-                ..Finished::default()
-            },
+            }),
             Ok(output) => {
                 let success = Success {
                     view: self.view,

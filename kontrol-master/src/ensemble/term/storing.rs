@@ -5,7 +5,7 @@
 //! long as this leader may still lead, and again by the next term of the same epoch.
 
 use super::{Context, expiry::deposed, handled::Handled, run::Finished};
-use crate::cluster::store::StoreError;
+use crate::cluster::{status::Run, store::StoreError};
 use kontrol_core::{
     kv::{Compare, Fence, MAX_TXN_BYTES, Op, Outcome, Revision, Snapshot, Txn},
     model::Exact,
@@ -55,22 +55,24 @@ impl Storing {
     pub(super) async fn store(self, success: Success) -> Finished {
         let stored = self.commit(&success).await;
         self.trouble.send_replace(String::new());
-        let mut finished = Finished {
-            digest: success.view.digest().to_string(),
+        let mut finished = Finished::new(Run {
+            digest: success.view.digest(),
             start: success.start,
             duration: success.duration,
             exit_code: 0,
-            ..Finished::default()
-        };
+            error: None,
+        });
         match stored {
             Ok(()) => finished.handled = Some(Handled::view(&success.view)),
             Err(NotStored::Deposed) => {
                 finished.deposed = true;
-                finished.error = Some("another master leads; the result was not stored".to_owned());
+                finished.run.error =
+                    Some("another master leads; the result was not stored".to_owned());
             }
-            Err(NotStored::Failed(error)) => finished.error = Some(error),
+            Err(NotStored::Failed(error)) => finished.run.error = Some(error),
             Err(NotStored::NotYet) => {
-                finished.error = Some("the term ended before the state could be stored".to_owned());
+                finished.run.error =
+                    Some("the term ended before the state could be stored".to_owned());
                 finished.unstored = Some(success);
             }
         }

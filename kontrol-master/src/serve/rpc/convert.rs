@@ -1,11 +1,12 @@
 //! Between protobuf and the domain.
 
-use crate::{cluster::status::timestamp, ensemble::explain::Account};
+use crate::ensemble::explain::Account;
 use kontrol_core::{
     model::{Exact, Invalid, Pod, Report, invalid::clip},
     view::{Member, PeerMaster, Reason, Removal, View},
 };
 use kontrol_proto::v1::{self, LeaveReason, MasterView, PingRequest, PutStateRequest};
+use kontrol_runtime::clock::wall;
 pub(super) use kontrol_slave::payload::{from_proto, to_proto};
 use serde_json::Value;
 use std::{
@@ -99,7 +100,7 @@ pub(super) fn member(view: &View, member: &Member) -> v1::Pod {
     let attached = member.heard.master();
     let attached = attached.and_then(|instance| view.master_id(instance));
     v1::Pod {
-        last_heard: member.heard.at().map(timestamp),
+        last_heard: member.heard.at().map(|at| wall(at).into()),
         attached_master: attached.unwrap_or_default().to_owned(),
         ..pod(&member.pod)
     }
@@ -139,7 +140,7 @@ pub(super) fn removal(removal: &Removal) -> v1::Removal {
     }
 }
 
-/// A duration; none beyond what protobuf can hold.
+/// What one master knows of a pod.
 pub(super) fn account(account: Account) -> MasterView {
     MasterView {
         master: Some(master(&account.master)),
@@ -150,6 +151,7 @@ pub(super) fn account(account: Account) -> MasterView {
     }
 }
 
+/// A duration; none beyond what protobuf can hold.
 pub(super) fn duration(duration: Duration) -> Option<prost_types::Duration> {
     duration.try_into().ok()
 }

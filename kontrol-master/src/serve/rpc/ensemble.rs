@@ -62,7 +62,7 @@ impl EnsembleService for Service {
             epoch: leader.map_or(0, |leader| leader.epoch),
             leader: leader.map(|leader| convert::master(&leader.master)),
             masters: view.masters().map(convert::master).collect(),
-            callback: Some(self.context.status.now()),
+            callback: Some(self.context.status.now().into()),
             handled_digest: view
                 .state()
                 .map(|(record, _)| record.digest.clone())

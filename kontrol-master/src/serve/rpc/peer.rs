@@ -4,6 +4,7 @@ use super::{Context, convert};
 use crate::cluster::{
     error::Error,
     relay::{self, Sign},
+    status::CallbackStatus,
 };
 use futures::{Stream, StreamExt, stream};
 use kontrol_core::{
@@ -11,12 +12,8 @@ use kontrol_core::{
     model::{PodKey, invalid::key},
     view::millis,
 };
-use kontrol_proto::{
-    internal::v1::{
-        InspectRequest, InspectResponse, RelayRequest, RelayResponse,
-        peer_service_server::PeerService,
-    },
-    v1::CallbackStatus,
+use kontrol_proto::internal::v1::{
+    InspectRequest, InspectResponse, RelayRequest, RelayResponse, peer_service_server::PeerService,
 };
 use std::{pin::Pin, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -113,7 +110,7 @@ impl Relayed {
         self.told = true;
         Some(Ok(RelayResponse {
             batch: request.batch,
-            callback: changed.then(|| self.callback.borrow_and_update().clone()),
+            callback: changed.then(|| self.callback.borrow_and_update().clone().into()),
             revision: if again.is_empty() { 0 } else { view.revision() },
             again,
             stamp: millis(self.began.elapsed()),

@@ -214,10 +214,10 @@ fn event(view: &View, notice: &Notice) -> Option<Event> {
             pod_count: u32::try_from(*pods).unwrap_or(u32::MAX),
         }),
         Notice::CallbackStarted(digest) => Event::CallbackStarted(CallbackStarted {
-            digest: digest.clone(),
+            digest: digest.to_string(),
         }),
         Notice::CallbackFinished(run) => Event::CallbackFinished(CallbackFinished {
-            run: Some(run.clone()),
+            run: Some(run.clone().into()),
         }),
         // Comes alone, and is told by a snapshot.
         Notice::Restored => return None,

@@ -1,7 +1,13 @@
 //! When the callback runs, and what becomes of a run that fails or that the roster overtakes.
 
 use super::{stage::Acts, *};
-use crate::{cluster::store::double::Faulty, ensemble::callback::Failure};
+use crate::{
+    cluster::{
+        status::{CallbackStatus, Run},
+        store::double::Faulty,
+    },
+    ensemble::callback::Failure,
+};
 use kontrol_core::{
     model::Exact,
     view::{STATE, StateRecord},
@@ -55,10 +61,7 @@ impl Harness {
     }
 
     /// Waits until the callback's status looks like that.
-    pub(super) async fn told(
-        &self,
-        what: impl Fn(&kontrol_proto::v1::CallbackStatus) -> bool,
-    ) -> kontrol_proto::v1::CallbackStatus {
+    pub(super) async fn told(&self, what: impl Fn(&CallbackStatus) -> bool) -> CallbackStatus {
         let mut status = self.status.follow();
         let told = timeout(10 * TTL, status.wait_for(what)).await;
         told.expect("it is never told").unwrap().clone()
@@ -66,8 +69,8 @@ impl Harness {
 
     /// Waits until a run was handled.
     pub(super) async fn handled(&self) {
-        let handled = |run: &kontrol_proto::v1::CallbackRun| run.error.is_empty();
-        self.told(|now| now.last_run.as_ref().is_some_and(handled) && now.running_since.is_none())
+        let handled = |run: &Run| run.error.is_none();
+        self.told(|now| now.last_run.as_ref().is_some_and(handled) && now.running.is_none())
             .await;
     }
 }
@@ -119,7 +122,10 @@ async fn a_run_that_fails_is_tried_again_later_and_later_and_keeps_nothing() {
                 act.fails();
                 let now = master.told(|now| now.failures == count).await;
                 assert!(now.retry_at.is_some());
-                assert_eq!(now.last_run.unwrap().error, Failure::Exit(3).to_string());
+                assert_eq!(
+                    now.last_run.unwrap().error,
+                    Some(Failure::Exit(3).to_string())
+                );
                 assert_eq!(record(&store).await, None);
             }
             assert_eq!(gaps, [1, 2, 4]);
@@ -154,7 +160,7 @@ async fn a_newer_digest_replaces_one_that_failed_after_its_own_damper() {
             assert_eq!(act.pods().len(), 2);
             assert_eq!(act.joined().len(), 2, "neither was ever handled");
             act.fails();
-            let now = master.told(|now| now.failures > 0 && now.running_since.is_none());
+            let now = master.told(|now| now.failures > 0 && now.running.is_none());
             assert_eq!(now.await.failures, 1, "it is counted anew");
             acts.next().await.succeeds(json!(2));
             master.handled().await;

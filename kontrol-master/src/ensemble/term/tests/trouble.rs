@@ -90,8 +90,8 @@ async fn a_run_waits_until_it_can_read_the_state_and_loses_no_put() {
             .alive(&[1, 2], async {
                 if !matches!(fault, Fault::Late(_)) {
                     let now = master.told(|now| !now.error.is_empty()).await;
-                    assert_eq!((now.failures, now.running_since), (0, None));
-                    assert!(now.last_run.unwrap().error.is_empty(), "{fault:?}");
+                    assert_eq!((now.failures, now.running), (0, None));
+                    assert!(now.last_run.unwrap().error.is_none(), "{fault:?}");
                     assert_eq!(acts.running(), 0);
                 }
                 let act = acts.next().await;
@@ -289,7 +289,7 @@ async fn a_run_that_panics_is_told_and_the_next_waits_until_its_callback_is_gone
             act.breaks();
             let broke = Instant::now();
             let now = master.told(|now| now.failures == 1).await;
-            assert!(now.last_run.unwrap().error.contains("bug"));
+            assert!(now.last_run.unwrap().error.unwrap().contains("bug"));
             let act = acts.next().await;
             assert_eq!(act.at - broke, QUARANTINE);
             act.succeeds(json!(1));
