@@ -13,29 +13,54 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output},
+    sync::OnceLock,
     time::Duration,
 };
 
 /// How often a master is started anew on another port when its port was taken.
 const ATTEMPTS: usize = 3;
 
-/// Where a built program is: in `KONTROL_BIN_DIR`, else where cargo puts it.
+/// Where a built program is: in `KONTROL_BIN_DIR` as it stands, else where cargo puts it, built anew if need be.
 pub fn program(name: &str) -> PathBuf {
-    let dir = env::var_os("KONTROL_BIN_DIR").map_or_else(
-        || {
-            let test = env::current_exe().unwrap();
-            // target/<profile>/deps/<test>
-            test.ancestors().nth(2).unwrap().to_owned()
-        },
-        PathBuf::from,
-    );
-    let path = dir.join(name);
-    assert!(
-        path.is_file(),
-        "{} does not exist: run `cargo build --workspace` first",
-        path.display()
-    );
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let dir = env::var_os("KONTROL_BIN_DIR").map(PathBuf::from);
+    let path = dir.unwrap_or_else(|| BUILT.get_or_init(build).clone());
+    let path = path.join(name);
+    assert!(path.is_file(), "{} does not exist", path.display());
     path
+}
+
+/// Has cargo build the programs, of the profile and in the folder of this test: a test of one crate does not build what the
+/// others make, and would else run what was built some time ago.
+fn build() -> PathBuf {
+    let test = env::current_exe().unwrap();
+    // target/<profile>/deps/<test>
+    let dir = test.ancestors().nth(2).unwrap();
+    let profile = match dir.file_name().unwrap().to_str().unwrap() {
+        "debug" => "dev",
+        name => name,
+    };
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
+    let mut command = Command::new(cargo);
+    command
+        .args(["build", "--workspace", "--bins", "--locked", "--quiet"])
+        .args(["--profile", profile, "--target-dir"])
+        .arg(dir.parent().unwrap())
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    for (name, _) in env::vars_os() {
+        // What cargo says to this test of its package. Build scripts look at it, and would run again each time.
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    let built = command.output().unwrap();
+    assert!(
+        built.status.success(),
+        "the programs can't be built:\n{}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    dir.to_owned()
 }
 
 /// A command of a built program that inherits nothing from the environment of the test but its `PATH`.
