@@ -13,6 +13,7 @@
 //! Another master takes an action over when this one's candidacy is gone from the store. So that an action has one truth, an
 //! end is told only by who surely carries it, see `standing`; who can't be sure says so, and where to look.
 
+mod budget;
 mod client;
 mod standing;
 mod task;
@@ -29,6 +30,7 @@ use crate::{
     cluster::{error::Error, roster::Roster},
     metrics::Metrics,
 };
+use budget::{Budget, Load, Place, Share, WINDOW_KIB};
 use client::Client;
 use kontrol_core::{
     model::action::{ActionId, Counts, Head, Record, State},
@@ -47,29 +49,11 @@ use std::{
     time::Duration,
 };
 use task::{Origin, Task};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-/// Most actions that one master carries at a time.
-const MAX_DISPATCHES: usize = 4096;
-/// Most actions that are over and wait for the store to take their end.
-const MAX_UNWRITTEN: usize = 1024;
-/// How much output may be on its way from slaves to this master, in KiB: per action, and altogether. When it is used up,
-/// further actions get along with the smallest window.
-const ACTION_WINDOW_KIB: usize = 8 * 1024;
-const WHOLE_WINDOW_KIB: usize = 128 * 1024;
-/// The least and the most of it that one slave may have on its way.
-const WINDOW_KIB: std::ops::RangeInclusive<usize> = 4..=256;
-/// How much memory actions may take, in KiB; and of it each target, a KiB of a command (which is more in memory than on the
-/// wire), and a target for whose output there is no window left.
-const MEMORY_KIB: usize = 1024 * 1024;
-const TARGET_KIB: usize = 1;
-const COMMAND_TIMES: usize = 4;
 /// How many KiB of commands are handed to slaves at a time, see `Limits::batch`.
 const BATCH_KIB: usize = 64 * 1024;
 /// How much of the end of each stream the history keeps, for one target and for all.
@@ -90,10 +74,7 @@ pub struct Dispatches {
     metrics: Arc<Metrics>,
     /// How long a slave may take to attach.
     attach: Duration,
-    room: Arc<Semaphore>,
-    unwritten: Arc<Semaphore>,
-    memory: Arc<Semaphore>,
-    window: Arc<Semaphore>,
+    budget: Budget,
     carried: Arc<Carried>,
     tasks: Children,
     token: CancellationToken,
@@ -124,38 +105,6 @@ impl Drop for Carrying {
 /// What a dispatcher is told, as it comes.
 pub type Told = ReceiverStream<Result<DispatchResponse, Status>>;
 
-/// The room that an action takes, given back at its end.
-#[derive(Debug)]
-struct Permits {
-    /// Among the actions that are carried; then among those whose end is not written yet.
-    room: OwnedSemaphorePermit,
-    waits: bool,
-    window: Option<OwnedSemaphorePermit>,
-    _memory: OwnedSemaphorePermit,
-}
-
-impl Permits {
-    /// The action is over, and its end waits for the store: it makes room for others. False when too many wait.
-    fn wait(&mut self, unwritten: &Arc<Semaphore>) -> bool {
-        self.window = None;
-        if !self.waits
-            && let Ok(room) = Arc::clone(unwritten).try_acquire_owned()
-        {
-            self.room = room;
-            self.waits = true;
-        }
-        self.waits
-    }
-}
-
-/// What an action asks of its master.
-struct Load {
-    targets: usize,
-    command_kib: usize,
-    /// How many targets are at it at a time.
-    concurrency: usize,
-}
-
 impl Dispatches {
     /// The dispatches of this master. They end with the token; `attach` is how long a slave may take to attach that
     /// never got the order.
@@ -175,10 +124,7 @@ impl Dispatches {
             history,
             metrics,
             attach,
-            room: Arc::new(Semaphore::new(MAX_DISPATCHES)),
-            unwritten: Arc::new(Semaphore::new(MAX_UNWRITTEN)),
-            memory: Arc::new(Semaphore::new(MEMORY_KIB)),
-            window: Arc::new(Semaphore::new(WHOLE_WINDOW_KIB)),
+            budget: Budget::new(),
             carried: Arc::default(),
             tasks: Children::new("an action's dispatch"),
             token,
@@ -204,20 +150,20 @@ impl Dispatches {
                 "this master has not read the roster yet; try another master".to_owned(),
             ));
         }
-        let room = self.room()?;
+        let place = self.place()?;
         let targets = targets(
             &self.roster.view(),
             &request.selection,
             &request.keys,
             &request.labels,
         );
-        let command_kib = request.command.encoded_len() / 1024 + 1;
         let load = Load {
             targets: targets.len(),
-            command_kib,
+            command_kib: request.command.encoded_len() / 1024 + 1,
             concurrency: request.concurrency,
         };
-        let (limits, permits) = self.limits(&load, request.max_failures, room)?;
+        let (share, window_kib) = self.budget.share(place, &load)?;
+        let limits = self.limits(&load, window_kib, request.max_failures);
         let created_ms = now_ms();
         let id = ActionId::new(created_ms, rand::random());
         let head = Head {
@@ -244,19 +190,13 @@ impl Dispatches {
         };
         let (client, told) = Client::new();
         let rollout = Rollout::new(targets, limits);
-        self.start(
-            head,
-            rollout,
-            Origin::Dispatched(run),
-            Some(client),
-            permits,
-        );
+        self.start(head, rollout, Origin::Dispatched(run), Some(client), share);
         Ok(told)
     }
 
     /// Carries on with an action whose master died, if it can be taken over.
     pub(super) fn adopt(&self, record: Record, taking: Taking) -> Result<(), Error> {
-        let room = self.room()?;
+        let place = self.place()?;
         let Record { mut head, results } = record;
         tracing::info!(action = %head.id, from = head.master, "taking over an action whose master is gone");
         head.master.clone_from(&self.myself.id);
@@ -279,12 +219,12 @@ impl Dispatches {
             command_kib: 0,
             concurrency: usize::MAX,
         };
-        let (mut limits, permits) = self.limits(&load, 0, room)?;
+        let (share, _) = self.budget.share(place, &load)?;
         // The slaves have the window that they were given then; credit must not wait for more than the smallest.
-        limits.window = (*WINDOW_KIB.start() * 1024) as u64;
+        let limits = self.limits(&load, *WINDOW_KIB.start(), 0);
         let (counts, now) = (head.summary, Instant::now());
         let rollout = Rollout::adopt(targets, counts, head.detach, limits, now);
-        self.start(head, rollout, Origin::Adopted(taking), None, permits);
+        self.start(head, rollout, Origin::Adopted(taking), None, share);
         Ok(())
     }
 
@@ -298,55 +238,24 @@ impl Dispatches {
         self.switchboard.cancel(id.clone()).await
     }
 
-    fn room(&self) -> Result<OwnedSemaphorePermit, Error> {
+    fn place(&self) -> Result<Place, Error> {
         if self.token.is_cancelled() {
             return Err(Error::Unavailable(
                 "this master stops; try another master".to_owned(),
             ));
         }
-        Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
-            Error::Exhausted(format!(
-                "this master carries {MAX_DISPATCHES} actions already; wait for some to end, or ask another master"
-            ))
-        })
+        self.budget.place()
     }
 
-    fn limits(
-        &self,
-        load: &Load,
-        max_failures: u32,
-        room: OwnedSemaphorePermit,
-    ) -> Result<(Limits, Permits), Error> {
-        let at_a_time = load.concurrency.min(load.targets).max(1);
-        let wanted = (ACTION_WINDOW_KIB / at_a_time).clamp(*WINDOW_KIB.start(), *WINDOW_KIB.end());
-        let whole = u32::try_from(wanted.saturating_mul(at_a_time)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.window).try_acquire_many_owned(whole).ok();
-        let window_kib = permit.as_ref().map_or(*WINDOW_KIB.start(), |_| wanted);
-        let without_window = if permit.is_none() { window_kib } else { 0 };
-        let kib = load.command_kib * COMMAND_TIMES
-            + load.targets * TARGET_KIB
-            + at_a_time * without_window;
-        let memory = u32::try_from(kib).unwrap_or(u32::MAX);
-        let memory = Arc::clone(&self.memory).try_acquire_many_owned(memory);
-        let memory = memory.map_err(|_| {
-            let reason = "the actions that this master carries take all the memory that there is for them; wait for some to end, or ask another master";
-            Error::Exhausted(reason.to_owned())
-        })?;
-        let limits = Limits {
+    fn limits(&self, load: &Load, window_kib: usize, max_failures: u32) -> Limits {
+        Limits {
             concurrency: load.concurrency,
             batch: (BATCH_KIB / load.command_kib.max(1)).max(1),
             max_failures,
             attach: self.attach,
             window: (window_kib * 1024) as u64,
             tail: TAIL_BYTES.min(TAILS_BYTES / 2 / load.targets.max(1)),
-        };
-        let permits = Permits {
-            room,
-            waits: false,
-            window: permit,
-            _memory: memory,
-        };
-        Ok((limits, permits))
+        }
     }
 
     fn start(
@@ -355,7 +264,7 @@ impl Dispatches {
         rollout: Rollout,
         origin: Origin,
         client: Option<Client>,
-        permits: Permits,
+        share: Share,
     ) {
         let action = head.id.clone();
         self.carried.with(|carried| carried.insert(action.clone()));
@@ -364,15 +273,7 @@ impl Dispatches {
             action,
         };
         let (sender, notices) = mpsc::channel(notices_for(&rollout));
-        let task = Task::new(
-            self.clone(),
-            head,
-            rollout,
-            origin,
-            client,
-            notices,
-            permits,
-        );
+        let task = Task::new(self.clone(), head, rollout, origin, client, notices, share);
         // Joined with the others at the end.
         drop(self.tasks.spawn(async move {
             let _carrying = carrying;

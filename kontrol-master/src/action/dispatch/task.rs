@@ -4,7 +4,7 @@ mod ending;
 mod recording;
 
 use super::{
-    Dispatches, Notices, Permits,
+    Dispatches, Notices, Share,
     client::{Client, Piece, Progress},
     standing::Standing,
 };
@@ -104,7 +104,7 @@ pub(super) struct Task {
     recorded: Vec<Slave>,
     /// Set when there was no room for a notice.
     missed_some: Arc<AtomicBool>,
-    permits: Permits,
+    share: Share,
 }
 
 impl Task {
@@ -115,7 +115,7 @@ impl Task {
         origin: Origin,
         client: Option<Client>,
         notices: mpsc::Receiver<Notice>,
-        permits: Permits,
+        share: Share,
     ) -> Self {
         let (run, taking) = match origin {
             Origin::Dispatched(run) => (Some(run), None),
@@ -143,7 +143,7 @@ impl Task {
             forget: Vec::new(),
             recorded: Vec::new(),
             missed_some: Arc::default(),
-            permits,
+            share,
         }
     }
 

@@ -172,8 +172,7 @@ impl Task {
     /// An end that the store does not take may wait, so that it is written once the store is back, but not in the place of an
     /// action that runs. False when too many wait.
     fn may_wait(&mut self) -> bool {
-        let unwritten = &self.dispatches.unwritten;
-        let waits = self.permits.wait(unwritten);
+        let waits = self.share.wait(&self.dispatches.budget);
         if !waits {
             tracing::warn!(action = %self.id, "the end of an action is not recorded: too many wait for the store");
         }
