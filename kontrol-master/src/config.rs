@@ -12,7 +12,7 @@ use crate::{
     cluster::store::{EtcdOptions, EtcdTls, StoreUrl},
     ensemble::callback::Program,
 };
-use args::{CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs};
+use args::{CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs, TimeArgs};
 use kontrol_core::settings::{MIN_LOST, Settings};
 use kontrol_runtime::{
     command_line::Mistake,
@@ -79,26 +79,102 @@ impl ServeArgs {
         environment: impl Fn(&str) -> Option<String>,
     ) -> Result<Config, Vec<Mistake>> {
         let mut mistakes = Mistakes::default();
-        let listen = &self.listen;
-        let port = mistakes.read("port", Some(&listen.port), 8000, |text| {
-            text.parse()
-                .map_err(|_| format!("{text:?} is not a port from 0 to 65535"))
-        });
-        let bind = mistakes.one(listen.bind());
-        let advertise = mistakes.one(listen.advertise());
-
-        let times = &self.times;
-        let seconds = Duration::from_secs;
-        let ttl = mistakes.time("ttl", Some(&times.ttl), seconds(25), MIN_TTL);
-        let damper = mistakes.time("damper", Some(&times.damper), seconds(10), Duration::ZERO);
-        let damper_max = mistakes.time(
-            "damper-max",
-            times.damper_max.as_deref(),
-            damper * 6,
-            damper,
+        let port = self.listen.port(&mut mistakes);
+        let bind = mistakes.one(self.listen.bind());
+        let bind = bind.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let advertise = mistakes.or_default(self.listen.advertise());
+        let mut settings = self.times.settings(&mut mistakes);
+        let callback_timeout = mistakes.time(
+            "callback-timeout",
+            Some(&self.callback.callback_timeout),
+            Duration::from_secs(60),
+            Duration::from_millis(1),
         );
-        let fover = mistakes.time("fover", Some(&times.fover), seconds(5), MIN_FOVER);
-        let lost = mistakes.time("lost", Some(&times.lost), seconds(3), Duration::ZERO);
+        let callback = mistakes.or_default(self.callback.program());
+        let who = Who::read(&self, &mut mistakes);
+        let namespace = environment("NAMESPACE");
+        let namespace =
+            given(self.ensemble.namespace.as_deref()).or_else(|| given(namespace.as_deref()));
+        settings.namespace = mistakes.or_default(name("namespace", namespace));
+        let store = mistakes.or_default(self.ensemble.store());
+        let etcd = mistakes.or_default(self.etcd.options());
+        if let Some(advertise) = &advertise {
+            mistakes.one(dialable(bind, advertise, &store));
+        }
+        mistakes.one(self.modes.check());
+        let mixed = self.modes.has("slave");
+        let upstream = mistakes.tiers("upstream", self.modes.upstream.as_deref());
+        let masters = mistakes.tiers("master", self.modes.master.as_deref());
+        let pod = (who.sound && (mixed || upstream.is_some()))
+            .then(|| mistakes.all(pod(&self.pod, who.labels, &who.podinfo, &who.app)));
+        let actions = mistakes.all(self.actions.check(self.listen.insecure));
+        settings.app = who.app;
+        match actions {
+            Some(actions) if mistakes.0.is_empty() => Ok(Config {
+                port,
+                bind,
+                advertise,
+                store,
+                etcd,
+                callback,
+                callback_timeout,
+                mixed: mixed.then_some(masters),
+                upstream,
+                id: given(self.pod.id.as_deref())
+                    .map(str::to_owned)
+                    .or(who.podinfo.name),
+                ip: who.ip,
+                pod: pod.flatten(),
+                actions,
+                settings,
+            }),
+            _ => Err(mistakes.0),
+        }
+    }
+}
+
+/// Who this master is, as a pod and by the name of its ensemble.
+struct Who {
+    labels: Labels,
+    podinfo: Podinfo,
+    ip: Option<IpAddr>,
+    app: String,
+    /// Whether there is no mistake in it.
+    sound: bool,
+}
+
+impl Who {
+    fn read(args: &ServeArgs, mistakes: &mut Mistakes) -> Self {
+        let before = mistakes.0.len();
+        let labels = given(args.pod.labels.as_deref())
+            .map_or_else(|| Ok(Labels::new()), |text| parse_labels("labels", text));
+        let labels = mistakes.all(labels).unwrap_or_default();
+        let podinfo = mistakes.or_default(podinfo(&args.pod));
+        let ip = mistakes.or_default(ip(&args.pod));
+        let label = || labels.get("app").or_else(|| podinfo.labels.get("app"));
+        let app = given(args.ensemble.app.as_deref()).or_else(|| label().map(String::as_str));
+        let app = mistakes.or_default(name("app", app));
+        let sound = mistakes.0.len() == before;
+        Self {
+            labels,
+            podinfo,
+            ip,
+            app,
+            sound,
+        }
+    }
+}
+
+impl TimeArgs {
+    /// The times, in settings whose names are still to come.
+    fn settings(&self, mistakes: &mut Mistakes) -> Settings {
+        let seconds = Duration::from_secs;
+        let ttl = mistakes.time("ttl", Some(&self.ttl), seconds(25), MIN_TTL);
+        let damper = mistakes.time("damper", Some(&self.damper), seconds(10), Duration::ZERO);
+        let damper_max = self.damper_max.as_deref();
+        let damper_max = mistakes.time("damper-max", damper_max, damper * 6, damper);
+        let fover = mistakes.time("fover", Some(&self.fover), seconds(5), MIN_FOVER);
+        let lost = mistakes.time("lost", Some(&self.lost), seconds(3), Duration::ZERO);
         if !lost.is_zero() && lost < MIN_LOST {
             let reason = format!(
                 "{} is less than {}, in which a slave can come back: 0 turns it off",
@@ -107,108 +183,28 @@ impl ServeArgs {
             );
             mistakes.0.push(Mistake::new("lost", reason));
         }
-        let history = Some(times.history.as_str());
-        let history = mistakes.time("history", history, seconds(3600), MIN_HISTORY);
-        let callback_timeout = Some(self.callback.callback_timeout.as_str());
-        let callback_timeout = mistakes.time(
-            "callback-timeout",
-            callback_timeout,
-            seconds(60),
-            Duration::from_millis(1),
-        );
-        let callback = mistakes.one(self.callback.program());
-
-        let labels = given(self.pod.labels.as_deref())
-            .map_or_else(|| Ok(Labels::new()), |text| parse_labels("labels", text));
-        let labels = mistakes.all(labels);
-        let podinfo = mistakes.one(podinfo(&self.pod));
-        let ip = mistakes.one(ip(&self.pod));
-        let app = {
-            let folder = podinfo.as_ref().map(|podinfo| &podinfo.labels);
-            let mut label = labels
-                .iter()
-                .chain(folder)
-                .filter_map(|labels| labels.get("app"));
-            let app =
-                given(self.ensemble.app.as_deref()).or_else(|| label.next().map(String::as_str));
-            mistakes.one(name("app", app))
-        };
-        let namespace = environment("NAMESPACE");
-        let namespace =
-            given(self.ensemble.namespace.as_deref()).or_else(|| given(namespace.as_deref()));
-        let namespace = mistakes.one(name("namespace", namespace));
-        let store = mistakes.one(self.ensemble.store());
-        let etcd = mistakes.one(self.etcd.options());
-
-        if let (Some(bind), Some(Some(advertise)), Some(store)) = (bind, &advertise, &store) {
-            mistakes.one(dialable(bind, advertise, store));
+        let history = mistakes.time("history", Some(&self.history), seconds(3600), MIN_HISTORY);
+        Settings {
+            namespace: String::new(),
+            app: String::new(),
+            ttl,
+            damper,
+            damper_max,
+            fover,
+            lost,
+            history,
         }
-        mistakes.one(self.modes.check());
-        let mixed = self.modes.has("slave");
-        let upstream = mistakes.tiers("upstream", self.modes.upstream.as_deref());
-        let masters = mistakes.tiers("master", self.modes.master.as_deref());
-        let pod = match (labels, &podinfo, &app, ip) {
-            (Some(labels), Some(podinfo), Some(app), Some(_)) if mixed || upstream.is_some() => {
-                mistakes.all(pod(&self.pod, labels, podinfo, app))
-            }
-            _ => None,
-        };
-        let actions = mistakes.all(self.actions.check(self.listen.insecure));
-        let (
-            Some(bind),
-            Some(advertise),
-            Some(callback),
-            Some(app),
-            Some(namespace),
-            Some(store),
-            Some(etcd),
-            Some(actions),
-            true,
-        ) = (
-            bind,
-            advertise,
-            callback,
-            app,
-            namespace,
-            store,
-            etcd,
-            actions,
-            mistakes.0.is_empty(),
-        )
-        else {
-            return Err(mistakes.0);
-        };
-        Ok(Config {
-            port,
-            bind,
-            advertise,
-            store,
-            etcd,
-            callback,
-            callback_timeout,
-            mixed: mixed.then_some(masters),
-            upstream,
-            id: given(self.pod.id.as_deref())
-                .map(str::to_owned)
-                .or(podinfo.and_then(|podinfo| podinfo.name)),
-            ip: ip.flatten(),
-            pod,
-            actions,
-            settings: Settings {
-                namespace,
-                app,
-                ttl,
-                damper,
-                damper_max,
-                fover,
-                lost,
-                history,
-            },
-        })
     }
 }
 
 impl ListenArgs {
+    fn port(&self, mistakes: &mut Mistakes) -> u16 {
+        mistakes.read("port", Some(&self.port), 8000, |text| {
+            text.parse()
+                .map_err(|_| format!("{text:?} is not a port from 0 to 65535"))
+        })
+    }
+
     fn bind(&self) -> Result<IpAddr, Mistake> {
         let text = given(Some(&self.bind)).unwrap_or("127.0.0.1").trim();
         let bind: IpAddr = text

@@ -15,6 +15,11 @@ impl Mistakes {
         result.map_err(|mistake| self.0.push(mistake)).ok()
     }
 
+    /// A setting, or after a mistake what stands in for it until all of them are told.
+    pub(super) fn or_default<T: Default>(&mut self, result: Result<T, Mistake>) -> T {
+        self.one(result).unwrap_or_default()
+    }
+
     pub(super) fn all<T>(&mut self, result: Result<T, Vec<Mistake>>) -> Option<T> {
         result.map_err(|mistakes| self.0.extend(mistakes)).ok()
     }
