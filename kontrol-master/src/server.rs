@@ -128,7 +128,7 @@ impl Server {
         );
 
         let (grpc, health) =
-            rpc::routes(core.services(&stages)).context("build the reflection service")?;
+            rpc::routes(core.services.clone()).context("build the reflection service")?;
         let readiness = core.readiness();
         tasks.spawn(
             "the health service",
@@ -143,8 +143,8 @@ impl Server {
             &config,
             own,
             &advertised,
-            &core.roster,
-            &core.election,
+            &core.services.roster,
+            &core.services.election,
             &mut tasks,
         );
         // A file that does not answer must not hold up the end.
@@ -156,7 +156,7 @@ impl Server {
             "the agents",
             report(
                 agents,
-                core.dispatches(),
+                core.services.dispatches,
                 token,
                 stages.close.clone().drop_guard(),
             ),

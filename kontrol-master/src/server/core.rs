@@ -5,10 +5,9 @@ use super::{
     actions::{Actions, Parts},
 };
 use crate::{
-    action::dispatch::Dispatches,
     cluster::{
         advertise::Advertised,
-        election::{Campaign, Election},
+        election::Campaign,
         readiness::Readiness,
         relay::{self, Relay},
         roster::{Roster, gauges},
@@ -25,22 +24,19 @@ use crate::{
     serve::rpc,
 };
 use anyhow::Context as _;
-use kontrol_core::{liveness::Instance, settings::Settings, view::PeerMaster};
+use kontrol_core::{
+    liveness::{Detached, Instance},
+    view::PeerMaster,
+};
 use kontrol_runtime::supervise::Tasks;
 use std::{net::SocketAddr, sync::Arc};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// Handles on the parts.
 pub(super) struct Core {
     pub(super) myself: PeerMaster,
-    pub(super) roster: Roster,
-    pub(super) election: Election,
-    store: SharedStore,
-    relay: Relay,
-    status: Status,
-    keepalives: Keepalives,
-    settings: Arc<Settings>,
-    actions: Actions,
+    /// What the gRPC services work with, and much of the rest too.
+    pub(super) services: rpc::Context,
 }
 
 impl Core {
@@ -61,14 +57,7 @@ impl Core {
             instance: me.to_string(),
             ..myself
         };
-        let store = store::open(
-            &config.store,
-            &settings.namespace,
-            &settings.app,
-            config.etcd.clone(),
-        )
-        .with_context(|| format!("open the store {} (--store, KONTROL_STORE)", config.store))?;
-        let store: SharedStore = Arc::new(Measured::new(store, Arc::clone(metrics)));
+        let store = open_store(config, metrics)?;
         let status = Status::default();
         let (roster, mirror) = Roster::new(Arc::clone(&store));
         let (election, campaign) = Campaign::advertising(
@@ -99,16 +88,6 @@ impl Core {
             relay.clone(),
             Arc::clone(metrics),
         );
-        let term = term::Context {
-            store: Arc::clone(&store),
-            roster: roster.clone(),
-            election: election.clone(),
-            status: status.clone(),
-            metrics: Arc::clone(metrics),
-            id,
-            settings: Arc::new(term_settings(config, own)),
-        };
-
         let actions = Actions::start(
             Parts {
                 me,
@@ -123,14 +102,7 @@ impl Core {
             stages,
             tasks,
         );
-        let Stages {
-            stop,
-            drained,
-            resign,
-            last,
-            ..
-        } = stages.clone();
-        let until_drained = drained.clone();
+        let Stages { drained, last, .. } = stages.clone();
         tasks.spawn("the mirror of the store", mirror.run(last.clone()));
         tasks.spawn("the committer", committer_task.run(drained.clone()));
         tasks.spawn("the relay", relay_task.run(drained.clone()));
@@ -141,66 +113,83 @@ impl Core {
         );
         tasks.spawn(
             "the callback's announcements",
-            status.clone().announce(roster.clone(), last.clone()),
+            status.clone().announce(roster.clone(), last),
         );
-        let then = resign.clone().drop_guard();
-        tasks.spawn("the term", async move {
-            let _then = then;
-            term::supervise(term, detached, stop).await;
-        });
-        tasks.spawn("the election", async move {
-            let _then = last.drop_guard();
-            campaign.run(resign).await;
-            // What drains still needs the roster: to answer, and to know whom to relay to.
-            until_drained.cancelled().await;
-        });
-        Ok(Self {
-            myself,
+        let term = term::Context {
+            store: Arc::clone(&store),
+            roster: roster.clone(),
+            election: election.clone(),
+            status: status.clone(),
+            metrics: Arc::clone(metrics),
+            id: Arc::clone(&id),
+            settings: Arc::new(term_settings(config, own)),
+        };
+        lead(term, detached, campaign, stages, tasks);
+        let services = rpc::Context {
+            instance: myself.instance.clone(),
+            token: stages.close.clone(),
+            store,
             roster,
             election,
-            store,
-            relay,
             status,
             keepalives,
+            relay,
+            dispatches: actions.dispatches,
+            sessions: actions.sessions,
+            switchboard: actions.switchboard,
+            history: actions.history,
+            streams: actions.streams,
+            id,
             settings,
-            actions,
-        })
-    }
-
-    /// The actions that this master carries.
-    pub(super) fn dispatches(&self) -> Dispatches {
-        self.actions.dispatches.clone()
-    }
-
-    /// What the gRPC services work with.
-    pub(super) fn services(&self, stages: &Stages) -> rpc::Context {
-        rpc::Context {
-            store: Arc::clone(&self.store),
-            roster: self.roster.clone(),
-            election: self.election.clone(),
-            status: self.status.clone(),
-            keepalives: self.keepalives.clone(),
-            relay: self.relay.clone(),
-            dispatches: self.actions.dispatches.clone(),
-            sessions: self.actions.sessions.clone(),
-            switchboard: self.actions.switchboard.clone(),
-            history: self.actions.history.clone(),
-            streams: self.actions.streams.clone(),
-            instance: self.myself.instance.clone(),
-            id: self.myself.id.as_str().into(),
-            settings: Arc::clone(&self.settings),
-            token: stages.close.clone(),
-        }
+        };
+        Ok(Self { myself, services })
     }
 
     /// Whether this master can do its work.
     pub(super) fn readiness(&self) -> Readiness {
-        Readiness::new(
-            self.roster.clone(),
-            self.relay.clone(),
-            self.election.clone(),
-        )
+        let rpc::Context {
+            roster,
+            relay,
+            election,
+            ..
+        } = self.services.clone();
+        Readiness::new(roster, relay, election)
     }
+}
+
+fn open_store(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<SharedStore> {
+    let (url, settings) = (&config.store, &config.settings);
+    let store = store::open(url, &settings.namespace, &settings.app, config.etcd.clone())
+        .with_context(|| format!("open the store {url} (--store, KONTROL_STORE)"))?;
+    Ok(Arc::new(Measured::new(store, Arc::clone(metrics))))
+}
+
+/// Starts the term and the election. This master resigns once its term has ended, and the rest stops behind that.
+fn lead(
+    term: term::Context,
+    detached: mpsc::Receiver<Detached>,
+    campaign: Campaign,
+    stages: &Stages,
+    tasks: &mut Tasks,
+) {
+    let Stages {
+        stop,
+        drained,
+        resign,
+        last,
+        ..
+    } = stages.clone();
+    let then = resign.clone().drop_guard();
+    tasks.spawn("the term", async move {
+        let _then = then;
+        term::supervise(term, detached, stop).await;
+    });
+    tasks.spawn("the election", async move {
+        let _then = last.drop_guard();
+        campaign.run(resign).await;
+        // What drains still needs the roster: to answer, and to know whom to relay to.
+        drained.cancelled().await;
+    });
 }
 
 fn term_settings(config: &Config, own: SocketAddr) -> term::Settings {
