@@ -20,7 +20,9 @@ use std::{
     collections::BTreeSet,
     env,
     ffi::OsString,
-    fs, io,
+    fs,
+    future::pending,
+    io,
     os::unix::fs::PermissionsExt,
     path::Path,
     sync::{Mutex, PoisonError},
@@ -28,9 +30,10 @@ use std::{
 };
 use tempfile::TempDir;
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncRead, AsyncReadExt},
+    process::{ChildStderr, ChildStdout},
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -49,7 +52,7 @@ pub async fn run(
 ) -> Run {
     let began = Instant::now();
     let (exit_code, outcome) = match start(settings, input, &mut lease, &token).await {
-        Ok(running) => running.finish(settings, lease, token).await,
+        Ok(running) => running.finish(lease, token).await,
         Err(failure) => (-1, Err(failure)),
     };
     Run {
@@ -59,20 +62,30 @@ pub async fn run(
     }
 }
 
-/// A guard that has been told to run the program.
-struct Running {
+/// One run: a guard that has been told to run the program, and what has come of it so far.
+struct Running<'s> {
+    settings: &'s Settings,
     guarded: Guarded,
-    pipes: Pipes,
+    stdout: Output<ChildStdout>,
+    stderr: Output<ChildStderr>,
+    /// What is to become the state.
+    state: Vec<u8>,
+    lines: Lines,
+    /// Why the program was told to end, if it was.
+    asked: Option<Failure>,
+    ended: Option<End>,
+    /// Until when the guard may take to end, once it was told to; and then the output.
+    patience: Option<Instant>,
     /// Removed when the run is over.
-    directory: TempDir,
+    _directory: TempDir,
 }
 
-async fn start(
-    settings: &Settings,
+async fn start<'s>(
+    settings: &'s Settings,
     input: Input,
     lease: &mut watch::Receiver<Validity>,
     token: &CancellationToken,
-) -> Result<Running, Failure> {
+) -> Result<Running<'s>, Failure> {
     if token.is_cancelled() {
         return Err(Failure::Stopped);
     }
@@ -99,9 +112,16 @@ async fn start(
     let (mut guarded, pipes) = guarded.map_err(not_started)?;
     guarded.tell(Order::Until(until(validity)));
     Ok(Running {
+        settings,
         guarded,
-        pipes,
-        directory,
+        stdout: Output::new(pipes.stdout),
+        stderr: Output::new(pipes.stderr),
+        state: Vec::new(),
+        lines: Lines::default(),
+        asked: None,
+        ended: None,
+        patience: None,
+        _directory: directory,
     })
 }
 
@@ -175,102 +195,58 @@ fn say_left_out(variables: &[&'static str]) {
     }
 }
 
-impl Running {
+impl Running<'_> {
     async fn finish(
-        self,
-        settings: &Settings,
+        mut self,
         mut lease: watch::Receiver<Validity>,
         token: CancellationToken,
     ) -> (i32, Result<Option<Exact>, Failure>) {
-        let Self {
-            mut guarded,
-            pipes: Pipes {
-                mut stdout,
-                mut stderr,
-            },
-            directory,
-        } = self;
-        let mut asked: Option<Failure> = None;
-        let mut ended: Option<End> = None;
-        let mut lease_known = true;
-        let (mut output, mut stdout_open, mut out_chunk) = (Vec::new(), true, vec![0; CHUNK_BYTES]);
-        let (mut lines, mut stderr_open, mut err_chunk) =
-            (Lines::default(), true, vec![0; CHUNK_BYTES]);
-        let timeout = sleep(settings.timeout);
-        // Set when it starts to count: at the stop, then at the end of the guard.
-        let patience = sleep(Duration::ZERO);
-        tokio::pin!(timeout, patience);
-        let mut patient = false;
-
+        let timeout = sleep(self.settings.timeout);
+        tokio::pin!(timeout);
         let end = loop {
-            if !stdout_open
-                && !stderr_open
-                && let Some(end) = ended.take()
+            if !self.stdout.open
+                && !self.stderr.open
+                && let Some(end) = self.ended.take()
             {
                 break end;
             }
-            let mut stop = None;
+            let runs = self.ended.is_none();
+            let goes_on = runs && self.asked.is_none();
             // Every arm can be dropped at any time: what was read has been taken, what waits will be ready again. What
             // ends the run comes first, for a flood of output would hide it.
             tokio::select! {
                 biased;
-                () = token.cancelled(), if asked.is_none() && ended.is_none() => stop = Some(Failure::Stopped),
-                () = &mut timeout, if asked.is_none() && ended.is_none() => stop = Some(Failure::Timeout(settings.timeout)),
-                changed = lease.changed(), if lease_known && ended.is_none() => match changed {
-                    Ok(()) => {
-                        let validity = *lease.borrow_and_update();
-                        guarded.tell(Order::Until(until(validity)));
-                    }
-                    // Nobody confirms it any more; the guard knows how long it lasts.
-                    Err(_) => lease_known = false,
-                },
-                end = guarded.wait(), if ended.is_none() => {
-                    ended = Some(end);
-                    patience.as_mut().reset(Instant::now() + DRAIN);
-                    patient = true;
+                () = token.cancelled(), if goes_on => self.stop(Failure::Stopped),
+                () = &mut timeout, if goes_on => self.stop(Failure::Timeout(self.settings.timeout)),
+                validity = confirmed(&mut lease), if runs => self.guarded.tell(Order::Until(until(validity))),
+                end = self.guarded.wait(), if runs => {
+                    self.ended = Some(end);
+                    self.patience = Some(Instant::now() + DRAIN);
                 }
-                read = stdout.read(&mut out_chunk), if stdout_open => match read {
-                    Ok(length) if length > 0 => {
-                        let room = settings.max_output.saturating_sub(output.len());
-                        output.extend_from_slice(&out_chunk[..length.min(room)]);
-                        if length > room {
-                            // The rest stays in the pipe; the program ends at once.
-                            stdout_open = false;
-                            stop = Some(Failure::TooLong(settings.max_output));
-                        }
+                piece = self.stdout.next() => {
+                    let most = self.settings.max_output;
+                    let room = most.saturating_sub(self.state.len());
+                    self.state.extend_from_slice(&piece[..piece.len().min(room)]);
+                    if piece.len() > room {
+                        // The rest stays in the pipe; the program ends at once.
+                        self.stdout.open = false;
+                        self.stop(Failure::TooLong(most));
                     }
-                    _ => stdout_open = false,
-                },
-                read = stderr.read(&mut err_chunk), if stderr_open => match read {
-                    Ok(length) if length > 0 => lines.push(&err_chunk[..length]).iter().for_each(|line| log(line)),
-                    _ => stderr_open = false,
-                },
-                () = &mut patience, if patient => {
-                    patient = false;
-                    if let Some(end) = ended.take() {
+                }
+                piece = self.stderr.next() => self.lines.push(piece).iter().for_each(|line| log(line)),
+                () = reached(self.patience) => {
+                    self.patience = None;
+                    if let Some(end) = self.ended.take() {
                         break end;
                     }
                     tracing::error!(
-                        guard = guarded.id(),
+                        guard = self.guarded.id(),
                         "the callback has not ended though it was told to and killed; waiting for it, for two must not run at once"
                     );
                 }
             }
-            if let Some(failure) = stop {
-                if ended.is_none() {
-                    guarded.tell(Order::Stop);
-                    patience
-                        .as_mut()
-                        .reset(Instant::now() + settings.grace + OVERDUE);
-                    patient = true;
-                }
-                // Too much output fails the run whatever else ended it.
-                if asked.is_none() || matches!(failure, Failure::TooLong(_)) {
-                    asked = Some(failure);
-                }
-            }
         };
-        if let Some(line) = lines.end() {
+        if let Some(line) = self.lines.end() {
             log(&line);
         }
         if !end.left.is_empty() {
@@ -279,8 +255,61 @@ impl Running {
                 "the callback ended and left processes behind, which were killed: nothing that it starts outlives its run"
             );
         }
-        drop(directory);
-        judge(end.report, end.status, asked, &output)
+        judge(end.report, end.status, self.asked, &self.state)
+    }
+
+    /// Tells the program to end, if it runs.
+    fn stop(&mut self, why: Failure) {
+        if self.ended.is_none() {
+            self.guarded.tell(Order::Stop);
+            self.patience = Some(Instant::now() + self.settings.grace + OVERDUE);
+        }
+        // Too much output fails the run whatever else ended it.
+        if self.asked.is_none() || matches!(why, Failure::TooLong(_)) {
+            self.asked = Some(why);
+        }
+    }
+}
+
+/// One of the two outputs of the program.
+struct Output<R> {
+    pipe: R,
+    open: bool,
+    chunk: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Output<R> {
+    fn new(pipe: R) -> Self {
+        Self {
+            pipe,
+            open: true,
+            chunk: vec![0; CHUNK_BYTES],
+        }
+    }
+
+    /// The next piece; an empty one at the end, and behind it none. Cancel safe.
+    async fn next(&mut self) -> &[u8] {
+        if !self.open {
+            return pending().await;
+        }
+        let length = self.pipe.read(&mut self.chunk).await.unwrap_or(0);
+        self.open = length > 0;
+        &self.chunk[..length]
+    }
+}
+
+/// How long the program may run, when that changes. Once nobody confirms it any more the guard knows how long it lasts.
+async fn confirmed(lease: &mut watch::Receiver<Validity>) -> Validity {
+    match lease.changed().await {
+        Ok(()) => *lease.borrow_and_update(),
+        Err(_) => pending().await,
+    }
+}
+
+async fn reached(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
     }
 }
 
