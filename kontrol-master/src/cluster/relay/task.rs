@@ -64,20 +64,15 @@ impl RelayTask {
                 }
                 Some(leader) if !leader.master.is(self.me) => {
                     let ended = self.stream(&leader, &mut backoff, &mut lead).await;
-                    let since = *overtaken.get_or_insert_with(Instant::now);
-                    if !matches!(ended, Ended::Overtaken) {
-                        overtaken = None;
-                    }
-                    match ended {
-                        Ended::Moved => Duration::ZERO,
-                        Ended::Overtaken if since.elapsed() <= OVERTAKEN_LIMIT => LOOK / 4,
-                        Ended::Overtaken
-                        | Ended::NotLeading
-                        | Ended::Stranger(_)
-                        | Ended::Broken(_) => {
-                            self.down(&ended);
-                            backoff.failed()
-                        }
+                    let is_overtaken = matches!(ended, Ended::Overtaken);
+                    overtaken = is_overtaken.then(|| overtaken.unwrap_or_else(Instant::now));
+                    if matches!(ended, Ended::Moved) {
+                        Duration::ZERO
+                    } else if overtaken.is_some_and(|since| since.elapsed() <= OVERTAKEN_LIMIT) {
+                        LOOK / 4
+                    } else {
+                        self.down(&ended);
+                        backoff.failed()
                     }
                 }
                 // Nobody leads; or we will in a moment, or did until just now.
@@ -129,10 +124,11 @@ impl RelayTask {
 
     /// The leader is out of reach: keepalives take the detour.
     fn down(&mut self, ended: &Ended) {
-        let link = match ended {
-            Ended::Stranger(_) => Link::Stranger,
-            Ended::Moved | Ended::NotLeading | Ended::Overtaken | Ended::Broken(_) => Link::Down,
+        let stranger = match ended {
+            Ended::Stranger(who) => Some(who),
+            Ended::Moved | Ended::NotLeading | Ended::Overtaken | Ended::Broken(_) => None,
         };
+        let link = stranger.map_or(Link::Down, |_| Link::Stranger);
         self.set(link);
         let (leader, epoch) = match self.roster.peek().leader() {
             Some(leader) => (leader.master.address.clone(), leader.epoch),
@@ -140,19 +136,17 @@ impl RelayTask {
         };
         // Once for each leader, however often it is tried again.
         if self.told_down.replace((epoch, link)) != Some((epoch, link)) {
-            match ended {
-                Ended::Stranger(who) => tracing::warn!(
+            match stranger {
+                Some(who) => tracing::warn!(
                     leader,
                     "the leader's address leads to {who}: give each master an address that the others can dial \
                      (--advertise); keepalives go through the store meanwhile"
                 ),
-                Ended::Moved | Ended::NotLeading | Ended::Overtaken | Ended::Broken(_) => {
-                    tracing::warn!(
-                        leader,
-                        cause = %ended,
-                        "can't reach the leader; keepalives go through the store until it is back or another leads"
-                    )
-                }
+                None => tracing::warn!(
+                    leader,
+                    cause = %ended,
+                    "can't reach the leader; keepalives go through the store until it is back or another leads"
+                ),
             }
         }
         self.drain();
