@@ -4,7 +4,6 @@
 //! that could be told at the start. All mistakes are told at once, each with the flag that puts it right.
 
 use kontrol_core::{
-    json,
     limits::{
         MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES, MAX_LABELS,
         MAX_NAME_BYTES, annotations_size,
@@ -128,7 +127,7 @@ impl Given {
 
 /// Reads labels or annotations from a JSON object of strings.
 pub fn parse_labels(flag: &'static str, text: &str) -> Result<Labels, Vec<Mistake>> {
-    let value = strict::value(text.as_bytes(), json::MAX_DEPTH).map_err(|fault| {
+    let value = strict::value(text.as_bytes()).map_err(|fault| {
         let reason = if fault.malformed {
             format!("not valid JSON: {fault}")
         } else {

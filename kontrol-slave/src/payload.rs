@@ -7,7 +7,7 @@
 //! a file with an integer that no double holds is refused, so that none changes on the way. Write those as strings.
 
 use kontrol_core::{
-    json::{self, MAX_DEPTH},
+    json,
     limits::{EXACT, MAX_PAYLOAD_BYTES},
     strict::{self, Fault},
 };
@@ -138,7 +138,7 @@ fn parse(content: &Content) -> Result<Value, PayloadError> {
         ))),
         Content::Read { bytes, .. } if bytes.len() > MAX_FILE_BYTES => Err(PayloadError::TooLong),
         Content::Read { bytes, .. } => {
-            let value = strict::value(bytes, MAX_DEPTH).map_err(|fault| {
+            let value = strict::value(bytes).map_err(|fault| {
                 if fault.malformed {
                     PayloadError::Json(fault)
                 } else {

@@ -1,10 +1,7 @@
 //! JSON that the user gives, as an argument or on standard input.
 
 use super::error::CliError;
-use kontrol_core::{
-    json::MAX_DEPTH,
-    strict::{self, Fault, Numbers},
-};
+use kontrol_core::strict::{self, Fault, Numbers};
 use std::io::{self, Read};
 
 /// Most bytes that are read from standard input: the largest state or input, however it is written.
@@ -20,7 +17,7 @@ pub(super) fn given(
     input: &mut dyn io::Read,
 ) -> Result<String, CliError> {
     let text = text_of(what, text, input)?;
-    strict::exact(&text, MAX_DEPTH, numbers).map_err(|fault| wrong(what, &fault))
+    strict::exact(&text, numbers).map_err(|fault| wrong(what, &fault))
 }
 
 fn text_of(what: &str, text: &str, input: &mut dyn io::Read) -> Result<Vec<u8>, CliError> {

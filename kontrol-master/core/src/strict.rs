@@ -10,6 +10,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
+use crate::json::MAX_DEPTH;
 pub use layout::{compact, indented};
 pub use number::{comes_back, integer};
 pub use reader::{Fault, Kind, Reader};
@@ -24,22 +25,22 @@ pub enum Numbers {
     Exact,
 }
 
-/// Reads one JSON value that goes through doubles, nested up to `max_depth` levels.
-pub fn value(text: &[u8], max_depth: usize) -> Result<Value, Fault> {
-    let text = check(text, max_depth, Numbers::Exact)?;
+/// Reads one JSON value that goes through doubles, and nests no deeper than JSON may.
+pub fn value(text: &[u8]) -> Result<Value, Fault> {
+    let text = check(text, Numbers::Exact)?;
     serde_json::from_str(text).map_err(Fault::malformed)
 }
 
-/// Reads one JSON value that is kept as it was written, nested up to `max_depth` levels: the text, without the white space
-/// between its parts.
-pub fn exact(text: &[u8], max_depth: usize, numbers: Numbers) -> Result<String, Fault> {
-    check(text, max_depth, numbers).map(compact)
+/// Reads one JSON value that is kept as it was written, and nests no deeper than JSON may: the text, without the white
+/// space between its parts.
+pub fn exact(text: &[u8], numbers: Numbers) -> Result<String, Fault> {
+    check(text, numbers).map(compact)
 }
 
 /// Checks that a text is one JSON value.
-fn check(text: &[u8], max_depth: usize, numbers: Numbers) -> Result<&str, Fault> {
+fn check(text: &[u8], numbers: Numbers) -> Result<&str, Fault> {
     let text = str::from_utf8(text).map_err(Fault::malformed)?;
-    let mut reader = Reader::new(text, max_depth);
+    let mut reader = Reader::new(text, MAX_DEPTH);
     reader.skip(numbers)?;
     reader.end()?;
     Ok(text)

@@ -195,7 +195,7 @@ fn input(value: Option<prost_types::Value>, text: &[u8]) -> Result<Vec<u8>, Inva
         (None, text) => Cow::Borrowed(text),
         (Some(_), _) => return Err(Invalid::new(FIELD, "is given twice: give it or input_json")),
     };
-    let checked = strict::exact(&given, json::MAX_DEPTH, Numbers::Exact);
+    let checked = strict::exact(&given, Numbers::Exact);
     let text = checked.map_err(|fault| match fault.path.as_str() {
         _ if fault.malformed => Invalid::new("command.input_json", format!("is not JSON: {fault}")),
         "" => Invalid::new(FIELD, fault.reason),

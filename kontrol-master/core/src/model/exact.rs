@@ -18,7 +18,7 @@ pub struct Exact(Arc<RawValue>);
 impl Exact {
     /// Reads a state: one JSON value whose numbers a double can hold, if not exactly.
     pub fn read(text: &[u8]) -> Result<Self, Fault> {
-        let text = exact(text, json::MAX_DEPTH, Numbers::Any)?;
+        let text = exact(text, Numbers::Any)?;
         let raw = RawValue::from_string(text).map_err(|error| Fault {
             path: String::new(),
             reason: error.to_string(),
