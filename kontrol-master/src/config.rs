@@ -17,17 +17,17 @@ use kontrol_core::settings::{MIN_LOST, Settings};
 use kontrol_runtime::{
     command_line::Mistake,
     duration,
-    host::{Reach, reach},
+    host::{HostPort, Reach, address, reach},
 };
 use kontrol_slave::{
     action,
     config::{PodArgs, PodConfig},
     identity::{Labels, Podinfo, parse_labels},
-    masters::{self, Tier},
+    masters::Tier,
 };
 use mistakes::{Mistakes, name};
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     path::Path,
     time::Duration,
 };
@@ -225,27 +225,14 @@ impl ListenArgs {
         };
         let wrong = |reason: &str| Mistake::new("advertise", format!("{text:?} {reason}"));
         let form = || wrong("is not host:port, with an IPv6 address in brackets");
-        let (host, port) = text.rsplit_once(':').ok_or_else(form)?;
-        let digits = port.bytes().all(|byte| byte.is_ascii_digit());
-        if !digits
-            || port.parse::<u16>().is_ok_and(|port| port == 0)
-            || port.parse::<u16>().is_err()
-        {
-            return Err(form());
-        }
-        let ip: Option<IpAddr> = match host.strip_prefix('[') {
-            Some(inner) => {
-                let ip = inner.strip_suffix(']').and_then(|ip| ip.parse().ok());
-                Some(IpAddr::V6(ip.ok_or_else(form)?))
-            }
-            None => host.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
-        };
+        let HostPort { host, port } = text.parse().map_err(|_| form())?;
+        port.ok_or_else(form)?;
         // A name whose last part is a number is an address that went wrong (RFC 1123, 2.1).
         let numeric = |name: &str| {
             let last = name.trim_end_matches('.').rsplit('.').next();
             last.is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
         };
-        match ip {
+        match host.parse().ok() {
             Some(ip) if reach(ip) == Reach::Nobody => {
                 Err(wrong("is no address of a host, so that nobody can dial it"))
             }
@@ -253,7 +240,7 @@ impl ListenArgs {
             Some(IpAddr::V6(ip)) if ip.is_unicast_link_local() => {
                 Err(wrong("is a link-local address, which others can't dial"))
             }
-            None if !masters::is_name(host) || numeric(host) => Err(form()),
+            None if numeric(&host) => Err(form()),
             Some(_) | None => Ok(Some(text.to_owned())),
         }
     }
@@ -389,10 +376,8 @@ fn dialable(bind: IpAddr, advertise: &str, store: &StoreUrl) -> Result<(), Mista
     let StoreUrl::Etcd(members) = store else {
         return Ok(());
     };
-    let is = |text: &str, wanted: fn(Reach) -> bool| {
-        let address = text.parse::<SocketAddr>();
-        address.is_ok_and(|address| wanted(reach(address.ip())))
-    };
+    let is =
+        |text: &str, wanted: fn(Reach) -> bool| address(text).is_some_and(|ip| wanted(reach(ip)));
     let host = |reach| reach == Reach::Host;
     let beyond = |reach| reach > Reach::Host;
     let shared = members.iter().any(|member| is(member, beyond));

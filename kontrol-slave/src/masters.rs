@@ -7,19 +7,14 @@
 //! endpoint       = [http://] host [:port]    a name stands for all its addresses; port 8000 unless given
 //! ```
 
-use std::{collections::HashSet, fmt, net::Ipv6Addr};
+use kontrol_runtime::host::{HostPort, HostPortError, MASTER_PORT};
+use std::{collections::HashSet, fmt};
 
 pub mod link;
 
-/// The port of an endpoint that names none.
-pub const DEFAULT_PORT: u16 = 8000;
-
 /// One place where a tier's masters may be: a name or an address, and a port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    host: String,
-    port: u16,
-}
+pub struct Endpoint(HostPort);
 
 /// The endpoints of one tier of masters: never empty, none twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,12 +98,12 @@ impl fmt::Display for Tier {
 impl Endpoint {
     /// A name, or an address without brackets.
     pub fn host(&self) -> &str {
-        &self.host
+        &self.0.host
     }
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.0.port.unwrap_or(MASTER_PORT)
     }
 
     fn parse(text: &str) -> Result<Self, MasterError> {
@@ -123,71 +118,29 @@ impl Endpoint {
             Some(_) => return Err(MasterError::Form(text.into())),
             None => text,
         };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        if rest.contains(['/', '?', '#', '@']) {
-            return Err(MasterError::Form(text.into()));
-        }
-        let (host, port) = if let Some(inner) = rest.strip_prefix('[') {
-            let Some((host, behind)) = inner.split_once(']') else {
-                return Err(MasterError::Host(text.into()));
-            };
-            if host.parse::<Ipv6Addr>().is_err() {
-                return Err(MasterError::Host(text.into()));
-            }
-            match behind.strip_prefix(':') {
-                Some(port) => (host, Some(port)),
-                None if behind.is_empty() => (host, None),
-                None => return Err(MasterError::Form(text.into())),
-            }
-        } else if rest.parse::<Ipv6Addr>().is_ok() {
-            (rest, None)
-        } else {
-            let (host, port) = match rest.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (rest, None),
-            };
-            if !is_name(host) {
-                return Err(MasterError::Host(text.into()));
-            }
-            (host, port)
-        };
-        let port = match port {
-            None => DEFAULT_PORT,
-            // The standard parser takes a plus sign; a URL does not.
-            Some(port) => match port.parse() {
-                Ok(number) if number > 0 && !port.starts_with('+') => number,
-                Ok(_) | Err(_) => return Err(MasterError::Port(text.into())),
-            },
-        };
-        Ok(Self {
-            host: host.to_ascii_lowercase(),
-            port,
-        })
+        let at: HostPort = rest
+            .strip_suffix('/')
+            .unwrap_or(rest)
+            .parse()
+            .map_err(|error| {
+                let mistake = match error {
+                    HostPortError::Form => MasterError::Form,
+                    HostPortError::Host => MasterError::Host,
+                    HostPortError::Port => MasterError::Port,
+                };
+                mistake(text.into())
+            })?;
+        Ok(Self(HostPort {
+            host: at.host.to_ascii_lowercase(),
+            port: at.port.or(Some(MASTER_PORT)),
+        }))
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
+        self.0.fmt(f)
     }
-}
-
-/// Whether a host is a DNS name or an IPv4 address. Compose names services with underscores, so they pass.
-pub fn is_name(host: &str) -> bool {
-    let host = host.strip_suffix('.').unwrap_or(host);
-    !host.is_empty()
-        && host.len() <= 253
-        && host.split('.').all(|label| {
-            !label.is_empty()
-                && label.len() <= 63
-                && label
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-        })
 }
 
 #[cfg(test)]

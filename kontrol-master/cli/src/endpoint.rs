@@ -1,10 +1,8 @@
 //! How a user names a master: `http://host:port`, `host:port`, `host`, and IPv6 addresses with or without brackets.
 
-use std::{fmt, net::Ipv6Addr, str::FromStr};
+use kontrol_runtime::host::{HostPort, HostPortError, MASTER_PORT};
+use std::{fmt, str::FromStr};
 use tonic::transport::Endpoint;
-
-/// The port of a master unless another is given.
-const DEFAULT_PORT: u16 = 8000;
 
 /// The master to ask unless another is given.
 pub(super) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:8000";
@@ -61,44 +59,15 @@ impl FromStr for MasterUrl {
             }
             None => text,
         };
-        let (host, port) = split(authority)?;
-        if host.is_empty() || host.contains(|c: char| "/?#@[] ".contains(c) || c.is_control()) {
-            return Err("is not a master: use http://host:port or host[:port]".to_owned());
-        }
-        let url = if host.contains(':') {
-            let ip: Ipv6Addr = host
-                .parse()
-                .map_err(|_| format!("{host} is not an IPv6 address"))?;
-            format!("http://[{ip}]:{port}")
-        } else {
-            format!("http://{host}:{port}")
-        };
-        let url = Self(url);
-        url.endpoint()
-            .map_err(|_| "is not a master: use http://host:port or host[:port]".to_owned())?;
-        Ok(url)
-    }
-}
-
-/// Host, without brackets, and port.
-fn split(authority: &str) -> Result<(&str, u16), String> {
-    let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
-        let (host, rest) = rest.split_once(']').ok_or("lacks the bracket ']'")?;
-        (host, rest.strip_prefix(':'))
-    } else if authority.parse::<Ipv6Addr>().is_ok() {
-        (authority, None)
-    } else {
-        match authority.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (authority, None),
-        }
-    };
-    match port {
-        None => Ok((host, DEFAULT_PORT)),
-        Some(port) => match port.parse::<u16>() {
-            Ok(number) if number > 0 && !port.starts_with('+') => Ok((host, number)),
-            _ => Err(format!("{port:?} is not a port: use 1 to 65535")),
-        },
+        let at: HostPort = authority.parse().map_err(|error| match error {
+            HostPortError::Form => "is not a master: use http://host:port or host[:port]",
+            HostPortError::Host => {
+                "names no host: use a name, an IPv4 address, or an IPv6 address in brackets"
+            }
+            HostPortError::Port => "is not a port: use 1 to 65535",
+        })?;
+        let port = at.port.or(Some(MASTER_PORT));
+        Ok(Self(format!("http://{}", HostPort { port, ..at })))
     }
 }
 

@@ -11,7 +11,7 @@
 mod tests;
 
 use crate::cluster::store::StoreUrl;
-use kontrol_runtime::host::{Drawing, Host, Kernel, Reach, interfaces, reach};
+use kontrol_runtime::host::{self, Drawing, Host, Kernel, Reach, interfaces, reach};
 use kontrol_slave::masters::{self, Tier, link::resolve};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -72,9 +72,9 @@ pub async fn open(
     store: &StoreUrl,
     bound: SocketAddr,
 ) -> (watch::Receiver<Advertised>, AdvertiseTask) {
-    let literal = |text: &String| Some(text.parse::<SocketAddr>().ok()?.ip());
     let own = (!bound.ip().is_unspecified()).then_some(bound.ip());
-    let ip = address.as_ref().and_then(literal).or(own).or(ip);
+    let given = address.as_deref().and_then(host::address);
+    let ip = given.or(own).or(ip);
     let ip = ip.map(|ip| ip.to_canonical());
     let address = address.or_else(|| ip.map(|ip| SocketAddr::new(ip, bound.port()).to_string()));
     let given = Advertised { address, ip };

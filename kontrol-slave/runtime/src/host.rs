@@ -5,6 +5,10 @@
 //! master keeps its address, and one whose host got another address follows. Invariant: nothing that others can't dial
 //! (loopback, link-local) is chosen towards a master on another host.
 
+mod port;
+
+pub use port::{HostPort, HostPortError, MASTER_PORT, address};
+
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 

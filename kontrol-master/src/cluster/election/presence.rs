@@ -16,8 +16,8 @@ use kontrol_core::{
     kv::{Compare, LeaseId, Op, Revision, Txn},
     view::{LEADER, MASTERS, PeerMaster, View},
 };
-use kontrol_runtime::host::{Reach, reach};
-use std::{net::SocketAddr, time::Duration};
+use kontrol_runtime::host::{self, Reach, reach};
+use std::time::Duration;
 use tokio::{sync::watch, time::Instant};
 
 /// How often a trouble that stays is said again.
@@ -224,10 +224,7 @@ impl Presence {
                 older.then_some("another master advertises this one's address (--advertise)");
             return Some(Trouble { unready, said });
         }
-        let local = |address: &str| {
-            let address = address.parse::<SocketAddr>();
-            address.is_ok_and(|address| reach(address.ip()) == Reach::Host)
-        };
+        let local = |at: &str| host::address(at).map(reach) == Some(Reach::Host);
         if local(&address)
             && let Some(other) = others.iter().find(|other| !local(&other.address))
         {

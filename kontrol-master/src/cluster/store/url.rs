@@ -10,7 +10,7 @@
 //! Secrets are no part of the URL: it is shown in logs and process lists. Nothing here prints a password.
 
 use super::{SharedStore, StoreError, embedded::EmbeddedStore, etcd::EtcdStore};
-use http::uri::Authority;
+use kontrol_runtime::host::{HostPort, HostPortError};
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 /// etcd's client port.
@@ -61,6 +61,7 @@ impl StoreUrl {
 
 /// `host[:port]` with the port filled in.
 fn endpoint(text: &str) -> Result<String, StoreUrlError> {
+    const FORM: &str = "which is not host:port (an IPv6 address goes in brackets)";
     let bad = |why: &str| StoreUrlError(format!("has the etcd member `{text}`, {why}"));
     if text.is_empty() {
         return Err(StoreUrlError(
@@ -72,18 +73,18 @@ fn endpoint(text: &str) -> Result<String, StoreUrlError> {
             "which has a scheme; write host:port (TLS is turned on by KONTROL_ETCD_CACERT)",
         ));
     }
-    let authority: Authority = text
-        .parse()
-        .map_err(|_| bad("which is not host:port (an IPv6 address goes in brackets)"))?;
-    if authority.host().is_empty() {
-        return Err(bad("which has no host"));
-    }
-    // An authority takes any text behind the colon, so the port is read from what the host leaves.
-    match text.strip_prefix(authority.host()) {
-        Some("") => Ok(format!("{text}:{ETCD_PORT}")),
-        Some(port) if port[1..].parse::<u16>().is_ok_and(|port| port > 0) => Ok(text.to_owned()),
-        Some(_) | None => Err(bad("whose port is not a number from 1 to 65535")),
-    }
+    let at: HostPort = match text.parse() {
+        Ok(HostPort { host, .. }) if host.contains(':') && !text.starts_with('[') => {
+            return Err(bad(FORM));
+        }
+        Ok(at) => at,
+        Err(HostPortError::Form | HostPortError::Host) => return Err(bad(FORM)),
+        Err(HostPortError::Port) => {
+            return Err(bad("whose port is not a number from 1 to 65535"));
+        }
+    };
+    let port = at.port.or(Some(ETCD_PORT));
+    Ok(HostPort { port, ..at }.to_string())
 }
 
 impl FromStr for StoreUrl {

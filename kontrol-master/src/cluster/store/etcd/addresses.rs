@@ -5,6 +5,7 @@
 //! known stays in use while a lookup fails or hangs. At most one lookup of a name is under way: a resolver that hangs
 //! costs one thread, not one a call.
 
+use kontrol_runtime::host::HostPort;
 use std::{
     io,
     net::{SocketAddr, ToSocketAddrs},
@@ -42,21 +43,17 @@ impl Name {
     }
 
     pub(super) fn with(text: &str, resolve: Resolve) -> Result<Self, String> {
-        let found = text.parse().into_iter().collect();
-        let (host, port) = text
-            .rsplit_once(':')
-            .and_then(|(host, port)| Some((host, port.parse().ok()?)))
-            .ok_or_else(|| format!("{text} is not host:port"))?;
+        let at: HostPort = text
+            .parse()
+            .map_err(|_| format!("{text} is not host:port"))?;
+        let port = at.port.ok_or_else(|| format!("{text} has no port"))?;
         Ok(Self {
             text: text.to_owned(),
-            host: host
-                .trim_start_matches('[')
-                .trim_end_matches(']')
-                .to_owned(),
+            host: at.host,
             port,
             resolve,
             busy: Arc::default(),
-            found: Mutex::new(found),
+            found: Mutex::new(text.parse().into_iter().collect()),
         })
     }
 
