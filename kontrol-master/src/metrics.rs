@@ -29,6 +29,63 @@ struct OutcomeLabel {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QueueLabel {
+    queue: &'static str,
+}
+
+/// A queue that turns something away when it is full, rather than have its sender wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// Keepalives that the leader is to be told of: they are refused.
+    Relay,
+    /// Keepalives that take the way through the store: they are refused.
+    Detour,
+    /// Keepalives that are to be written: they are refused.
+    Changes,
+    /// Ends of channels: the TTL decides.
+    Ends,
+    /// Actions, for which there is no place or memory: they are refused.
+    Actions,
+    /// Orders for a slave that is attached here: they are given again.
+    Orders,
+    /// Messages between masters about actions: the link is opened again.
+    Links,
+    /// What slaves tell an action: it asks them again.
+    Notices,
+    /// What a watch is told: it is cut off.
+    Watches,
+}
+
+impl Queue {
+    const ALL: [Self; 9] = [
+        Self::Relay,
+        Self::Detour,
+        Self::Changes,
+        Self::Ends,
+        Self::Actions,
+        Self::Orders,
+        Self::Links,
+        Self::Notices,
+        Self::Watches,
+    ];
+
+    fn label(self) -> QueueLabel {
+        let queue = match self {
+            Self::Relay => "relay",
+            Self::Detour => "detour",
+            Self::Changes => "changes",
+            Self::Ends => "ends",
+            Self::Actions => "actions",
+            Self::Orders => "orders",
+            Self::Links => "links",
+            Self::Notices => "notices",
+            Self::Watches => "watches",
+        };
+        QueueLabel { queue }
+    }
+}
+
 type Histograms = Family<OperationLabel, Histogram, fn() -> Histogram>;
 
 /// Every metric of a master.
@@ -54,6 +111,7 @@ pub struct Metrics {
     pub attached: Gauge,
     action_targets: Family<OutcomeLabel, Counter>,
     action_seconds: Histogram,
+    turned_away: Family<QueueLabel, Counter>,
     /// Log lines that nobody took in time.
     log_lines_dropped: Counter,
 }
@@ -85,6 +143,7 @@ impl Default for Metrics {
             attached: Gauge::default(),
             action_targets: Family::default(),
             action_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 16)),
+            turned_away: Family::default(),
             log_lines_dropped: Counter::default(),
             registry: Registry::default(),
         };
@@ -152,6 +211,15 @@ impl Default for Metrics {
             Unit::Seconds,
             metrics.action_seconds.clone(),
         );
+        for queue in Queue::ALL {
+            // So that each is there from the beginning: whoever asks for its increase misses none.
+            drop(metrics.turned_away.get_or_create(&queue.label()));
+        }
+        registry.register(
+            "turned_away",
+            "What a full queue did not take: its sender is refused, cut off, or asks again",
+            metrics.turned_away.clone(),
+        );
         registry.register(
             "log_lines_dropped",
             "Log lines of this process that whoever reads them did not take in time",
@@ -212,6 +280,11 @@ impl Metrics {
         if ended.outcome == Outcome::Exited {
             self.action_seconds.observe(ended.duration.as_secs_f64());
         }
+    }
+
+    /// Counts what a full queue did not take.
+    pub fn turned_away(&self, queue: Queue) {
+        self.turned_away.get_or_create(&queue.label()).inc();
     }
 
     /// The text that `/metrics` serves.

@@ -3,9 +3,10 @@
 use anyhow::ensure;
 use kontrol_tests::{
     SOON,
-    action::{all, shell},
+    action::{all, ids, shell},
     cluster::Cluster,
     crew,
+    etcd::Etcd,
     node::{Slave, program},
     pod::PodSpec,
     process::Process,
@@ -13,6 +14,7 @@ use kontrol_tests::{
     wait::eventually,
 };
 use rustix::{fs::OFlags, process::Signal};
+use serde_json::{Value, json};
 use std::{
     fs::{self, File},
     io::{Read, Write},
@@ -225,4 +227,57 @@ async fn a_log_that_nobody_reads_stops_nothing_and_tells_what_it_lost() {
     assert_eq!(slave.ended(SOON).await.code(), Some(0));
     master.signal(Signal::TERM);
     assert_eq!(master.ended(SOON).await.code(), Some(0));
+}
+
+/// What belongs together can be found by one word: the epoch of a term, the id of an action, the address of a peer.
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_tell_their_term_their_action_and_their_peer() {
+    let _permit = small().await;
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let mut cluster = Cluster::on(&etcd.store())
+        .masters(2)
+        .patient()
+        .set("log-format", "json")
+        .set("shell-callback", "echo heard >&2")
+        .start()
+        .await;
+    cluster.api(0).ping(&PodSpec::number(0)).await.unwrap();
+    let view = cluster.handled(0, 1).await;
+    let id = cluster
+        .api(0)
+        .run(shell(ids(&["nobody"]), "true"))
+        .await
+        .action;
+    let leader = cluster.leader().await;
+    let said = |master: usize, message: &str, span: &Value| {
+        let log = cluster.masters[master].log();
+        let lines: Vec<Value> = log
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        lines
+            .iter()
+            .any(|line| line["message"] == message && line["span"] == *span)
+    };
+    let term = json!({"name": "term", "epoch": view.epoch});
+    let action = json!({"name": "dispatch", "action": id});
+    let link = json!({"name": "link", "peer": cluster.masters[leader].address()});
+    eventually(SOON, "lines with their spans", async || {
+        for (master, message, span) in [
+            (leader, "starting the callback", &term),
+            (leader, "heard", &term),
+            (0, "action ended", &action),
+            (1 - leader, "following the leader", &link),
+        ] {
+            let log = cluster.masters[master].log();
+            ensure!(
+                said(master, message, span),
+                "{message} {span} is not in {log}"
+            );
+        }
+        Ok(())
+    })
+    .await;
 }

@@ -268,6 +268,9 @@ async fn a_watcher_that_does_not_read_is_cut_off_with_a_clear_status() {
         }
     };
     assert_eq!(end.code(), Code::ResourceExhausted, "{end}");
+    let metrics = api.http("GET", "/metrics", None).await.body;
+    let counted = r#"kontrol_master_turned_away_total{queue="watches"} 1"#;
+    assert!(metrics.contains(counted), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

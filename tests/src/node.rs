@@ -22,17 +22,19 @@ const ATTEMPTS: usize = 3;
 
 /// Where a built program is: in `KONTROL_BIN_DIR` as it stands, else where cargo puts it, built anew if need be.
 pub fn program(name: &str) -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    // What can't be built is not tried again by each test.
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let dir = env::var_os("KONTROL_BIN_DIR").map(PathBuf::from);
-    let path = dir.unwrap_or_else(|| BUILT.get_or_init(build).clone());
-    let path = path.join(name);
+    let dir = dir.map_or_else(|| BUILT.get_or_init(build).clone(), Ok);
+    let dir = dir.unwrap_or_else(|error| panic!("the programs can't be built:\n{error}"));
+    let path = dir.join(name);
     assert!(path.is_file(), "{} does not exist", path.display());
     path
 }
 
 /// Has cargo build the programs, of the profile and in the folder of this test: a test of one crate does not build what the
 /// others make, and would else run what was built some time ago.
-fn build() -> PathBuf {
+fn build() -> Result<PathBuf, String> {
     let test = env::current_exe().unwrap();
     // target/<profile>/deps/<test>
     let dir = test.ancestors().nth(2).unwrap();
@@ -55,12 +57,11 @@ fn build() -> PathBuf {
         }
     }
     let built = command.output().unwrap();
-    assert!(
-        built.status.success(),
-        "the programs can't be built:\n{}",
-        String::from_utf8_lossy(&built.stderr)
-    );
-    dir.to_owned()
+    if built.status.success() {
+        Ok(dir.to_owned())
+    } else {
+        Err(String::from_utf8_lossy(&built.stderr).into_owned())
+    }
 }
 
 /// A command of a built program that inherits nothing from the environment of the test but its `PATH`.

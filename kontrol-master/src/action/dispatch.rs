@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     cluster::{error::Error, roster::Roster},
-    metrics::Metrics,
+    metrics::{Metrics, Queue},
 };
 use budget::{Budget, Load, Place, Share, WINDOW_KIB};
 use client::Client;
@@ -53,6 +53,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tracing::Instrument as _;
 
 /// How many KiB of commands are handed to slaves at a time, see `Limits::batch`.
 const BATCH_KIB: usize = 64 * 1024;
@@ -150,7 +151,7 @@ impl Dispatches {
                 "this master has not read the roster yet; try another master".to_owned(),
             ));
         }
-        let place = self.place()?;
+        let place = self.counted(self.place())?;
         let targets = targets(
             &self.roster.view(),
             &request.selection,
@@ -162,7 +163,7 @@ impl Dispatches {
             command_kib: request.command.encoded_len() / 1024 + 1,
             concurrency: request.concurrency,
         };
-        let (share, window_kib) = self.budget.share(place, &load)?;
+        let (share, window_kib) = self.counted(self.budget.share(place, &load))?;
         let limits = self.limits(&load, window_kib, request.max_failures);
         let created_ms = now_ms();
         let id = ActionId::new(created_ms, rand::random());
@@ -192,6 +193,13 @@ impl Dispatches {
         let rollout = Rollout::new(targets, limits);
         self.start(head, rollout, Origin::Dispatched(run), Some(client), share);
         Ok(told)
+    }
+
+    fn counted<T>(&self, room: Result<T, Error>) -> Result<T, Error> {
+        if let Err(Error::Exhausted(_)) = &room {
+            self.metrics.turned_away(Queue::Actions);
+        }
+        room
     }
 
     /// Carries on with an action whose master died, if it can be taken over.
@@ -268,6 +276,7 @@ impl Dispatches {
     ) {
         let action = head.id.clone();
         self.carried.with(|carried| carried.insert(action.clone()));
+        let span = tracing::info_span!("dispatch", %action);
         let carrying = Carrying {
             carried: Arc::clone(&self.carried),
             action,
@@ -275,10 +284,11 @@ impl Dispatches {
         let (sender, notices) = mpsc::channel(notices_for(&rollout));
         let task = Task::new(self.clone(), head, rollout, origin, client, notices, share);
         // Joined with the others at the end.
-        drop(self.tasks.spawn(async move {
+        let carried = async move {
             let _carrying = carrying;
             task.run(sender).await;
-        }));
+        };
+        drop(self.tasks.spawn(carried.instrument(span)));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The way to somebody who reads a stream.
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
@@ -12,9 +12,14 @@ pub struct Outlet<T> {
     _cut: DropGuard,
 }
 
-/// The reader does not read, or is gone.
-#[derive(Debug)]
-pub struct Full;
+/// Why a message was not sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Unsent {
+    /// The reader does not read.
+    Full,
+    /// The reader is gone.
+    Gone,
+}
 
 impl<T> Outlet<T> {
     /// An outlet to that queue, and what tells that it was dropped.
@@ -28,8 +33,13 @@ impl<T> Outlet<T> {
     }
 
     /// Sends a message.
-    pub fn send(&self, message: T) -> Result<(), Full> {
-        self.queue.try_send(Ok(message)).map_err(|_| Full)
+    pub fn send(&self, message: T) -> Result<(), Unsent> {
+        self.queue
+            .try_send(Ok(message))
+            .map_err(|unsent| match unsent {
+                TrySendError::Full(_) => Unsent::Full,
+                TrySendError::Closed(_) => Unsent::Gone,
+            })
     }
 
     /// Ends the stream with a reason, if there is room for it.

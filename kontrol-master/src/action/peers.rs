@@ -19,6 +19,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tracing::Instrument as _;
 
 /// How many messages may wait for a peer; one that is further behind is connected anew.
 const QUEUE: usize = 4096;
@@ -79,7 +80,9 @@ impl PeerLinks {
                         master: master.clone(),
                         switchboard: self.switchboard.clone(),
                     };
-                    let link = (master.address.clone(), links.spawn(link.keep()));
+                    let span = tracing::info_span!("link", peer = master.address);
+                    let link = links.spawn(link.keep().instrument(span));
+                    let link = (master.address.clone(), link);
                     known.insert(master.instance.clone(), link);
                 }
             }
@@ -117,7 +120,7 @@ impl Link {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
             let ended = self.stream(&mut backoff).await;
-            tracing::debug!(peer = self.master.address, cause = %ended.message(), "the link for actions broke");
+            tracing::debug!(cause = %ended.message(), "the link for actions broke");
             sleep(backoff.failed()).await;
         }
     }

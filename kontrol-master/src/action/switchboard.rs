@@ -22,7 +22,10 @@ mod tests;
 pub use task::SwitchboardTask;
 
 use super::{attachment::Attachment, outlet::Outlet, wire};
-use crate::{cluster::roster::Roster, metrics::Metrics};
+use crate::{
+    cluster::roster::Roster,
+    metrics::{Metrics, Queue},
+};
 use kontrol_core::{
     liveness::Instance,
     model::{PodKey, action::ActionId},
@@ -75,6 +78,8 @@ pub struct Dispatch {
     pub cancelled: CancellationToken,
     /// Set when there was no room for a notice.
     pub missed_some: Arc<AtomicBool>,
+    /// Where that is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Dispatch {
@@ -82,6 +87,7 @@ impl Dispatch {
     /// room for all the same the dispatch asks for again.
     fn tell(&self, notice: Notice) {
         if self.notices.try_send(notice).is_err() {
+            self.metrics.turned_away(Queue::Notices);
             self.missed_some.store(true, Ordering::Relaxed);
         }
     }

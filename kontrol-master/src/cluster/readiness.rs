@@ -152,6 +152,7 @@ mod tests {
             ttl: 5 * second,
             interval: second,
             detached: mpsc::channel(1).0,
+            metrics: Arc::default(),
         });
         let readiness = Readiness::new(roster, relay, election);
         let mut changes = readiness.changes();

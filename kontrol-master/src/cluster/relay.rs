@@ -27,12 +27,15 @@ pub use detour::DetourTask;
 pub use task::RelayTask;
 pub use way::Limits;
 
-use crate::cluster::{
-    election::Election,
-    error::Error,
-    roster::Roster,
-    status::Status,
-    store::{self, SharedStore},
+use crate::{
+    cluster::{
+        election::Election,
+        error::Error,
+        roster::Roster,
+        status::Status,
+        store::{self, SharedStore},
+    },
+    metrics::{Metrics, Queue},
 };
 use kontrol_core::{
     kv::Revision,
@@ -95,6 +98,7 @@ pub struct Relay {
     /// Whether other masters can share the store: if not, there is nobody to tell.
     shared: bool,
     limits: Limits,
+    metrics: Arc<Metrics>,
 }
 
 /// A sign of a pod.
@@ -159,6 +163,8 @@ pub struct Parts {
     pub interval: Duration,
     /// Where this master's term reads which channels ended.
     pub detached: mpsc::Sender<Detached>,
+    /// Where a full queue is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Relay {
@@ -177,6 +183,7 @@ impl Relay {
             election: parts.election.clone(),
             shared: parts.store.leases_expire(),
             limits,
+            metrics: parts.metrics,
         };
         let detour = DetourTask::new(
             parts.me,
@@ -239,7 +246,7 @@ impl Relay {
         }
         let end = Instant::now() + self.limits.answer;
         let mut acknowledged = match way {
-            Way::Stream | Way::Both => Some(hand(&self.stream, sign)?),
+            Way::Stream | Way::Both => Some(self.hand(&self.stream, Queue::Relay, sign)?),
             Way::Here | Way::Detour | Way::Refuse => None,
         };
         if way == Way::Stream
@@ -259,7 +266,7 @@ impl Relay {
             Way::Stream | Way::Both | Way::Detour => {}
         }
         let stored = if self.roster.connected() {
-            Some(hand(&self.detour, sign)?)
+            Some(self.hand(&self.detour, Queue::Detour, sign)?)
         } else {
             None
         };
@@ -321,11 +328,14 @@ impl Relay {
             answer: None,
         };
         // A full queue is of keepalives, which matter more.
-        match self.way() {
-            Way::Here => self.detached_here(sign),
-            Way::Stream | Way::Both => drop(self.stream.try_send(item)),
-            Way::Detour => drop(self.detour.try_send(item)),
-            Way::Refuse => {}
+        let sent = match self.way() {
+            Way::Here => return self.detached_here(sign),
+            Way::Stream | Way::Both => self.stream.try_send(item),
+            Way::Detour => self.detour.try_send(item),
+            Way::Refuse => return,
+        };
+        if sent.is_err() {
+            self.metrics.turned_away(Queue::Ends);
         }
     }
 
@@ -342,8 +352,30 @@ impl Relay {
                 at: sign.at,
             };
             // More than the queue holds are left to their TTL.
-            let _ = self.detached.try_send(detached);
+            if self.detached.try_send(detached).is_err() {
+                self.metrics.turned_away(Queue::Ends);
+            }
         }
+    }
+
+    fn hand(
+        &self,
+        to: &mpsc::Sender<Item>,
+        queue: Queue,
+        sign: Sign,
+    ) -> Result<oneshot::Receiver<Counted>, Error> {
+        let (sender, answer) = oneshot::channel();
+        let item = Item {
+            sign,
+            detached: false,
+            written: false,
+            answer: Some(sender),
+        };
+        to.try_send(item).map_err(|_| {
+            self.metrics.turned_away(queue);
+            Error::Unavailable("too many keepalives at once; try again".to_owned())
+        })?;
+        Ok(answer)
     }
 }
 
@@ -367,20 +399,6 @@ pub fn hear(view: &View, sign: Sign, master: Instance) -> bool {
 /// has passed on the leader's clock, and `held` of that before it was sent. Its caller takes the stream for broken by then.
 pub fn is_late(since: Duration, held: Duration) -> bool {
     since.saturating_sub(held) > LATE_LIMIT
-}
-
-fn hand(queue: &mpsc::Sender<Item>, sign: Sign) -> Result<oneshot::Receiver<Counted>, Error> {
-    let (sender, answer) = oneshot::channel();
-    let item = Item {
-        sign,
-        detached: false,
-        written: false,
-        answer: Some(sender),
-    };
-    queue
-        .try_send(item)
-        .map_err(|_| Error::Unavailable("too many keepalives at once; try again".to_owned()))?;
-    Ok(answer)
 }
 
 /// The first answer of the two ways; nothing when neither gives one.

@@ -46,6 +46,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 /// What a keepalive may take from its acceptance on another master until the leader counts it, and a bit more: a pod
 /// expires this long after its TTL at the earliest, and a second after it at the latest.
@@ -137,7 +138,8 @@ async fn terms_of(
         let left = unstored.take().filter(|(of, _)| *of == fence);
         let term = Term::new(context.clone(), fence.clone(), over.clone());
         let left = left.map(|(_, success)| success);
-        let mut term = std::pin::pin!(term.run(&mut detached, left));
+        let span = tracing::info_span!("term", epoch = fence.epoch());
+        let mut term = std::pin::pin!(term.run(&mut detached, left).instrument(span));
         let lost = async {
             let _ = lead.wait_for(|now| now.as_ref() != Some(&fence)).await;
         };
@@ -243,7 +245,7 @@ impl Term {
             self.running = Some(Running {
                 digest,
                 pending_since: None,
-                task: tokio::spawn(self.storing().store(success)),
+                task: tokio::spawn(self.storing().store(success).in_current_span()),
             });
         }
         self.attention = Attention::new(Instant::now());
@@ -389,7 +391,7 @@ impl Term {
             handled: self.handled.clone(),
         };
         self.running = Some(Running {
-            task: tokio::spawn(task.run()),
+            task: tokio::spawn(task.run().in_current_span()),
             digest,
             pending_since,
         });

@@ -22,6 +22,7 @@ use crate::{
         store::SharedStore,
     },
     ensemble::keepalive::Keepalives,
+    metrics::Metrics,
 };
 use kontrol_core::settings::Settings;
 use kontrol_proto::{
@@ -78,6 +79,8 @@ pub struct Context {
     pub instance: String,
     /// The tasks of streams, which are waited for at the end.
     pub streams: Children,
+    /// Where it is counted who was turned away.
+    pub metrics: Arc<Metrics>,
     /// Settings.
     pub settings: Arc<Settings>,
     /// Cancelled when streams are to end.

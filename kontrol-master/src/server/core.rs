@@ -78,9 +78,15 @@ impl Core {
             ttl: settings.ttl,
             interval: settings.interval(),
             detached: detachments,
+            metrics: Arc::clone(metrics),
         });
         let hurried = store::serving(&store, settings.patience());
-        let (committer, committer_task) = Committer::new(hurried, roster.clone(), Arc::clone(&id));
+        let (committer, committer_task) = Committer::new(
+            hurried,
+            roster.clone(),
+            Arc::clone(&id),
+            Arc::clone(metrics),
+        );
         let keepalives = Keepalives::new(
             me,
             roster.clone(),
@@ -139,6 +145,7 @@ impl Core {
             switchboard: actions.switchboard,
             history: actions.history,
             streams: actions.streams,
+            metrics: Arc::clone(metrics),
             id,
             settings,
         };

@@ -155,6 +155,7 @@ impl Task {
             notices: sender,
             cancelled: self.cancelled.clone(),
             missed_some: Arc::clone(&self.missed_some),
+            metrics: Arc::clone(&self.dispatches.metrics),
         };
         let switchboard = self.dispatches.switchboard.clone();
         // Before it is recorded, so that whoever reads of it can cancel it.
@@ -162,7 +163,7 @@ impl Task {
         let end = match self.save(State::Running).await {
             // It is left to the next look of a master that leads then.
             Err(error) if adopted => {
-                tracing::debug!(action = %self.id, %error, "could not take over an action yet");
+                tracing::debug!(%error, "could not take over an action yet");
                 return switchboard.close(self.id.clone()).await;
             }
             Err(NotSaved::Overtaken) => End::Overtaken,
@@ -198,8 +199,10 @@ impl Task {
                 .collect(),
         };
         tracing::info!(
-            action = %self.id, targets = accepted.targets.len(), dispatcher = self.head.dispatcher,
-            detach = self.head.detach, "action accepted"
+            targets = accepted.targets.len(),
+            dispatcher = self.head.dispatcher,
+            detach = self.head.detach,
+            "action accepted"
         );
         if let Some(client) = &mut self.client {
             client.tell(Told::Accepted(accepted), None);
@@ -254,7 +257,7 @@ impl Task {
                 }
                 () = cancelled.cancelled(), if !cancelling => {
                     cancelling = true;
-                    tracing::info!(action = %self.id, "cancelling, as somebody asked for");
+                    tracing::info!("cancelling, as somebody asked for");
                     self.rollout.cancel(Instant::now());
                 }
                 () = stop.cancelled() => return self.stop().await,
@@ -316,7 +319,7 @@ impl Task {
                     unread.into_iter().for_each(|piece| self.taken(Some(piece)));
                 }
                 if !self.head.detach {
-                    tracing::info!(action = %self.id, "the dispatcher went away; cancelling");
+                    tracing::info!("the dispatcher went away; cancelling");
                     self.rollout.cancel(Instant::now());
                 }
             }
@@ -385,7 +388,7 @@ impl Task {
         } else {
             "this master is out of touch with the store, and can't tell whether another one took the action over"
         };
-        tracing::warn!(action = %self.id, "{why}: its dispatcher is told to look into the history");
+        tracing::warn!("{why}: its dispatcher is told to look into the history");
         client.end(
             Error::Unavailable(format!(
                 "{why}: what became of {0} is in the history; to look: kontrol-master actions show {0}",

@@ -9,9 +9,13 @@ use super::{
     plain,
 };
 use crate::{
-    action::{attachment::Attachment, outlet::Outlet, wire},
+    action::{
+        attachment::Attachment,
+        outlet::{Outlet, Unsent},
+        wire,
+    },
     cluster::roster::Roster,
-    metrics::Metrics,
+    metrics::{Metrics, Queue},
 };
 use kontrol_core::{
     liveness::Instance,
@@ -31,7 +35,7 @@ use kontrol_proto::{
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{
-    sync::mpsc,
+    sync::mpsc::{self, error::TrySendError},
     time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
@@ -261,12 +265,16 @@ impl SwitchboardTask {
         let session = session.ok_or(Failed::Absent)?;
         let can_wait = matches!(order.order, Some(attach_response::Order::Run(_)));
         if can_wait && session.orders.capacity() < SESSION_RESERVE {
+            self.metrics.turned_away(Queue::Orders);
             return Err(Failed::Busy);
         }
         let Some(action) = wire::action_of_order(order) else {
             return Err(Failed::Absent);
         };
-        if session.orders.send(order.clone()).is_err() {
+        if let Err(unsent) = session.orders.send(order.clone()) {
+            if unsent == Unsent::Full {
+                self.metrics.turned_away(Queue::Orders);
+            }
             // It takes no orders any more: cut off, it attaches again and is told what it missed.
             let attachment = session.attachment.clone();
             self.detach(&attachment);
@@ -354,7 +362,14 @@ impl SwitchboardTask {
                     message: Some(message),
                 };
                 let peer = self.peers.get(&master);
-                if peer.is_none_or(|peer| peer.try_send(request).is_err()) {
+                let room = peer.map(mpsc::Sender::try_reserve);
+                if let Some(Err(TrySendError::Full(()))) = room {
+                    self.metrics.turned_away(Queue::Links);
+                }
+                if let Some(Ok(room)) = room {
+                    room.send(request);
+                } else {
+                    drop(room);
                     // Its stream is opened again, and then each slave is asked what it missed.
                     self.peer_down(master);
                     for slave in slaves {

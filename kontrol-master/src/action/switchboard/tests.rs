@@ -67,6 +67,7 @@ impl Master {
             notices: sender,
             cancelled: CancellationToken::new(),
             missed_some: Arc::default(),
+            metrics: Arc::default(),
         };
         self.switchboard.open(action.clone(), dispatch, false).await;
         notices
@@ -339,6 +340,7 @@ async fn a_dispatch_that_has_no_room_for_a_notice_is_told_that_it_missed_some() 
     let (notices, _unread) = mpsc::channel(1);
     let missed_some = Arc::new(AtomicBool::new(false));
     let dispatch = Dispatch {
+        metrics: Arc::default(),
         pods: vec![slave().key],
         notices,
         cancelled: CancellationToken::new(),

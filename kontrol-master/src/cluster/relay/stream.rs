@@ -188,11 +188,7 @@ impl RelayTask {
                     self.told_down = None;
                 }
                 if known && self.set(Link::Up) && !late {
-                    tracing::info!(
-                        leader = leader.master.address,
-                        epoch = leader.epoch,
-                        "following the leader"
-                    );
+                    tracing::info!(epoch = leader.epoch, "following the leader");
                 }
             }
         }

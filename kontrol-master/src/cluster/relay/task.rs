@@ -17,6 +17,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 /// How often the task looks at who leads, should a wake-up be lost.
 const LOOK: Duration = Duration::from_millis(200);
@@ -63,7 +64,9 @@ impl RelayTask {
                     LOOK
                 }
                 Some(leader) if !leader.master.is(self.me) => {
-                    let ended = self.stream(&leader, &mut backoff, &mut lead).await;
+                    let span = tracing::info_span!("link", peer = leader.master.address);
+                    let stream = self.stream(&leader, &mut backoff, &mut lead);
+                    let ended = stream.instrument(span.clone()).await;
                     let is_overtaken = matches!(ended, Ended::Overtaken);
                     overtaken = is_overtaken.then(|| overtaken.unwrap_or_else(Instant::now));
                     if matches!(ended, Ended::Moved) {
@@ -71,7 +74,7 @@ impl RelayTask {
                     } else if overtaken.is_some_and(|since| since.elapsed() <= OVERTAKEN_LIMIT) {
                         LOOK / 4
                     } else {
-                        self.down(&ended);
+                        span.in_scope(|| self.down(leader.epoch, &ended));
                         backoff.failed()
                     }
                 }
@@ -123,27 +126,21 @@ impl RelayTask {
     }
 
     /// The leader is out of reach: keepalives take the detour.
-    fn down(&mut self, ended: &Ended) {
+    fn down(&mut self, epoch: Revision, ended: &Ended) {
         let stranger = match ended {
             Ended::Stranger(who) => Some(who),
             Ended::Moved | Ended::NotLeading | Ended::Overtaken | Ended::Broken(_) => None,
         };
         let link = stranger.map_or(Link::Down, |_| Link::Stranger);
         self.set(link);
-        let (leader, epoch) = match self.roster.peek().leader() {
-            Some(leader) => (leader.master.address.clone(), leader.epoch),
-            None => (String::new(), 0),
-        };
         // Once for each leader, however often it is tried again.
         if self.told_down.replace((epoch, link)) != Some((epoch, link)) {
             match stranger {
                 Some(who) => tracing::warn!(
-                    leader,
                     "the leader's address leads to {who}: give each master an address that the others can dial \
                      (--advertise); keepalives go through the store meanwhile"
                 ),
                 None => tracing::warn!(
-                    leader,
                     cause = %ended,
                     "can't reach the leader; keepalives go through the store until it is back or another leads"
                 ),

@@ -188,6 +188,7 @@ fn relay(
         ttl,
         interval: ttl / 5,
         detached: mpsc::channel(1).0,
+        metrics: Arc::default(),
     })
 }
 

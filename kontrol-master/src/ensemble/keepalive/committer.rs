@@ -9,10 +9,13 @@
 //! incarnation may have its place by now. A goodbye is the last word of its pod, and stands.
 
 use super::draft::{Answer, Committed, Decision, Draft, MAX_PLACES, Records};
-use crate::cluster::{
-    error::Error,
-    roster::Roster,
-    store::{SharedStore, StoreError},
+use crate::{
+    cluster::{
+        error::Error,
+        roster::Roster,
+        store::{SharedStore, StoreError},
+    },
+    metrics::{Metrics, Queue},
 };
 use kontrol_core::{
     contest::{Contests, Refusal, Warning},
@@ -42,6 +45,7 @@ const MAX_ATTEMPTS: usize = 64;
 #[derive(Debug, Clone)]
 pub struct Committer {
     queue: mpsc::Sender<Request>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
@@ -74,7 +78,12 @@ pub struct CommitterTask {
 
 impl Committer {
     /// A committer and its task. `master` is the id of this master.
-    pub fn new(store: SharedStore, roster: Roster, master: Arc<str>) -> (Self, CommitterTask) {
+    pub fn new(
+        store: SharedStore,
+        roster: Roster,
+        master: Arc<str>,
+        metrics: Arc<Metrics>,
+    ) -> (Self, CommitterTask) {
         let (sender, queue) = mpsc::channel(QUEUE);
         let task = CommitterTask {
             store,
@@ -84,7 +93,11 @@ impl Committer {
             waiting: VecDeque::new(),
             contests: Contests::default(),
         };
-        (Self { queue: sender }, task)
+        let handle = Self {
+            queue: sender,
+            metrics,
+        };
+        (handle, task)
     }
 
     /// Writes what the report changes; `anew`: and even if it changes nothing.
@@ -95,9 +108,10 @@ impl Committer {
             anew,
             reply,
         };
-        self.queue
-            .try_send(request)
-            .map_err(|_| Error::Unavailable("too many changes at once; try again".to_owned()))?;
+        self.queue.try_send(request).map_err(|_| {
+            self.metrics.turned_away(Queue::Changes);
+            Error::Unavailable("too many changes at once; try again".to_owned())
+        })?;
         match timeout(COMMIT_LIMIT, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Error::Unavailable(

@@ -108,7 +108,7 @@ impl Master {
         };
         let shared: SharedStore = Arc::new(client.clone());
         let (roster, mirror) = Roster::new(shared.clone());
-        let (committer, task) = Committer::new(shared, roster.clone(), "m".into());
+        let (committer, task) = Committer::new(shared, roster.clone(), "m".into(), Arc::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(mirror.run(CancellationToken::new()));
         tasks.spawn(task.run(CancellationToken::new()));

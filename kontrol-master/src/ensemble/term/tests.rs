@@ -86,9 +86,14 @@ impl Harness {
             ttl: TTL,
             interval: TTL / 5,
             detached: sender,
+            metrics: Arc::default(),
         });
-        let (committer, committer_task) =
-            Committer::new(store.clone(), roster.clone(), id.as_str().into());
+        let (committer, committer_task) = Committer::new(
+            store.clone(),
+            roster.clone(),
+            id.as_str().into(),
+            Arc::default(),
+        );
         let keepalives = Keepalives::new(
             me,
             roster.clone(),

@@ -21,7 +21,7 @@ use kontrol_proto::v1::{
     ListPodsResponse, PutStateRequest, PutStateResponse, WatchRequest, WatchResponse,
     ensemble_service_server::EnsembleService,
 };
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 use tonic::{Request, Response, Status};
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Service {
         Self { context }
     }
 
-    fn view(&self) -> Result<std::sync::Arc<View>, Error> {
+    fn view(&self) -> Result<Arc<View>, Error> {
         if self.context.roster.started() {
             Ok(self.context.roster.view())
         } else {
@@ -197,7 +197,11 @@ impl EnsembleService for Service {
         }
         self.view()?;
         let token = self.context.token.clone();
-        let messages = watch::stream(&self.context.roster, request);
+        let messages = watch::stream(
+            &self.context.roster,
+            Arc::clone(&self.context.metrics),
+            request,
+        );
         let messages = alive(messages, |last| WatchResponse {
             revision: last.revision,
             history: last.history.clone(),

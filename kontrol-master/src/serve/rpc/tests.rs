@@ -76,8 +76,14 @@ impl Leader {
             ttl: settings.ttl,
             interval: settings.interval(),
             detached: mpsc::channel(1).0,
+            metrics: Arc::default(),
         });
-        let (committer, _) = Committer::new(store.clone(), roster.clone(), "leader".into());
+        let (committer, _) = Committer::new(
+            store.clone(),
+            roster.clone(),
+            "leader".into(),
+            Arc::default(),
+        );
         let metrics = Arc::default();
         let (switchboard, switching) = Switchboard::new(roster.clone(), Arc::clone(&metrics));
         let (history, _) = History::new(
@@ -111,6 +117,7 @@ impl Leader {
         let mut lead = election.changes();
         let fence = lead.wait_for(Option::is_some).await.unwrap().clone();
         let context = Context {
+            metrics: Arc::default(),
             store,
             roster,
             election,

@@ -7,6 +7,7 @@ use crate::{
         error::Error,
         roster::{Feed, Followed, Notice, Notices, Place, Roster},
     },
+    metrics::{Metrics, Queue},
 };
 use futures::{Stream, stream};
 use kontrol_core::view::{Candidate, Change, View};
@@ -23,6 +24,7 @@ use tonic::Status;
 /// Follows a roster from behind a revision, or from a snapshot where that is 0, forgotten, or of another history.
 pub(super) fn stream(
     roster: &Roster,
+    metrics: Arc<Metrics>,
     request: WatchRequest,
 ) -> impl Stream<Item = Result<WatchResponse, Status>> + Send + use<> {
     // Followed first and looked at second: nothing between the two is lost, and what the snapshot shows already is
@@ -36,6 +38,7 @@ pub(super) fn stream(
     let showing = missed.is_none().then(|| Showing::of(roster.view()));
     let watcher = Watcher {
         roster: roster.clone(),
+        metrics,
         teller,
         showing,
         missed: missed.unwrap_or_default().into(),
@@ -62,6 +65,7 @@ fn place(request: &WatchRequest) -> Option<Place> {
 
 struct Watcher {
     roster: Roster,
+    metrics: Arc<Metrics>,
     teller: Teller,
     /// A snapshot that was not told to its end.
     showing: Option<Showing>,
@@ -118,6 +122,7 @@ impl Watcher {
                 }
                 Err(_) => {
                     self.over = true;
+                    self.metrics.turned_away(Queue::Watches);
                     let error = Error::Exhausted(
                         "this watch reads too slowly and was cut off; watch again from the last revision you saw".to_owned(),
                     );

@@ -50,7 +50,7 @@ impl Task {
         let by = record.as_ref().map_or_else(String::new, |record| {
             format!(", {}, carries it now", record.head.master)
         });
-        tracing::warn!(action = %self.id, "another master took the action over{by}");
+        tracing::warn!("another master took the action over{by}");
         if let Some(record) = record {
             self.hand_over(&record).await;
         }
@@ -89,7 +89,7 @@ impl Task {
     async fn conclude(mut self) {
         let counts = self.rollout.counts();
         tracing::info!(
-            action = %self.id, ok = counts.succeeded, failed = counts.failures(), took = ?self.began.elapsed(),
+            ok = counts.succeeded, failed = counts.failures(), took = ?self.began.elapsed(),
             "action ended"
         );
         let mut summary = Some(wire::summary(&counts, self.began.elapsed()));
@@ -174,7 +174,7 @@ impl Task {
     fn may_wait(&mut self) -> bool {
         let waits = self.share.wait(&self.dispatches.budget);
         if !waits {
-            tracing::warn!(action = %self.id, "the end of an action is not recorded: too many wait for the store");
+            tracing::warn!("the end of an action is not recorded: too many wait for the store");
         }
         waits
     }
@@ -186,7 +186,7 @@ impl Task {
         } else {
             "you read nothing for a minute"
         };
-        tracing::info!(action = %self.id, why, "the dispatcher did not read to the end; it is cut off");
+        tracing::info!(why, "the dispatcher did not read to the end; it is cut off");
         if let Some(client) = self.client.take() {
             client.end(Status::aborted(format!(
                 "the action {} is over, but {why}; ask for what became of it",

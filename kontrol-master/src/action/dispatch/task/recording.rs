@@ -100,7 +100,7 @@ impl Task {
                 let gone = matches!(error, NotSaved::Gone);
                 let never = !self.written && error.is_certain();
                 self.standing.failed(gone || never);
-                tracing::warn!(action = %self.id, %error, "could not write the record of an action");
+                tracing::warn!(%error, "could not write the record of an action");
                 if gone {
                     self.revision = 0;
                 }

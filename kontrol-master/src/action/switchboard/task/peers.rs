@@ -1,7 +1,15 @@
 //! The peers: the streams of this master to them, and theirs to this master.
 
 use super::{Caller, Failed, MAX_SLAVES, Owner, Place, SwitchboardTask};
-use crate::action::{attachment::Attachment, outlet::Outlet, switchboard::Notice, wire};
+use crate::{
+    action::{
+        attachment::Attachment,
+        outlet::{Outlet, Unsent},
+        switchboard::Notice,
+        wire,
+    },
+    metrics::Queue,
+};
 use kontrol_core::{liveness::Instance, rollout::Slave};
 use kontrol_proto::{
     internal::v1::{
@@ -131,7 +139,10 @@ impl SwitchboardTask {
         let response = ExchangeResponse {
             message: Some(message),
         };
-        if caller.replies.send(response).is_err() {
+        if let Err(unsent) = caller.replies.send(response) {
+            if unsent == Unsent::Full {
+                self.metrics.turned_away(Queue::Links);
+            }
             // Cut off, it opens its stream again, and asks what it missed.
             self.drop_caller(master);
         }

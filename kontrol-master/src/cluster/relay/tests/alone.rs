@@ -30,7 +30,8 @@ impl Alone {
         let (roster, mirror) = Roster::new(store.clone());
         let (election, _campaign) = campaign(&store, &roster);
         let (relay, task, _detour) = relay(&store, &roster, election.clone());
-        let (committer, committing) = Committer::new(store.clone(), roster.clone(), "m".into());
+        let (committer, committing) =
+            Committer::new(store.clone(), roster.clone(), "m".into(), Arc::default());
         let keepalives =
             Keepalives::new(ME, roster.clone(), committer, relay.clone(), Arc::default());
         let token = CancellationToken::new();

@@ -171,7 +171,7 @@ impl Scene {
             revision,
             history: history.map(str::to_owned),
         };
-        stream(&self.roster, request)
+        stream(&self.roster, Arc::default(), request)
             .map(|message| message.unwrap())
             .boxed()
     }
@@ -344,7 +344,7 @@ async fn one_master_goes_on_where_another_ended() {
         revision: seen.revision,
         history: seen.history,
     };
-    let mut going_on = stream(&other, request).boxed();
+    let mut going_on = stream(&other, Arc::default(), request).boxed();
     let message = going_on.next().await.unwrap().unwrap();
     assert_eq!((message.revision, joined(&message)), (4, 4));
 }
