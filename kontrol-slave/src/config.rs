@@ -337,6 +337,28 @@ mod tests {
         }
     }
 
+    /// The table of the operator's guide is true: each flag, and nothing else.
+    #[test]
+    fn the_readme_tells_every_flag() {
+        let readme = include_str!("../../deploy/README.md");
+        let (_, own) = readme.split_once("\n### kontrol-slave\n").unwrap();
+        let (own, _) = own.split_once("\n## ").unwrap();
+        let rows = own.lines().filter(|line| line.starts_with("| `--"));
+        let cells = rows.map(|row| row.split('|').nth(1).unwrap());
+        let mut told: Vec<&str> = cells
+            .flat_map(|cell| cell.split('`').filter_map(|code| code.strip_prefix("--")))
+            .collect();
+        let command = Args::command();
+        let mut flags: Vec<&str> = command
+            .get_arguments()
+            .filter_map(|arg| arg.get_long())
+            .filter(|flag| !matches!(*flag, "help" | "version"))
+            .collect();
+        told.sort_unstable();
+        flags.sort_unstable();
+        assert_eq!(told, flags);
+    }
+
     /// Whether Kubernetes puts a variable of that name into every pod that is beside a Service of ours.
     fn is_service_variable(name: &str) -> bool {
         ["KONTROL", "KONTROL_MASTER", "KONTROL_SLAVE"]

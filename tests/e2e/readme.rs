@@ -1,4 +1,5 @@
-//! Every command of the README, run as it stands: what it shows must happen. A block that no test here runs is a failure.
+//! Every command of the README and of the operator's guide, run as it stands: what it shows must happen. A block that no
+//! test here runs is a failure.
 
 use anyhow::ensure;
 use kontrol_tests::{
@@ -27,8 +28,11 @@ const ALL: [&str; 8] = [INSTALL, BY_HAND, PROXY, NUMBERS, EXEC, CONFIGURE, ASK, 
 /// What `exec` shows of a pod whose command succeeded.
 const DONE: &str = r#""outcome":"OUTCOME_EXITED","exitCode":0"#;
 
+/// What users read, and behind it what operators read.
 fn readme() -> String {
-    fs::read_to_string(project().join("README.md")).unwrap()
+    ["README.md", "deploy/README.md"]
+        .map(|name| fs::read_to_string(project().join(name)).unwrap())
+        .join("\n")
 }
 
 /// The fenced blocks in a language.
@@ -57,7 +61,7 @@ fn block(mark: &str) -> String {
     let mut found = blocks(&["sh", "python"]);
     found.retain(|block| block.contains(mark));
     let [block] = &found[..] else {
-        panic!("{} blocks of README.md have {mark:?}", found.len());
+        panic!("{} blocks of the READMEs have {mark:?}", found.len());
     };
     block.clone()
 }
@@ -77,7 +81,7 @@ fn inline(start: &str, end: &str) -> String {
         .filter(|code| code.starts_with(start) && code.ends_with(end));
     found
         .next()
-        .unwrap_or_else(|| panic!("README.md has no `{start}…{end}`"))
+        .unwrap_or_else(|| panic!("the READMEs have no `{start}…{end}`"))
         .replace("\\|", "|")
 }
 
@@ -151,7 +155,7 @@ impl Scene {
 fn each_block_is_run_by_one_of_these_tests() {
     for block in blocks(&["sh", "python", "bash", "shell", "console", ""]) {
         let marks = ALL.iter().filter(|mark| block.contains(**mark)).count();
-        assert_eq!(marks, 1, "no test runs this block of README.md:\n{block}");
+        assert_eq!(marks, 1, "no test runs this block of the READMEs:\n{block}");
     }
 }
 

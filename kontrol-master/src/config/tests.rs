@@ -228,10 +228,10 @@ fn a_master_that_is_a_pod_has_labels_of_its_own() {
     assert!(check(&["--upstream=h"]).unwrap().upstream.is_some());
 }
 
-/// The table in the README is true: each flag with its variable, and nothing else.
+/// The tables of the operator's guide are true: each flag with its variable, and nothing else.
 #[test]
 fn the_readme_tells_every_flag() {
-    let readme = include_str!("../../../README.md");
+    let readme = include_str!("../../../deploy/README.md");
     let command = Cli::command();
     for arg in command.get_arguments() {
         let Some(flag) = arg.get_long().filter(|flag| *flag != "help") else {
@@ -244,7 +244,7 @@ fn the_readme_tells_every_flag() {
         );
         assert!(
             readme.contains(&format!("`--{flag}`")),
-            "the README lacks --{flag}"
+            "deploy/README.md lacks --{flag}"
         );
         let help = arg.get_help().unwrap().to_string();
         let is_switch = !arg.get_action().takes_values();
@@ -252,5 +252,16 @@ fn the_readme_tells_every_flag() {
             is_switch || help.contains("Default: ") || !arg.get_default_values().is_empty(),
             "--{flag}: {help}"
         );
+    }
+    let (_, own) = readme.split_once("\n### kontrol-master\n").unwrap();
+    let (own, _) = own.split_once("\n### kontrol-slave\n").unwrap();
+    for row in own.lines().filter(|line| line.starts_with("| `--")) {
+        let cell = row.split('|').nth(1).unwrap();
+        for flag in cell.split('`').filter_map(|code| code.strip_prefix("--")) {
+            let is_there = command
+                .get_arguments()
+                .any(|arg| arg.get_long() == Some(flag));
+            assert!(is_there, "deploy/README.md tells of --{flag}");
+        }
     }
 }
