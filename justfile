@@ -7,7 +7,7 @@ default:
     @just --list --unsorted
 
 # Everything that must pass before a change is merged; .ci/run installs what is missing first
-ci: fmt lint docs test
+ci: fmt lint docs deny test
 
 # Is everything formatted? (`cargo fmt --all` does it)
 fmt:
@@ -20,6 +20,10 @@ lint:
 # The documentation of every item, warnings denied
 docs:
     RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked
+
+# Licences, bans and sources of all crates, and known vulnerabilities where their database can be had
+deny:
+    .ci/deny
 
 # Every test; installs what they need
 test:

