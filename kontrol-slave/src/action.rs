@@ -17,12 +17,12 @@ mod command;
 mod executor;
 mod journal;
 mod outbox;
+mod outcome;
 pub mod policy;
 mod run;
 pub(crate) mod session;
 mod told;
 pub mod variables;
-mod verdict;
 
 pub(crate) use executor::{Executor, ExecutorTask};
 

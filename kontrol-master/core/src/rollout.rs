@@ -26,7 +26,7 @@ use crate::model::{
     PodKey,
     action::{Counts, Ended, Outcome, ResultRecord},
 };
-use slot::{Phase, Slot, Verdict};
+use slot::{Phase, Slot, Step};
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     time::Duration,
@@ -409,9 +409,9 @@ impl Rollout {
         };
         for index in self.active.clone() {
             match self.slots[index].judge(now, roster, &self.limits, patience) {
-                Verdict::Wait => self.listen(index, now),
-                Verdict::Retry => self.again(index),
-                Verdict::End(ended) => self.end(index, ended),
+                Step::Wait => self.listen(index, now),
+                Step::Retry => self.again(index),
+                Step::End(ended) => self.end(index, ended),
             }
         }
     }

@@ -8,9 +8,9 @@
 //! Where it does, and for goodbyes and refusals always, the store decides.
 
 pub mod committer;
-mod draft;
 #[cfg(test)]
 mod tests;
+mod transaction;
 
 pub use committer::{Committer, CommitterTask};
 
@@ -250,7 +250,7 @@ impl Keepalives {
                 departed: view
                     .tombstone(key)
                     .and_then(|tombstone| tombstone.record.as_deref())
-                    .map(draft::departed),
+                    .map(transaction::departed),
                 ..Known::default()
             },
         );

@@ -11,9 +11,9 @@ use super::{
     command::{self, Pod},
     journal::{Journal, Past, number},
     outbox::Outbox,
+    outcome::NotRun,
     run::{Action, Channel, Room, Work},
     told::{self, Teller, Told},
-    verdict::NotRun,
 };
 use crate::identity::Identity;
 use kontrol_proto::v1::{

@@ -12,9 +12,9 @@
 use super::{
     command::GRACE,
     outbox::{Outbox, PIECE_BYTES},
+    outcome::{NotRun, Stop, cancelled, judge},
     policy::Policy,
     told::{Hearer, Told},
-    verdict::{NotRun, Stop, cancelled, judge},
 };
 use bytes::{Bytes, BytesMut};
 use kontrol_proto::v1::{AttachRequest, Stream};

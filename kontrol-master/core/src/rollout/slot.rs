@@ -73,7 +73,7 @@ pub(super) struct Slot {
 }
 
 /// What is to be done about a target that is waited for.
-pub(super) enum Verdict {
+pub(super) enum Step {
     Wait,
     /// Give the order again.
     Retry,
@@ -216,12 +216,12 @@ impl Slot {
         roster: &impl Incarnations,
         limits: &Limits,
         patience: Duration,
-    ) -> Verdict {
+    ) -> Step {
         let (Some(slave), Some(since)) = (&self.slave, self.since) else {
-            return Verdict::Wait;
+            return Step::Wait;
         };
         let doubt = match self.phase {
-            Phase::Waiting | Phase::Ended => return Verdict::Wait,
+            Phase::Waiting | Phase::Ended => return Step::Wait,
             Phase::Running => true,
             // The order is not back yet, so it may be with the slave.
             Phase::Ordered { .. } => true,
@@ -233,9 +233,9 @@ impl Slot {
         } else if doubt {
             let gone = *self.gone.get_or_insert(now);
             if now - gone < LINGER {
-                return Verdict::Wait;
+                return Step::Wait;
             }
-            return Verdict::End(Ended::untold(
+            return Step::End(Ended::untold(
                 Outcome::Lost,
                 match nonce {
                     Some(_) => "the pod restarted, and what ran there ended with its slave",
@@ -247,9 +247,9 @@ impl Slot {
             let key = slave.key;
             self.turn(key, nonce, since);
             self.orders = 0;
-            return Verdict::Retry;
+            return Step::Retry;
         } else {
-            return Verdict::End(Ended::untold(
+            return Step::End(Ended::untold(
                 Outcome::Unreachable,
                 "the pod left the roster before it got the order",
             ));
@@ -260,7 +260,7 @@ impl Slot {
             retry_at,
         } = self.phase
         else {
-            return Verdict::Wait;
+            return Step::Wait;
         };
         let (limit, why) = match (doubt, busy) {
             (_, true) => (patience, "the slave has more orders than it takes"),
@@ -279,11 +279,11 @@ impl Slot {
             } else {
                 Outcome::Unreachable
             };
-            Verdict::End(Ended::untold(outcome, why))
+            Step::End(Ended::untold(outcome, why))
         } else if retry_at <= now {
-            Verdict::Retry
+            Step::Retry
         } else {
-            Verdict::Wait
+            Step::Wait
         }
     }
 

@@ -8,7 +8,7 @@
 //! A report whose caller is gone is not decided anew: whoever sent it says it again, or is dead, and then a newer
 //! incarnation may have its place by now. A goodbye is the last word of its pod, and stands.
 
-use super::draft::{Answer, Committed, Decision, Draft, MAX_PLACES, Records};
+use super::transaction::{Answer, Committed, Decision, MAX_PLACES, Records, Transaction};
 use crate::{
     cluster::{
         error::Error,
@@ -183,7 +183,8 @@ impl CommitterTask {
         for _ in 0..MAX_ATTEMPTS {
             let view = self.roster.view();
             let now = Instant::now();
-            let mut draft = Draft::new(&view, &records, &self.contests, &self.master, now);
+            let mut transaction =
+                Transaction::new(&view, &records, &self.contests, &self.master, now);
             let (mut pending, mut done) = (Vec::with_capacity(batch.len()), Vec::new());
             batch.retain(|request| !request.is_abandoned());
             // From before the decision on, what else such a pod says is not held against the record as it is.
@@ -193,12 +194,12 @@ impl CommitterTask {
                 .map(|member| Writing::begin(&member.heard))
                 .collect();
             for request in batch {
-                match draft.add(&request.report, request.anew) {
+                match transaction.add(&request.report, request.anew) {
                     Decision::Pending(answer) => pending.push((request, answer)),
                     Decision::Done(answer) => done.push((request, answer)),
                 }
             }
-            let (keys, txn) = (draft.keys(), draft.into_txn());
+            let (keys, txn) = (transaction.keys(), transaction.into_txn());
             for (request, answer) in done {
                 self.reply(request, answer, 0);
             }

@@ -3,7 +3,7 @@
 mod fight;
 mod order;
 
-use super::{committer::Committer, draft::Committed};
+use super::{committer::Committer, transaction::Committed};
 use crate::cluster::{
     error::Error,
     roster::Roster,

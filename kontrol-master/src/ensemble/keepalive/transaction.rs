@@ -177,7 +177,7 @@ pub(super) enum Decision {
 }
 
 /// A transaction in the making.
-pub(super) struct Draft<'a> {
+pub(super) struct Transaction<'a> {
     view: &'a View,
     records: &'a Records,
     contests: &'a Contests,
@@ -191,7 +191,7 @@ pub(super) struct Draft<'a> {
     now_ms: u64,
 }
 
-impl<'a> Draft<'a> {
+impl<'a> Transaction<'a> {
     pub(super) fn new(
         view: &'a View,
         records: &'a Records,
