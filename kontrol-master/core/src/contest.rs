@@ -1,10 +1,10 @@
 //! Who was refused lately, and where several pods fight over one place. PURE: time is an argument.
 //!
-//! Two pods on one address, or one pod started twice, each think that they are the newer start of the place's owner. Who
-//! came last has the place, and who had it before is refused: so two come to rest at once, and as many as a record
-//! remembers. More than that would take the place from one another for ever. That is told from real restarts by what is
-//! refused, and by who comes back: a process that was restarted is not heard any more. Where several fight, the place may
-//! be taken over a few times at once, and from then on only after a time that doubles with each take-over.
+//! Two pods on one address, or one pod started twice, each count as the newer start of the place's owner. The one that
+//! came last has the place, and earlier ones are refused: so two come to rest at once, and so do as many as a record
+//! remembers. More than that would take the place from each other for ever. Such a fight differs from real restarts in
+//! that those who lost the place go on reporting: a process that was restarted is not heard any more. In a fight the
+//! place may be taken over a few times at once, and from then on only after a time that doubles with each take-over.
 //!
 //! Bounded: the places that were quiet longest are forgotten first.
 

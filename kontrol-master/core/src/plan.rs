@@ -14,7 +14,7 @@
 //!  (*) but Stale if its goodbye was sent later, and Superseded (**) if something later was heard before it was silent
 //!  (**) but Join if it goes on reporting: it is alive
 //!
-//! One that was never heard of before it came late can't be told from a restart.
+//! A late keepalive of an incarnation that nobody heard of before can't be told from a restart.
 //! ```
 
 use crate::model::{Incarnation, Pod, Report, Retired, incarnation::is_retired};

@@ -97,7 +97,8 @@ impl Rollout {
         rollout.active = asked.into_iter().map(|(index, _)| index).collect();
         let nobody: Vec<usize> = nobody.into_iter().map(|(index, _)| index).collect();
         rollout.counts = counts;
-        // Those that a record has no room for are counted, if they have ended; what the others do nobody can follow.
+        // A record that had no room for all targets lacks some. The counts have those that ended; the others can't be
+        // followed, and count as lost.
         let known = counts.ended() as usize + rollout.active.len() + nobody.len();
         let missing = (counts.targets as usize).saturating_sub(known);
         rollout.counts.lost += u32::try_from(missing).unwrap_or(u32::MAX);
@@ -270,7 +271,8 @@ impl Rollout {
                 self.order(Order::Forget, vec![slave.clone()]);
                 self.end(index, ended);
             }
-            // The master before this one may be alive after all, and order it yet: the slave is told first not to obey.
+            // The master before this one may still be alive and give the order later. So the slave is first told not to
+            // obey it.
             Said::Unknown if self.orphan && !slot.barred => {
                 slot.barred = true;
                 self.order(Order::Cancel, vec![slave.clone()]);

@@ -1,12 +1,12 @@
-//! That a slave is attached to a master.
+//! The attachment of a slave to a master: the two are connected by the slave's channel.
 
 use kontrol_core::rollout::Slave;
 
-/// A slave that attached, or went.
+/// One attachment, which begins or ends.
 #[derive(Debug, Clone)]
 pub struct Attachment {
     /// The slave.
     pub slave: Slave,
-    /// Which of its attachments this is.
+    /// The attachments of a slave are numbered; the highest number is the latest one.
     pub number: u64,
 }

@@ -20,7 +20,7 @@ pub async fn cancel(
     roster: &Roster,
     id: &ActionId,
 ) -> Result<bool, Error> {
-    // One that could not be recorded is known to its own master alone.
+    // An action that could not be recorded is known only to the master that carries it, so this comes first.
     if dispatches.cancel(id).await {
         return Ok(false);
     }
@@ -38,7 +38,7 @@ pub async fn cancel(
     Ok(false)
 }
 
-/// Has the master that carries it cancel it.
+/// Asks the master that carries the action to cancel it.
 async fn elsewhere(view: &View, id: &ActionId, instance: &str) -> Result<(), Error> {
     let master = view.masters().find(|master| master.instance == instance);
     let master = master.ok_or_else(|| {
@@ -53,7 +53,7 @@ async fn elsewhere(view: &View, id: &ActionId, instance: &str) -> Result<(), Err
     };
     match timeout(LIMIT, ask).await {
         Ok(Ok(_)) => Ok(()),
-        // It ended just now.
+        // The action ended just now.
         Ok(Err(status)) if status.code() == Code::NotFound => Ok(()),
         Ok(Err(_)) | Err(_) => Err(Error::Unavailable(format!(
             "the master {} that carries the action can't be reached just now; try again",

@@ -1,13 +1,13 @@
 //! Custody: the leader takes over the actions whose master died.
 //!
-//! What is detached goes on, and what is not is cancelled: its dispatcher went away with the connection to that master.
-//! Nobody new gets the order, for what was to run is not in the store. An action is taken over by one transaction, which
-//! compares that this master still leads, and that neither the presence nor the candidacy of the one that carried it is in
-//! the store: a deposed leader takes nothing, and a master whose lease stands loses nothing. A master that is alive after
-//! all, and was only gone from the store for a while, finds its record overtaken and lets go.
+//! A detached action goes on. Any other is cancelled, because its dispatcher lost the connection to that master. No
+//! further slave gets the order, because the store does not hold the command. One transaction takes an action over. It
+//! compares that this master still leads, and that neither the presence nor the candidacy of the former carrier is in
+//! the store: a deposed leader takes nothing, and a master whose lease stands loses nothing. A former carrier that is
+//! alive, and was only gone from the store for a while, finds its record overtaken and lets go.
 //!
-//! Every master also looks after records that name itself and that it does not carry: it gave up to write their end, or
-//! took them over without learning that.
+//! Every master also takes up records that name itself though it does not carry them: it had given up writing their
+//! end, or had taken them over without learning that.
 
 use super::{
     dispatch::Dispatches,
@@ -27,12 +27,12 @@ use std::{
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-/// How often it is looked.
+/// How often this master looks for such actions.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a master may be gone from the store before its actions are taken over.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Takes over actions: while this master leads, those of all.
+/// Takes over actions: those that name this master, and while it leads those of every master.
 #[derive(Debug)]
 pub struct Custody {
     instance: String,

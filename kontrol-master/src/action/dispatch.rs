@@ -10,8 +10,9 @@
 //! The record is written before the first order goes out, now and then, and at the end before the summary is told. While
 //! the store can't be reached actions run all the same, without a record until it is back: they may be what repairs it.
 //!
-//! Another master takes an action over when this one's candidacy is gone from the store. So that an action has one truth, an
-//! end is told only by who surely carries it, see `standing`; who can't be sure says so, and where to look.
+//! Another master takes an action over when this one's candidacy is gone from the store. Two masters must never tell
+//! different ends: so a master tells an end only while it surely carries the action (see `standing`). A master that
+//! can't be sure says so, and where to look.
 
 mod budget;
 mod client;
@@ -91,7 +92,7 @@ impl Carried {
     }
 }
 
-/// One of them, for as long as this lives.
+/// Marks one action as carried until this is dropped.
 struct Carrying {
     carried: Arc<Carried>,
     action: ActionId,
@@ -132,8 +133,8 @@ impl Dispatches {
         }
     }
 
-    /// Waits for the end of every dispatch, once the token is cancelled. A panic of one is a failure of this master: its
-    /// record would say for ever that it runs.
+    /// Waits for the end of every dispatch, once the token is cancelled. A dispatch that panics stops this master: else
+    /// the record of its action would say for ever that it runs.
     pub async fn joined(self) -> Result<(), Failure> {
         self.tasks.joined(self.token).await
     }
@@ -228,7 +229,8 @@ impl Dispatches {
             concurrency: usize::MAX,
         };
         let (share, _) = self.budget.share(place, &load)?;
-        // The slaves have the window that they were given then; credit must not wait for more than the smallest.
+        // The slaves keep the window that the master before gave them, which may be the smallest. So credit must not
+        // wait for more.
         let limits = self.limits(&load, *WINDOW_KIB.start(), 0);
         let (counts, now) = (head.summary, Instant::now());
         let rollout = Rollout::adopt(targets, counts, head.detach, limits, now);

@@ -1,10 +1,11 @@
 //! The history: `actions/<id>` in the store, for as long as the retention says.
 //!
-//! In etcd a record is bound to a lease and goes away by itself; one lease serves all records of a while, for leases are
-//! dear. The stores inside a master know no leases that end: there, and where the history grows too large, the leader
-//! deletes. Whoever carries an action writes its record, always against the revision that it wrote before: another
-//! master that took the action over is noticed. Who takes it over compares more: that it leads, and that what the record
-//! names of its carrier, presence and candidacy, is not there.
+//! In etcd a record is bound to a lease and expires with it. Leases cost etcd more than keys do, so one lease serves
+//! all records of some time. In the stores inside a master no lease expires: there the leader deletes old records. In
+//! every store it deletes the oldest ones when the history grows too large. The master that carries an action writes
+//! its record, and compares the revision that it wrote before: so it notices when another master took the action over.
+//! A master that takes an action over compares more: that it leads, and that the presence and the candidacy of the
+//! former carrier are gone.
 
 mod orphan;
 #[cfg(test)]
@@ -268,7 +269,8 @@ impl HistoryTask {
         }
     }
 
-    /// Answers whoever asked, and all who wait behind it: a store that does not answer is asked once for them.
+    /// Answers one request and all that wait behind it with one call, so that a store that does not answer delays them
+    /// once.
     async fn answer(&mut self, ask: Ask) {
         let lease = self.lease(ask.gone).await;
         let mut waiting = vec![ask];
@@ -276,7 +278,7 @@ impl HistoryTask {
             waiting.extend(std::iter::from_fn(|| self.asked.try_recv().ok()).take(QUEUE));
         }
         for ask in waiting {
-            // It may have stopped to wait.
+            // The caller may have stopped waiting.
             let _ = ask.reply.send(lease.clone());
         }
     }

@@ -4,8 +4,8 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
-/// What goes to the reader of a stream: a bounded queue that nobody waits for. Dropped, it cuts the stream off, whoever else
-/// holds on to its queue.
+/// The bounded queue to the reader of a stream. Sending never waits. Dropping this cuts the stream off, even if others
+/// still hold the queue.
 #[derive(Debug)]
 pub struct Outlet<T> {
     queue: mpsc::Sender<Result<T, Status>>,

@@ -5,8 +5,8 @@
 //!                                                            ══ a time-out, a shutdown, a pause of ours: says nothing
 //! ```
 //!
-//! A slave whose process died leaves a closed connection behind. One whose network broke leaves silence, on which its TTL
-//! decides; and when this master went to sleep, it is no wonder that slaves went elsewhere.
+//! When the process of a slave dies, its connection is closed. When its network breaks there is only silence, and its
+//! TTL decides. When this master itself stood still, its slaves leave for other masters, which proves nothing.
 
 use super::{
     attachment::Attachment,
@@ -49,7 +49,7 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 const HOLD: Duration = Duration::from_millis(300);
 /// A pause that ended this long before the channel did may be why it ended.
 const AFTER_PAUSE: Duration = Duration::from_secs(2);
-/// How often an attachment is told to the leader whose pod's record turned out to be another one.
+/// How often the leader is told of an attachment again when the pod's record turned out to be another one.
 const MAX_COUNTS: usize = 4;
 /// How long it waits for this master's roster to show the other record.
 const COUNT_LIMIT: Duration = Duration::from_millis(500);

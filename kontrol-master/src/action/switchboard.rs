@@ -10,8 +10,9 @@
 //! peer links ─────────┘               └─▶ the dispatch that the report is for, here or at a peer
 //! ```
 //!
-//! What a slave reports goes to whoever gave it the last order about that action. Reports that nobody waits for, because
-//! their master died, stay with the slave until the leader adopts the action; `orphans` sees to those that nobody will.
+//! What a slave reports goes to whoever gave it the last order about that action. Reports that nobody waits for,
+//! because their master died, stay with the slave until the leader adopts the action. `orphans` ends the actions that
+//! no master will adopt.
 
 mod directory;
 mod orphans;
@@ -83,8 +84,8 @@ pub struct Dispatch {
 }
 
 impl Dispatch {
-    /// Tells it something. An honest slave sends no more than it has credit for, for which there is room; what there is no
-    /// room for all the same the dispatch asks for again.
+    /// Tells the dispatch something. There is room for all that slaves may send with their credit. If there is none
+    /// nevertheless, the dispatch asks its slaves again.
     fn tell(&self, notice: Notice) {
         if self.notices.try_send(notice).is_err() {
             self.metrics.turned_away(Queue::Notices);

@@ -1,8 +1,9 @@
 //! By which address the other masters, and whoever asks for the masters, reach this one.
 //!
-//! It is as given (`--advertise`), or the address that it is bound to, or `--ip`; of a master that listens on every address
-//! it is drawn: the address that leads to the store, else the one of the default route, else that of an interface. It
-//! is looked at again and again, for hosts get other addresses, and some when they have started already.
+//! The address is the one given (`--advertise`), else the one that this master is bound to, else `--ip`. A master that
+//! listens on every address, and was given none, draws one: the address that leads to the store, else the one of the
+//! default route, else that of an interface. It draws again and again, because hosts get other addresses, and some get
+//! their first one only after the start.
 //!
 //! Invariant: others are never told an address that they can't dial; loopback is told where the store is on this host.
 //! While there is none, a master that shares its store is no candidate, and not ready.

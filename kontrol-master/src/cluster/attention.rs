@@ -1,5 +1,5 @@
-//! Whether this process stood still lately, or its machine slept. Peers that it did not answer meanwhile have closed their connections, and will
-//! be back: their going is no sign of death.
+//! Whether this process stood still lately, or its machine slept. Peers that it did not answer meanwhile have closed
+//! their connections and will be back, so that a closed connection is no sign of death.
 
 use kontrol_core::liveness::TICK;
 use kontrol_runtime::clock::Clock;

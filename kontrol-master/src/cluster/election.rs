@@ -96,7 +96,8 @@ impl Election {
         self.in_touch().then(|| *self.seat.borrow()).flatten()
     }
 
-    /// Waits until the confirmation of the lease is over that holds now. Never ends where none holds or can end. Cancel safe.
+    /// Waits until the present confirmation of the lease runs out. Never ends if there is none, or none that can run
+    /// out. Cancel safe.
     pub async fn lapses(&self) {
         let end = self.confirmed.borrow().end();
         match end.filter(|end| self.clock.now() < *end) {
@@ -386,7 +387,8 @@ impl Campaign {
         }
     }
 
-    /// Makes the store say of this master what is so: somebody may have deleted or overwritten it, or its address changed.
+    /// Corrects what the store says of this master: somebody may have deleted or overwritten it, or the address
+    /// changed.
     async fn keep_presence(&mut self, session: &Session) {
         let view = self.roster.view();
         let candidacy = (session.key.as_str(), session.epoch);

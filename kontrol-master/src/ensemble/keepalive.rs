@@ -3,9 +3,9 @@
 //! A keepalive that says nothing new costs no store work: it is answered from the roster once the leader counts it. All
 //! others go through the committer, and are answered once this master's own roster shows what they changed.
 //!
-//! This master's roster may be behind, and so may the leader's. So whoever writes a record tells the leader of it before
-//! the keepalive is answered, and whoever answers that a record holds hears from the leader that it knows of no later one.
-//! Where it does, and for goodbyes and refusals always, the store decides.
+//! The roster of this master may be behind the store, and so may the leader's. So a master that writes a record tells
+//! the leader before it answers the keepalive, and a master that writes nothing first hears from the leader that no
+//! later record is known. If there is a later one, the store decides. It always decides about goodbyes and refusals.
 
 pub mod committer;
 #[cfg(test)]
@@ -34,10 +34,10 @@ use tokio::time::Instant;
 /// How long an answer waits for this master's own roster to show the change. Missing it does no harm: the change is
 /// stored.
 const CATCH_UP_LIMIT: Duration = Duration::from_millis(500);
-/// How long an answer waits for the leader to know of a record that no keepalive can be held against wrongly: the pod had
-/// none before, or has none any more.
+/// How long an answer waits for the leader to know of a record, if the pod had none before or has none any more: then
+/// no keepalive can be compared with a wrong one.
 const TOLD_LIMIT: Duration = Duration::from_millis(100);
-/// How often a keepalive is decided about whose record turned out to be another one, before its sender is told to try
+/// How often a keepalive is decided when its pod's record turns out to be another one, before its sender is told to try
 /// again.
 const MAX_DECISIONS: usize = 4;
 
@@ -53,11 +53,11 @@ pub struct Accepted {
 /// What became of a keepalive.
 enum Decided {
     Accepted(Accepted),
-    /// It was held against a record that may not be the one in the store: this master's view was behind.
+    /// It was compared with a record that may not be the one in the store, because this master's view was behind.
     Again,
 }
 
-/// How far a keepalive goes that turned out to be held against another record.
+/// How far a keepalive must go, once it turned out that it was compared with another record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Force {
     /// As far as its plan says.
@@ -137,18 +137,18 @@ impl Keepalives {
         let (plan, seq, sign, latest) = self.plan(report, now);
         let accepted = Decided::Accepted(Accepted { key, seq });
         match plan {
-            // It is the end of its pod, or of no pod that is there.
+            // A goodbye, of a pod that is there or not: only the store can tell.
             Plan::Remove | Plan::Bury | Plan::Nothing => {
                 let (accepted, _) = self.write(report.clone(), now, force).await?;
                 Ok(Decided::Accepted(accepted))
             }
-            // Another has its place; if the store says otherwise, it counts.
+            // Another pod or incarnation has the place. If the store does not agree, the keepalive counts.
             Plan::Superseded | Plan::Kept => {
                 let (accepted, unchanged) = self.write(report.clone(), now, force).await?;
                 self.counted(accepted, unchanged, sign).await
             }
             Plan::Stale if sign.revision == 0 => Ok(accepted),
-            // A keepalive that was overtaken proves as well that the pod lives; it just has nothing to say any more.
+            // A keepalive that was overtaken has nothing new to say, but proves that the pod lives.
             Plan::Refresh | Plan::Stale if latest && force == Force::None => {
                 Ok(match self.relay.count(sign).await? {
                     Counted::Yes => accepted,
@@ -159,7 +159,7 @@ impl Keepalives {
                 self.relay.check()?;
                 let written = self.write(report.clone(), now, force).await;
                 if plan == Plan::Update && matches!(written, Err(Error::Unavailable(_))) {
-                    // What it has to say must be said again; that the pod lives is heard all the same.
+                    // The news could not be stored and must be sent again, but the pod is alive, and that counts.
                     if let Some(member) = self.roster.peek().member(key) {
                         member.heard.touch(now, 0, Some(self.me));
                     }
@@ -171,8 +171,8 @@ impl Keepalives {
         }
     }
 
-    /// Has a keepalive counted for which nothing was written, because the store had this record already: no record tells
-    /// the leader of it.
+    /// Counts a keepalive for which nothing was written, because the store had this record already: the leader sees no
+    /// new record, so it must be told.
     async fn counted(
         &self,
         accepted: Accepted,
@@ -202,7 +202,7 @@ impl Keepalives {
     ) -> Result<(Accepted, Option<Revision>), Error> {
         let (key, beat, down) = (report.key(), report.beat, report.down);
         let nonce = report.nonce.clone();
-        // Until it is decided, nothing else that the pod says is held against the record as it is.
+        // Until the report is decided, no other keepalive of the pod is compared with the present record.
         let member = self.roster.peek().member(key).cloned();
         let changes = member.is_some() && !down;
         let _writing = member.map(|member| Writing::begin(&member.heard));
@@ -212,7 +212,7 @@ impl Keepalives {
         let (shown, told) = if committed.unchanged {
             (shown.await, true)
         } else {
-            // Before it knows of this record, the leader takes for news what the pod said before.
+            // Until the leader knows of this record, it takes an older keepalive of the pod for the latest word.
             let limit = if changes { Duration::MAX } else { TOLD_LIMIT };
             tokio::join!(shown, self.relay.written(key, revision, limit))
         };

@@ -1,4 +1,4 @@
-//! The callback's state, put by somebody else than the callback.
+//! Putting the callback's state by hand.
 
 use crate::cluster::{
     error::Error,
@@ -10,10 +10,10 @@ use kontrol_core::{
     view::{STATE, StateRecord, Unreadable, View},
 };
 
-/// How often a state that others keep overtaking is tried to be put.
+/// How often a put is tried when other writes keep coming in between.
 const MAX_ATTEMPTS: usize = 16;
 
-/// Puts a state in the place of the one that is stored, and leaves what the callback handled. Tells the revision that has it.
+/// Replaces the stored state. The digest that the callback handled last stays. Returns the revision of the write.
 pub async fn put(store: &SharedStore, view: &View, state: Exact) -> Result<Revision, Error> {
     let mut current = match view.state() {
         Ok((record, revision)) => (StateRecord::clone(record), revision),
@@ -59,7 +59,7 @@ pub async fn put(store: &SharedStore, view: &View, state: Exact) -> Result<Revis
     ))
 }
 
-/// What takes the place of a record that can't be read, because a person says so: what was handled is lost with it.
+/// The record that replaces one that can't be read, because a person asked for it. The digest handled last is lost.
 fn replaced(unreadable: &Unreadable) -> (StateRecord, Revision) {
     tracing::warn!("a state is put in place of a record that can't be read");
     (StateRecord::default(), unreadable.revision)

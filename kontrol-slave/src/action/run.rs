@@ -238,14 +238,14 @@ impl Action {
             if ended.is_none() && told != self.stop {
                 told = self.stop;
                 match told {
-                    // Of its guard it has the shorter grace of an orphan.
+                    // The guard then grants only the shorter grace of an orphan.
                     Some(Stop::SlaveStops) => guarded.abandon(),
                     Some(Stop::Cancelled) => guarded.tell(GuardOrder::Stop),
                     None => {}
                 }
             }
             if self.forgotten || self.stop == Some(Stop::SlaveStops) {
-                // Whose output nobody takes must not wait for that.
+                // A command whose output nobody takes must not wait for that.
                 self.outbox.discard();
             }
             if output.stdout.is_none()

@@ -59,7 +59,7 @@ impl Contents {
         self.good.as_ref().unwrap_or_else(|| self.current())
     }
 
-    /// Whether it is not what is to be said that is said.
+    /// Whether something else is said than what is to be said.
     pub(super) fn fallen_back(&self) -> bool {
         self.at > 0
     }

@@ -59,7 +59,7 @@ pub(super) struct Slot {
     pub(super) since: Option<Instant>,
     /// When its pod was first seen to be gone from the roster.
     gone: Option<Instant>,
-    /// Orders to run of which nobody told that they missed.
+    /// How many orders to run were sent that are not known to have missed the slave.
     pub(super) orders: u32,
     pub(super) started: bool,
     /// The slave was told never to obey an order to run that comes yet.

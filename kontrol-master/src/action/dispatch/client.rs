@@ -18,7 +18,7 @@ pub(super) type Piece = (usize, Stream, usize);
 #[derive(Debug)]
 pub(super) struct Client {
     sender: mpsc::Sender<Result<DispatchResponse, Status>>,
-    /// Room for the reason of an early end, whatever it has not read.
+    /// The last place in the queue, kept free for the reason of an early end.
     last: Option<OwnedPermit>,
     /// What is still to be told. Bounded, for slaves send no more output than was taken from here.
     waiting: VecDeque<(DispatchResponse, Option<Piece>)>,
@@ -62,7 +62,7 @@ impl Client {
         self.waiting.is_empty()
     }
 
-    /// What it was not told yet and never will: its pieces of output.
+    /// Drops what was not told yet. Returns the pieces of output in it.
     pub(super) fn left_over(&mut self) -> Vec<Piece> {
         let waiting = self.waiting.drain(..);
         waiting.filter_map(|(_, piece)| piece).collect()

@@ -1,14 +1,15 @@
 //! What the carrier of an action may tell of its ends. PURE.
 //!
-//! Another master takes an action over when the candidacy that its record names is gone from the store, and from then on
-//! it decides how each target ended. A carrier that was paused or cut off does not see that. So an end is told
+//! Another master takes an action over when the candidacy that the record names is gone from the store. From then on
+//! that master decides how each target ended. A carrier that was paused or cut off does not notice. So it tells an end
+//! only
 //!
-//! - once a record that has it was written, which nobody can write over unseen; or
-//! - at once where there is no record, for the store could not be reached: nobody can take over what nobody knows; or
-//! - without a record of it where the carrier is *sure*: the record names its candidacy, and that surely still stands; but
-//!   only if whoever took the action over would hear the same from the slave, which keeps the end until it is in the
-//!   record. The slave may die together with the carrier: so of few targets an end waits a moment for its record, and
-//!   no longer, lest a store that takes no writes silences the action.
+//! - once a record with that end is written, which nobody can overwrite unseen; or
+//! - at once where the store has no record, because it could not be reached: nobody takes over an unknown action; or
+//! - without a record of that end where the carrier is *sure*: the candidacy that the record names surely stands, and a
+//!   master that took the action over would hear the same end from the slave, which keeps it until it is recorded. The
+//!   slave may die together with the carrier. So with few targets an end waits a moment for its record, but no longer: a
+//!   store that takes no writes must not silence the action.
 //!
 //! Every other end is held back.
 
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 struct Held {
     target: usize,
     since: Instant,
-    /// From when on it may be told without a record, for its slave keeps it; absent: the slave does not.
+    /// From when on it may be told without a record, because its slave keeps it; absent if the slave does not.
     tell_at: Option<Instant>,
     /// It is in the record that is being written.
     in_writing: bool,
@@ -86,7 +87,7 @@ impl Standing {
         self.recorded
     }
 
-    /// Whether nobody can have taken the action over, as long as this candidacy surely stands.
+    /// Whether no other master can have taken the action over. `seat`: the candidacy that surely stands.
     pub(super) fn is_sure(&self, seat: Option<LeaseId>) -> bool {
         !self.recorded || (seat.is_some() && seat == self.named)
     }
@@ -96,7 +97,7 @@ impl Standing {
         seat.is_some() && !self.is_sure(seat)
     }
 
-    /// A target has ended. `tell_at`: from when on that may be told without a record of it, for its slave keeps it.
+    /// A target has ended. `tell_at`: from when on that may be told without a record of it, because its slave keeps it.
     pub(super) fn hold(&mut self, target: usize, tell_at: Option<Instant>, since: Instant) {
         self.held.push(Held {
             target,

@@ -40,15 +40,16 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How often the targets are looked after that are waited for.
+/// How often the task looks after the targets that it waits for.
 const TICK: Duration = Duration::from_millis(250);
 /// How many notices are taken in before their effects are seen to.
 const BATCH: usize = 64;
 /// How long an action may take to end once this master stops, and its dispatcher to be told.
 const STOP: Duration = Duration::from_secs(2);
 
-/// How long an end may be held back that this master is not sure of, and how much longer than the command may run slaves
-/// may say nothing, until the dispatcher is told to look elsewhere.
+/// How long the dispatcher waits for a master that is not sure that it carries the action, before it is told to look
+/// elsewhere: from the first end that is held back, or from when the command must have ended on a slave that says
+/// nothing.
 const UNSURE_LIMIT: Duration = Duration::from_secs(15);
 /// How long the end of one of few targets waits to be recorded before it is told.
 const RECORD_LIMIT: Duration = Duration::from_secs(1);
@@ -161,7 +162,7 @@ impl Task {
         // Before it is recorded, so that whoever reads of it can cancel it.
         switchboard.open(self.id.clone(), dispatch, adopted).await;
         let end = match self.save(State::Running).await {
-            // It is left to the next look of a master that leads then.
+            // The leader tries again at its next look.
             Err(error) if adopted => {
                 tracing::debug!(%error, "could not take over an action yet");
                 return switchboard.close(self.id.clone()).await;
@@ -221,7 +222,7 @@ impl Task {
                 return End::Over;
             }
             if self.saving.is_none() && self.is_to_be_saved(Instant::now()) {
-                // Where the store can't be reached, it is tried again.
+                // If the store can't be reached, the next pass tries again.
                 let _ = self.begin(State::Running);
             }
             // All arms are cancel safe. The write is a task of its own: it holds up nobody, whatever is awaited here.
@@ -349,7 +350,7 @@ impl Task {
         }
     }
 
-    /// Looks after the targets that are waited for.
+    /// Looks after the targets that the task waits for.
     fn look(&mut self, now: Instant, view: &View) {
         let sure = self.standing.is_sure(self.dispatches.history.seat());
         let was_sure = std::mem::replace(&mut self.sure, sure);
@@ -361,22 +362,23 @@ impl Task {
             return;
         }
         if !was_sure {
-            // What it did not see meanwhile is held against nobody.
+            // This master missed what happened meanwhile, so no slave is given up for that.
             self.rollout.missed_some(now);
         }
         self.heard = now;
         self.rollout.tick(now, view);
     }
 
-    /// Until when the dispatcher is left to wait while this master is not sure that it still carries the action: another one
-    /// that took it over is who the slaves talk to.
+    /// Until when the dispatcher waits while this master is not sure that it carries the action: the slaves may talk to
+    /// another master that took it over.
     fn unsure_until(&self) -> Instant {
         let silence = self.heard + Duration::from_millis(self.head.timeout_ms) + UNSURE_LIMIT;
         let held = self.standing.holds_since();
         held.map_or(silence, |since| silence.min(since + UNSURE_LIMIT))
     }
 
-    /// Tells the dispatcher to look elsewhere. What runs is ended, as another master does that took the action over.
+    /// Tells the dispatcher to look elsewhere. What runs is ended, unless it is detached: a master that took the action
+    /// over does the same.
     fn lose_sight(&mut self, now: Instant) {
         let Some(mut client) = self.client.take() else {
             return;
@@ -444,7 +446,8 @@ impl Task {
                 (Told::Output(output), Some(piece))
             }
             Event::Finished(index) => {
-                // Of these, whoever takes the action over hears the same from the slave, if it knows whom to ask.
+                // The slave keeps such an end, so a master that takes the action over hears the same, if it knows which
+                // slave to ask.
                 let lasts = self.rollout.ended(index).is_some_and(|ended| {
                     matches!(ended.outcome, Outcome::Exited | Outcome::TimedOut)
                 }) && self.rollout.is_as_accepted(index);

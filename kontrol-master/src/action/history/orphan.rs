@@ -15,7 +15,7 @@ pub struct Taking {
     pub revision: Revision,
     /// The right to do so; none is needed for what names this master already.
     pub fence: Option<Fence>,
-    /// That the master that the record names is not there.
+    /// What holds only while the master that the record names is gone.
     pub absence: Vec<Compare>,
 }
 
@@ -66,7 +66,7 @@ impl History {
                     if master.is_none_or(|master| master.instance == head.instance) {
                         return Ok(None);
                     }
-                    // Another one, of the same name.
+                    // Another master took over its name, so it is gone.
                     Compare::ModRevision(key, entry.mod_revision)
                 }
             });

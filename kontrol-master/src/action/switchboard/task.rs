@@ -275,7 +275,7 @@ impl SwitchboardTask {
             if unsent == Unsent::Full {
                 self.metrics.turned_away(Queue::Orders);
             }
-            // It takes no orders any more: cut off, it attaches again and is told what it missed.
+            // The slave reads no orders any more. It is cut off, attaches again, and is told what it missed.
             let attachment = session.attachment.clone();
             self.detach(&attachment);
             return Err(Failed::Absent);
@@ -289,8 +289,7 @@ impl SwitchboardTask {
         Ok(())
     }
 
-    /// Nobody will take the end of this action: it is ended, and forgotten. Neither order is answered by a slave that has
-    /// forgotten it already, as far as this master cares.
+    /// Ends an action whose end nobody will take, and lets the slave forget it. Whatever the slave answers is ignored.
     fn abandon(&mut self, action: &ActionId, slave: Slave) {
         for order in [Order::Cancel, Order::Forget] {
             self.orders(action, plain(order, action), vec![slave.clone()]);

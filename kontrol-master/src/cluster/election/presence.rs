@@ -120,7 +120,7 @@ impl Presence {
         Ok((self.record(self.apart()), Vec::new()))
     }
 
-    /// The writes that make the store say of this master what is so; none where it does.
+    /// The writes that correct what the store says of this master; none if it is correct.
     pub(super) fn mend(
         &self,
         view: &View,

@@ -109,7 +109,8 @@ impl RelayTask {
         }
     }
 
-    /// There is no leader to tell. What waits for one is answered here if this master leads; else it goes elsewhere.
+    /// There is no other master to tell. If this one leads, what waits counts here; else whoever waits tries another
+    /// way.
     fn alone(&mut self, link: Link) {
         self.told_down = None;
         if link == Link::NoLeader {

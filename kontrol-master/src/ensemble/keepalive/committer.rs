@@ -5,8 +5,8 @@
 //! those. After an unclear answer the records are read back and the same happens: a change that was committed after
 //! all then asks for nothing more.
 //!
-//! A report whose caller is gone is not decided anew: whoever sent it says it again, or is dead, and then a newer
-//! incarnation may have its place by now. A goodbye is the last word of its pod, and stands.
+//! A report whose caller is gone is not decided again. Its sender reports again, or is dead, and then a newer
+//! incarnation may have its place. A goodbye is written all the same, because its sender does not come back.
 
 use super::transaction::{Answer, Committed, Decision, MAX_PLACES, Records, Transaction};
 use crate::{
@@ -57,8 +57,8 @@ struct Request {
 }
 
 impl Request {
-    /// Whoever stopped waiting tells it again, maybe elsewhere and maybe otherwise by now, or is no more. A goodbye is the
-    /// last word of its pod, and stands.
+    /// Whether the report is to be dropped. A sender that stopped waiting reports again, maybe elsewhere, or is dead. A
+    /// goodbye is never dropped, because its sender does not come back.
     fn is_abandoned(&self) -> bool {
         self.reply.is_closed() && !self.report.down
     }
@@ -187,7 +187,7 @@ impl CommitterTask {
                 Transaction::new(&view, &records, &self.contests, &self.master, now);
             let (mut pending, mut done) = (Vec::with_capacity(batch.len()), Vec::new());
             batch.retain(|request| !request.is_abandoned());
-            // From before the decision on, what else such a pod says is not held against the record as it is.
+            // From now on no other keepalive of these pods is compared with the present record.
             let _writing: Vec<_> = batch
                 .iter()
                 .filter_map(|request| view.member(request.report.key()))

@@ -1,9 +1,9 @@
 //! A transaction in the making: each report decided against its place as it is known best. PURE but for the display
 //! time of joins and goodbyes.
 //!
-//! Whatever is decided rests on a record, or on that there is none, and the transaction compares just that, also where
-//! nothing is to be written: this master's view may be behind. Only what the store has told since the report came needs no
-//! proof. A transaction that writes nothing is a read, as the store sees it.
+//! Each decision rests on a record, or on there being none. The transaction compares exactly that, even where it writes
+//! nothing, because this master's view may be behind. Only what the store told after the report came needs no
+//! comparison. To the store, a transaction that writes nothing is a read.
 
 use crate::cluster::error::Error;
 use kontrol_core::{
@@ -97,7 +97,7 @@ impl Place {
         }
     }
 
-    /// Who had the place before, as somebody who joins it now inherits that.
+    /// Who had the place before: a pod that joins now inherits that list.
     fn predecessors(&self) -> Vec<Retired> {
         self.departed()
             .map_or_else(Vec::new, RemovalRecord::predecessors)

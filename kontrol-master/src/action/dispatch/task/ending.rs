@@ -14,7 +14,7 @@ use std::{collections::HashSet, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Status;
 
-/// How often the end of an action is tried to be written: for as long as the history would keep it.
+/// The pause between two tries to write the end of an action.
 const SAVE_PAUSE: Duration = Duration::from_secs(1);
 /// How often an end that is held back is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -27,7 +27,7 @@ impl Task {
             End::Over => self.conclude().await,
             End::Overtaken => self.let_go().await,
             End::Stopping => {
-                // The write goes on; whoever waits for what it lets be told has no more time.
+                // The write goes on after this; only the dispatcher can't wait longer for what it lets be told.
                 let _ = timeout(STOP / 2, self.save(State::Running)).await;
                 let what = if self.head.detach {
                     "goes on where it runs"
@@ -43,7 +43,7 @@ impl Task {
         }
     }
 
-    /// Another master carries the action now. Ends that were held back are that one's to tell.
+    /// Another master carries the action now. It tells the ends that were held back here.
     async fn let_go(&mut self) {
         let read = self.dispatches.history.read(&self.id).await;
         let record = read.ok().flatten().map(|(record, _)| record);
@@ -61,7 +61,7 @@ impl Task {
         self.fail(message).await;
     }
 
-    /// The other master takes the ends that its record lacks, and asks for no others: those may be forgotten.
+    /// Lets slaves forget the ends that the other master's record has. It asks the slaves only for the others.
     async fn hand_over(&mut self, record: &Record) {
         self.recorded.append(&mut self.forget);
         if self.recorded.is_empty() {
@@ -85,7 +85,7 @@ impl Task {
         }
     }
 
-    /// Writes the end down and tells the summary, and does not give up soon where the store can't be reached.
+    /// Writes the end down and tells the summary. While the store can't be reached, it tries again for a long time.
     async fn conclude(mut self) {
         let counts = self.rollout.counts();
         tracing::info!(
@@ -132,7 +132,7 @@ impl Task {
             let given_up = now >= give_up || (told && tried && !settled && !self.may_wait());
             let ends = settled || given_up || stop.is_cancelled();
             if told && ends && (self.saving.is_none() || given_up) {
-                // Of what is recorded, a later look takes the ends from the slaves.
+                // If the store may have a record, a master takes the ends from the slaves later (see `custody`).
                 if given_up && !self.standing.is_recorded() {
                     self.recorded.append(&mut self.forget);
                     let slaves = std::mem::take(&mut self.recorded);
@@ -149,7 +149,7 @@ impl Task {
                     self.on_client(progress);
                 }
                 saved = written(self.saving.as_mut()) => {
-                    // Behind a write of how it went so far comes that of the end.
+                    // If this was an earlier write, of an action that still went on, the end is written next.
                     tried |= writing;
                     match self.wrote(saved).await {
                         Ok(()) => settled = writing,

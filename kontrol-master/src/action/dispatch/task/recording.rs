@@ -15,9 +15,9 @@ use kontrol_runtime::clock::now_ms;
 use std::{future::pending, time::Duration};
 use tokio::{task::JoinHandle, time::Instant};
 
-/// How often an action that goes on is written down, if it went on: one of few targets, or that holds back an end until
-/// then; and one of many. Of few, an end that waits for its record is written at once, with all that came during the
-/// write before.
+/// The pause between two writes of an action that goes on and has news: the short one for few targets, or while an end
+/// is held back; the long one for many targets. With few targets an end that waits for its record is written at once,
+/// with all that came during the write before.
 const SAVE_SOON: Duration = Duration::from_secs(1);
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 const FEW: u32 = 100;
