@@ -2,30 +2,21 @@
 
 mod ending;
 mod recording;
+mod telling;
 
-use super::{
-    Dispatches, Notices, Share,
-    client::{Client, Piece, Progress},
-    standing::Standing,
-};
-use crate::{
-    action::{
-        history::{NotSaved, Taking},
-        switchboard::{Dispatch, Notice},
-        wire,
-    },
-    cluster::error::Error,
+use super::{Dispatches, Notices, Share, client::Client, standing::Standing};
+use crate::action::{
+    history::{NotSaved, Taking},
+    switchboard::{Dispatch, Notice},
+    wire,
 };
 use kontrol_core::{
     kv::Revision,
-    model::action::{ActionId, Head, Outcome, State},
-    rollout::{Effect, Event, Order, Rollout, Slave},
+    model::action::{ActionId, Head, State},
+    rollout::{Effect, Order, Rollout, Slave},
     view::View,
 };
-use kontrol_proto::v1::{
-    attach_response::Run,
-    dispatch_response::{Accepted, Event as Told, Output, Started, Target},
-};
+use kontrol_proto::v1::attach_response::Run;
 use recording::{Saving, written};
 use std::{
     sync::{
@@ -46,13 +37,6 @@ const TICK: Duration = Duration::from_millis(250);
 const BATCH: usize = 64;
 /// How long an action may take to end once this master stops, and its dispatcher to be told.
 const STOP: Duration = Duration::from_secs(2);
-
-/// How long the dispatcher waits for a master that is not sure that it carries the action, before it is told to look
-/// elsewhere: from the first end that is held back, or from when the command must have ended on a slave that says
-/// nothing.
-const UNSURE_LIMIT: Duration = Duration::from_secs(15);
-/// How long the end of one of few targets waits to be recorded before it is told.
-const RECORD_LIMIT: Duration = Duration::from_secs(1);
 
 /// Where an action comes from.
 #[derive(Debug)]
@@ -188,28 +172,6 @@ impl Task {
         left || stops || self.cancelled.is_cancelled()
     }
 
-    fn accept(&mut self) {
-        let targets = self.rollout.targets();
-        let accepted = Accepted {
-            action_id: self.id.to_string(),
-            targets: targets
-                .map(|target| Target {
-                    key: target.key.clone(),
-                    id: target.id.clone(),
-                })
-                .collect(),
-        };
-        tracing::info!(
-            targets = accepted.targets.len(),
-            dispatcher = self.head.dispatcher,
-            detach = self.head.detach,
-            "action accepted"
-        );
-        if let Some(client) = &mut self.client {
-            client.tell(Told::Accepted(accepted), None);
-        }
-    }
-
     async fn carry(&mut self) -> End {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -311,28 +273,6 @@ impl Task {
         }
     }
 
-    fn on_client(&mut self, progress: Progress) {
-        match progress {
-            Progress::Took(piece) => self.taken(piece),
-            Progress::Gone => {
-                if let Some(mut client) = self.client.take() {
-                    let unread = client.left_over();
-                    unread.into_iter().for_each(|piece| self.taken(Some(piece)));
-                }
-                if !self.head.detach {
-                    tracing::info!("the dispatcher went away; cancelling");
-                    self.rollout.cancel(Instant::now());
-                }
-            }
-        }
-    }
-
-    fn taken(&mut self, piece: Option<Piece>) {
-        if let Some((target, stream, bytes)) = piece {
-            self.rollout.taken(target, stream, bytes);
-        }
-    }
-
     /// Sees to everything that is to be done.
     async fn settle(&mut self) {
         self.rollout
@@ -369,100 +309,9 @@ impl Task {
         self.rollout.tick(now, view);
     }
 
-    /// Until when the dispatcher waits while this master is not sure that it carries the action: the slaves may talk to
-    /// another master that took it over.
-    fn unsure_until(&self) -> Instant {
-        let silence = self.heard + Duration::from_millis(self.head.timeout_ms) + UNSURE_LIMIT;
-        let held = self.standing.holds_since();
-        held.map_or(silence, |since| silence.min(since + UNSURE_LIMIT))
-    }
-
-    /// Tells the dispatcher to look elsewhere. What runs is ended, unless it is detached: a master that took the action
-    /// over does the same.
-    fn lose_sight(&mut self, now: Instant) {
-        let Some(mut client) = self.client.take() else {
-            return;
-        };
-        let unread = client.left_over();
-        unread.into_iter().for_each(|piece| self.taken(Some(piece)));
-        let why = if self.standing.is_sure(self.dispatches.history.seat()) {
-            "this master can't write down how the action ended"
-        } else {
-            "this master is out of touch with the store, and can't tell whether another one took the action over"
-        };
-        tracing::warn!("{why}: its dispatcher is told to look into the history");
-        client.end(
-            Error::Unavailable(format!(
-                "{why}: what became of {0} is in the history; to look: kontrol-master actions show {0}",
-                self.id
-            ))
-            .into(),
-        );
-        if !self.head.detach {
-            self.rollout.cancel(now);
-        }
-    }
-
-    fn tell_end(&mut self, index: usize) {
-        let Some(ended) = self.rollout.ended(index) else {
-            return;
-        };
-        self.dispatches.metrics.action_ended(ended);
-        let result = wire::result(self.rollout.target(index), ended);
-        if let Some(client) = &mut self.client {
-            client.tell(Told::Finished(result), None);
-        }
-    }
-
     async fn order(&self, order: Order, to: Vec<Slave>) {
         let order = wire::order(order, &self.id, self.run.as_ref());
         let switchboard = &self.dispatches.switchboard;
         switchboard.order(self.id.clone(), order, to).await;
-    }
-
-    fn tell(&mut self, event: Event) {
-        let (told, piece) = match event {
-            Event::Started(index) => {
-                let target = self.rollout.target(index);
-                let started = Started {
-                    key: target.key.clone(),
-                    id: target.id.clone(),
-                };
-                (Told::Started(started), None)
-            }
-            Event::Output {
-                target,
-                stream,
-                data,
-                truncated,
-            } => {
-                let piece = (target, stream, data.len());
-                let output = Output {
-                    key: self.rollout.target(target).key.clone(),
-                    stream: wire::stream(stream).into(),
-                    data,
-                    truncated,
-                };
-                (Told::Output(output), Some(piece))
-            }
-            Event::Finished(index) => {
-                // The slave keeps such an end, so a master that takes the action over hears the same, if it knows which
-                // slave to ask.
-                let lasts = self.rollout.ended(index).is_some_and(|ended| {
-                    matches!(ended.outcome, Outcome::Exited | Outcome::TimedOut)
-                }) && self.rollout.is_as_accepted(index);
-                let now = Instant::now();
-                let wait = if self.has_few_targets() {
-                    RECORD_LIMIT
-                } else {
-                    Duration::ZERO
-                };
-                return self.standing.hold(index, lasts.then_some(now + wait), now);
-            }
-        };
-        match &mut self.client {
-            Some(client) => client.tell(told, piece),
-            None => self.taken(piece),
-        }
     }
 }
