@@ -24,7 +24,7 @@ mod tests;
 use super::{
     history::{History, Taking},
     request::Request,
-    switchboard::{Notice, Switchboard},
+    switchboard::Switchboard,
     targets::targets,
 };
 use crate::{
@@ -192,7 +192,12 @@ impl Dispatches {
         };
         let (client, told) = Client::new();
         let rollout = Rollout::new(targets, limits);
-        self.start(head, rollout, Origin::Dispatched(run), Some(client), share);
+        self.start(
+            head,
+            rollout,
+            Origin::Dispatched(Box::new(run), client),
+            share,
+        );
         Ok(told)
     }
 
@@ -234,7 +239,7 @@ impl Dispatches {
         let limits = self.limits(&load, *WINDOW_KIB.start(), 0);
         let (counts, now) = (head.summary, Instant::now());
         let rollout = Rollout::adopt(targets, counts, head.detach, limits, now);
-        self.start(head, rollout, Origin::Adopted(taking), None, share);
+        self.start(head, rollout, Origin::Adopted(taking), share);
         Ok(())
     }
 
@@ -268,14 +273,7 @@ impl Dispatches {
         }
     }
 
-    fn start(
-        &self,
-        head: Head,
-        rollout: Rollout,
-        origin: Origin,
-        client: Option<Client>,
-        share: Share,
-    ) {
+    fn start(&self, head: Head, rollout: Rollout, origin: Origin, share: Share) {
         let action = head.id.clone();
         self.carried.with(|carried| carried.insert(action.clone()));
         let span = tracing::info_span!("dispatch", %action);
@@ -283,8 +281,9 @@ impl Dispatches {
             carried: Arc::clone(&self.carried),
             action,
         };
-        let (sender, notices) = mpsc::channel(notices_for(&rollout));
-        let task = Task::new(self.clone(), head, rollout, origin, client, notices, share);
+        let room = rollout.pods().count().saturating_mul(NOTICES_EACH);
+        let (sender, notices) = mpsc::channel(room.clamp(NOTICES_EACH, MOST_NOTICES));
+        let task = Task::new(self.clone(), head, rollout, origin, notices, share);
         // Joined with the others at the end.
         let carried = async move {
             let _carrying = carrying;
@@ -293,14 +292,3 @@ impl Dispatches {
         drop(self.tasks.spawn(carried.instrument(span)));
     }
 }
-
-fn notices_for(rollout: &Rollout) -> usize {
-    rollout
-        .pods()
-        .count()
-        .saturating_mul(NOTICES_EACH)
-        .clamp(NOTICES_EACH, MOST_NOTICES)
-}
-
-/// A sender of notices, as the switchboard takes it.
-type Notices = mpsc::Sender<Notice>;

@@ -4,7 +4,7 @@ mod ending;
 mod recording;
 mod telling;
 
-use super::{Dispatches, Notices, Share, client::Client, standing::Standing};
+use super::{Dispatches, Share, client::Client, standing::Standing};
 use crate::action::{
     history::{NotSaved, Taking},
     switchboard::{Dispatch, Notice},
@@ -42,7 +42,7 @@ const STOP: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) enum Origin {
     /// A dispatcher, with what is to run.
-    Dispatched(Run),
+    Dispatched(Box<Run>, Client),
     /// A master that died.
     Adopted(Taking),
 }
@@ -98,13 +98,12 @@ impl Task {
         head: Head,
         rollout: Rollout,
         origin: Origin,
-        client: Option<Client>,
         notices: mpsc::Receiver<Notice>,
         share: Share,
     ) -> Self {
-        let (run, taking) = match origin {
-            Origin::Dispatched(run) => (Some(run), None),
-            Origin::Adopted(taking) => (None, Some(taking)),
+        let (run, client, taking) = match origin {
+            Origin::Dispatched(run, client) => (Some(*run), Some(client), None),
+            Origin::Adopted(taking) => (None, None, Some(taking)),
         };
         let now = Instant::now();
         Self {
@@ -133,7 +132,7 @@ impl Task {
     }
 
     /// Carries the action to its end.
-    pub(super) async fn run(mut self, sender: Notices) {
+    pub(super) async fn run(mut self, sender: mpsc::Sender<Notice>) {
         let adopted = self.run.is_none();
         let dispatch = Dispatch {
             pods: self.rollout.pods().collect(),
