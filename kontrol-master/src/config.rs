@@ -273,23 +273,16 @@ impl EtcdArgs {
             file(&self.etcd_cert),
             file(&self.etcd_key),
         );
+        let wrong = |flag, reason: &str| Err(Mistake::new(flag, reason));
         if cert.is_some() != key.is_some() {
-            return Err(Mistake::new(
-                "etcd-cert",
-                "goes with --etcd-key: give both or none",
-            ));
+            return wrong("etcd-cert", "goes with --etcd-key: give both or none");
         }
         if user.is_some() != password.is_some() {
-            return Err(Mistake::new(
-                "etcd-user",
-                "goes with KONTROL_ETCD_PASSWORD: give both or none",
-            ));
+            let reason = "goes with KONTROL_ETCD_PASSWORD: give both or none";
+            return wrong("etcd-user", reason);
         }
         if cert.is_some() && ca.is_none() {
-            return Err(Mistake::new(
-                "etcd-cert",
-                "goes with --etcd-cacert, which turns TLS on",
-            ));
+            return wrong("etcd-cert", "goes with --etcd-cacert, which turns TLS on");
         }
         Ok(EtcdOptions {
             user,
@@ -376,12 +369,10 @@ fn dialable(bind: IpAddr, advertise: &str, store: &StoreUrl) -> Result<(), Mista
     let StoreUrl::Etcd(members) = store else {
         return Ok(());
     };
-    let is =
-        |text: &str, wanted: fn(Reach) -> bool| address(text).is_some_and(|ip| wanted(reach(ip)));
-    let host = |reach| reach == Reach::Host;
-    let beyond = |reach| reach > Reach::Host;
-    let shared = members.iter().any(|member| is(member, beyond));
-    if shared && reach(bind) != Reach::Host && is(advertise, host) {
+    let reach_of = |text: &str| address(text).map(reach);
+    let local = Some(Reach::Host);
+    let shared = members.iter().any(|member| reach_of(member) > local);
+    if shared && reach(bind) != Reach::Host && reach_of(advertise) == local {
         let reason = format!(
             "{advertise:?} is a loopback address, which the other masters on {store} can't dial"
         );
