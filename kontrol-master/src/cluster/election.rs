@@ -167,21 +167,11 @@ impl Campaign {
     ) -> (Election, Self) {
         let address = Some(me.address.clone());
         let advertised = watch::channel(Advertised { address, ip: None }).1;
-        Self::with(clock, store, roster, me, advertised, ttl)
+        Self::advertising(clock, store, roster, me, advertised, ttl)
     }
 
     /// The same, as a master whose address is told by `advertised`.
-    pub fn advertising(
-        store: SharedStore,
-        roster: Roster,
-        me: PeerMaster,
-        advertised: watch::Receiver<Advertised>,
-        ttl: Duration,
-    ) -> (Election, Self) {
-        Self::with(Clock::default(), store, roster, me, advertised, ttl)
-    }
-
-    fn with(
+    pub(crate) fn advertising(
         clock: Clock,
         store: SharedStore,
         roster: Roster,

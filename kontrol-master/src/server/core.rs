@@ -28,7 +28,7 @@ use kontrol_core::{
     liveness::{Detached, Instance},
     view::PeerMaster,
 };
-use kontrol_runtime::supervise::Tasks;
+use kontrol_runtime::{clock::Clock, supervise::Tasks};
 use std::{net::SocketAddr, sync::Arc};
 use tokio::sync::{mpsc, watch};
 
@@ -61,6 +61,7 @@ impl Core {
         let status = Status::default();
         let (roster, mirror) = Roster::new(Arc::clone(&store));
         let (election, campaign) = Campaign::advertising(
+            Clock::default(),
             Arc::clone(&store),
             roster.clone(),
             myself.clone(),
