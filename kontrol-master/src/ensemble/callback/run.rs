@@ -234,7 +234,7 @@ impl Running<'_> {
                     }
                 }
                 piece = self.stderr.next() => self.lines.push(piece).iter().for_each(|line| log(line)),
-                () = reached(self.patience) => {
+                () = sleep_until(self.patience.unwrap_or_else(Instant::now)), if self.patience.is_some() => {
                     self.patience = None;
                     if let Some(end) = self.ended.take() {
                         break end;
@@ -303,13 +303,6 @@ async fn confirmed(lease: &mut watch::Receiver<Validity>) -> Validity {
     match lease.changed().await {
         Ok(()) => *lease.borrow_and_update(),
         Err(_) => pending().await,
-    }
-}
-
-async fn reached(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => pending().await,
     }
 }
 
