@@ -15,7 +15,7 @@ use crate::{
 use args::{CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs, TimeArgs};
 use kontrol_core::settings::{MIN_LOST, Settings};
 use kontrol_runtime::{
-    command_line::Mistake,
+    command_line::{Mistake, given},
     duration,
     host::{HostPort, Reach, address, reach},
 };
@@ -149,8 +149,15 @@ impl Who {
         let labels = given(args.pod.labels.as_deref())
             .map_or_else(|| Ok(Labels::new()), |text| parse_labels("labels", text));
         let labels = mistakes.all(labels).unwrap_or_default();
-        let podinfo = mistakes.or_default(podinfo(&args.pod));
-        let ip = mistakes.or_default(ip(&args.pod));
+        let podinfo = mistakes.or_default(args.pod.podinfo());
+        let ip = args.pod.ip().and_then(|ip| match ip {
+            Some(ip) if reach(ip) == Reach::Nobody => {
+                let reason = format!("{ip} is no host's own address");
+                Err(Mistake::new("ip", reason))
+            }
+            ip => Ok(ip),
+        });
+        let ip = mistakes.or_default(ip);
         let label = || labels.get("app").or_else(|| podinfo.labels.get("app"));
         let app = given(args.ensemble.app.as_deref()).or_else(|| label().map(String::as_str));
         let app = mistakes.or_default(name("app", app));
@@ -330,38 +337,6 @@ impl ModeArgs {
         }
         Ok(())
     }
-}
-
-/// A text that is not blank.
-fn given(text: Option<&str>) -> Option<&str> {
-    text.filter(|text| !text.trim().is_empty())
-}
-
-/// What the downward-API folder says.
-fn podinfo(args: &PodArgs) -> Result<Podinfo, Mistake> {
-    let folder = args
-        .podinfo
-        .as_deref()
-        .filter(|folder| *folder != Path::new(""));
-    let read = folder.map(Podinfo::read).transpose();
-    read.map(Option::unwrap_or_default)
-        .map_err(|error| Mistake::new("podinfo", error))
-}
-
-/// The address given for this host.
-fn ip(args: &PodArgs) -> Result<Option<IpAddr>, Mistake> {
-    let parse = |text: &str| {
-        let wrong = |why| Mistake::new("ip", format!("{text:?} is {why}"));
-        let ip: IpAddr = text
-            .trim()
-            .parse()
-            .map_err(|_| wrong("not an IP address"))?;
-        if reach(ip) == Reach::Nobody {
-            return Err(wrong("no host's own address"));
-        }
-        Ok(ip)
-    };
-    given(args.ip.as_deref()).map(parse).transpose()
 }
 
 /// Refuses a loopback address for the others that share a store on another host, where this master listens beyond loopback.

@@ -14,11 +14,14 @@ use crate::{
 };
 use clap::Parser;
 use kontrol_runtime::{
-    command_line::{Mistake, switch},
+    command_line::{Mistake, given, switch},
     host::host_name,
     logging,
 };
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 /// Reports one pod to its masters, until it is told to stop.
 ///
@@ -179,20 +182,28 @@ pub struct Config {
 }
 
 impl PodArgs {
+    /// What the folder of --podinfo says; nothing where there is none.
+    pub fn podinfo(&self) -> Result<Podinfo, Mistake> {
+        let read = path(&self.podinfo).map(Podinfo::read).transpose();
+        read.map(Option::unwrap_or_default)
+            .map_err(|error| Mistake::new("podinfo", error))
+    }
+
+    /// The address of --ip, if it was given.
+    pub fn ip(&self) -> Result<Option<IpAddr>, Mistake> {
+        let parse = |text: &str| {
+            let wrong = |_| Mistake::new("ip", format!("`{text}` is not an IP address"));
+            text.trim().parse().map_err(wrong)
+        };
+        given(self.ip.as_deref()).map(parse).transpose()
+    }
+
     /// Checks the settings of the pod; reads the downward-API folder if there is one.
     pub fn check(&self) -> Result<PodConfig, Vec<Mistake>> {
         let mut mistakes = Vec::new();
-        let path =
-            |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
-        let podinfo = path(&self.podinfo);
-        let found = podinfo.as_deref().map(Podinfo::read).transpose();
-        let readable = found.is_ok();
-        let found = found.unwrap_or_else(|error| {
-            mistakes.push(Mistake::new("podinfo", error));
-            None
-        });
+        let found = self.podinfo().map_err(|mistake| mistakes.push(mistake));
         let mut labels = |flag, text: &Option<String>| {
-            let labels = given(text).map(|text| parse_labels(flag, text));
+            let labels = given(text.as_deref()).map(|text| parse_labels(flag, text));
             labels.transpose().map_err(|more| mistakes.extend(more))
         };
         let (labels, annotations) = (
@@ -200,25 +211,19 @@ impl PodArgs {
             labels("annotations", &self.annotations),
         );
         // What cannot be read is told once, not again as what it lacks.
-        let judge_labels = readable && labels.is_ok();
-        let ip = given(&self.ip).and_then(|text| {
-            let ip = text.trim().parse::<IpAddr>();
-            ip.map_err(|_| {
-                mistakes.push(Mistake::new("ip", format!("`{text}` is not an IP address")))
-            })
-            .ok()
-        });
+        let judge_labels = found.is_ok() && labels.is_ok();
+        let ip = self.ip().map_err(|mistake| mistakes.push(mistake));
         let pod = PodConfig {
             given: Given {
-                id: given(&self.id).map(str::to_owned),
-                ip,
+                id: given(self.id.as_deref()).map(str::to_owned),
+                ip: ip.ok().flatten(),
                 labels: labels.ok().flatten().unwrap_or_default(),
                 annotations: annotations.ok().flatten().unwrap_or_default(),
-                node: given(&self.node).unwrap_or_default().to_owned(),
+                node: given(self.node.as_deref()).unwrap_or_default().to_owned(),
             },
-            podinfo,
+            podinfo: path(&self.podinfo).map(Path::to_owned),
             found: found.unwrap_or_default(),
-            payload: path(&self.payload),
+            payload: path(&self.payload).map(Path::to_owned),
             host: host_name(),
         };
         if let Err(more) = pod.given.identity(&pod.found, &pod.host) {
@@ -248,7 +253,9 @@ impl Args {
                 .iter()
                 .find_map(|map| map.get(podinfo::MASTERS).cloned())
         });
-        let masters = given(&self.master).map(str::to_owned).or(annotated);
+        let masters = given(self.master.as_deref())
+            .map(str::to_owned)
+            .or(annotated);
         let tiers = match &masters {
             Some(text) => masters::parse(text).unwrap_or_else(|wrong| {
                 mistakes.extend(wrong.iter().map(|error| Mistake::new("master", error)));
@@ -287,9 +294,8 @@ impl Args {
     }
 }
 
-/// A setting that was given and is not empty.
-fn given(text: &Option<String>) -> Option<&str> {
-    text.as_deref().filter(|text| !text.trim().is_empty())
+fn path(path: &Option<PathBuf>) -> Option<&Path> {
+    path.as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Reads settings one by one, and gathers what is wrong with them: all mistakes are told at once.
 
-use super::given;
 use kontrol_core::limits::MAX_NAME_BYTES;
-use kontrol_runtime::{command_line::Mistake, duration};
+use kontrol_runtime::{
+    command_line::{Mistake, given},
+    duration,
+};
 use kontrol_slave::masters::{self, Tier};
 use std::{fmt, time::Duration};
 

@@ -27,6 +27,11 @@ impl Mistake {
     }
 }
 
+/// A setting that was given and is not blank.
+pub fn given(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.trim().is_empty())
+}
+
 /// A flag that is on or off, as its variable says it; set to nothing it is off. Anything else is a mistake: who writes `none`
 /// or `00` must not have said yes.
 pub fn switch(text: &str) -> Result<bool, &'static str> {

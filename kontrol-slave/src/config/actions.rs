@@ -1,9 +1,8 @@
 //! The settings of actions.
 
-use super::given;
 use crate::action::{self, policy::Policy};
 use kontrol_runtime::{
-    command_line::Mistake,
+    command_line::{Mistake, given},
     process::{User, UserError},
 };
 use rustix::process::{Resource, geteuid, getrlimit};
@@ -56,14 +55,14 @@ impl ActionArgs {
     /// `trusted`: whether everybody who reaches the masters may run commands.
     pub fn check(&self, trusted: bool) -> Result<action::Settings, Vec<Mistake>> {
         let mut mistakes = Vec::new();
-        let policy = Policy::named(given(&self.actions).unwrap_or("any").trim());
+        let policy = Policy::named(given(self.actions.as_deref()).unwrap_or("any").trim());
         if let Err(reasons) = policy.check() {
             let mistake = |reason| Mistake::new("actions", reason);
             mistakes.extend(reasons.into_iter().map(mistake));
         }
         let user = self.user();
         let user = user.map_err(|mistake| mistakes.push(mistake)).ok();
-        let at_once = match given(&self.max_actions).map(|text| text.trim().parse()) {
+        let at_once = match given(self.max_actions.as_deref()).map(|text| text.trim().parse()) {
             None => action::DEFAULT_AT_ONCE,
             Some(Ok(number)) if (1..=MOST_ACTIONS).contains(&number) => {
                 if let Err(reason) = enough_files(number) {
@@ -91,7 +90,7 @@ impl ActionArgs {
 
     fn user(&self) -> Result<Option<User>, Mistake> {
         let root = geteuid().is_root();
-        let Some(name) = given(&self.user).map(str::trim) else {
+        let Some(name) = given(self.user.as_deref()).map(str::trim) else {
             return match User::find(DEFAULT_USER) {
                 Ok(user) => Ok(Some(user).filter(|_| root)),
                 Err(UserError::Unknown(_)) => Ok(None),
