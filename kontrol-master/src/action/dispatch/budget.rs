@@ -43,9 +43,9 @@ pub(super) type Place = OwnedSemaphorePermit;
 pub(super) struct Share {
     /// Absent once the action is over and only waits for the store.
     place: Option<Place>,
-    _needed: OwnedSemaphorePermit,
-    /// For larger windows; then for the end that waits.
-    spare: Option<OwnedSemaphorePermit>,
+    _kept: OwnedSemaphorePermit,
+    /// For output that is on its way; then for the end that waits.
+    output: Option<OwnedSemaphorePermit>,
 }
 
 impl Budget {
@@ -69,17 +69,21 @@ impl Budget {
         let (least, most) = WINDOW_KIB.into_inner();
         let at_a_time = load.concurrency.min(load.targets).max(1);
         let wanted = (ACTION_WINDOW_KIB / at_a_time).clamp(least, most);
-        let kib = load.command_kib * COMMAND_TIMES + load.targets * TARGET_KIB + at_a_time * least;
-        let needed = self.memory(kib).ok_or_else(|| {
+        let kept = self.memory(load.command_kib * COMMAND_TIMES + load.targets * TARGET_KIB);
+        let output = self.memory(at_a_time * least);
+        let (kept, mut output) = kept.zip(output).ok_or_else(|| {
             let reason = "the actions that this master carries take all the memory that there is for them; wait for some to end, or ask another master";
             Error::Exhausted(reason.to_owned())
         })?;
-        let spare = self.spare(at_a_time * (wanted - least));
-        let window_kib = if spare.is_some() { wanted } else { least };
+        let mut window_kib = least;
+        if let Some(spare) = self.spare(at_a_time * (wanted - least)) {
+            output.merge(spare);
+            window_kib = wanted;
+        }
         let share = Share {
             place: Some(place),
-            _needed: needed,
-            spare,
+            _kept: kept,
+            output: Some(output),
         };
         Ok((share, window_kib))
     }
@@ -100,9 +104,9 @@ impl Share {
     /// The action is over, and its end waits for the store: it makes room for others. False when too many wait.
     pub(super) fn wait(&mut self, budget: &Budget) -> bool {
         if self.place.is_some() {
-            self.spare = None;
-            self.spare = budget.spare(END_KIB);
-            if self.spare.is_some() {
+            self.output = None;
+            self.output = budget.spare(END_KIB);
+            if self.output.is_some() {
                 self.place = None;
             }
         }
@@ -162,7 +166,8 @@ mod tests {
         let budget = Budget::new();
         let share = |targets| budget.share(budget.place().unwrap(), &load(targets));
         let most = MEMORY_KIB / (TARGET_KIB + WINDOW_KIB.start()) - COMMAND_TIMES;
-        assert!(share(most).is_ok());
+        // Once it is over, it may wait for the store all the same.
+        assert!(share(most).unwrap().0.wait(&budget));
         for targets in [most + COMMAND_TIMES, usize::MAX / 16] {
             assert!(matches!(share(targets), Err(Error::Exhausted(_))));
         }

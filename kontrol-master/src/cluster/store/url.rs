@@ -73,16 +73,13 @@ fn endpoint(text: &str) -> Result<String, StoreUrlError> {
             "which has a scheme; write host:port (TLS is turned on by KONTROL_ETCD_CACERT)",
         ));
     }
-    let at: HostPort = match text.parse() {
-        Ok(HostPort { host, .. }) if host.contains(':') && !text.starts_with('[') => {
-            return Err(bad(FORM));
-        }
-        Ok(at) => at,
-        Err(HostPortError::Form | HostPortError::Host) => return Err(bad(FORM)),
-        Err(HostPortError::Port) => {
-            return Err(bad("whose port is not a number from 1 to 65535"));
-        }
-    };
+    let at: HostPort = text.parse().map_err(|error| match error {
+        HostPortError::Form | HostPortError::Host => bad(FORM),
+        HostPortError::Port => bad("whose port is not a number from 1 to 65535"),
+    })?;
+    if at.host.contains(':') && !text.starts_with('[') {
+        return Err(bad(FORM));
+    }
     let port = at.port.or(Some(ETCD_PORT));
     Ok(HostPort { port, ..at }.to_string())
 }
