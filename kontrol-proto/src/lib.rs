@@ -1,4 +1,4 @@
-//! Generated code and descriptors of Kontrol's protobuf packages, and their messages as JSON.
+//! Generated code and descriptors of Kontrol's protobuf packages; with the feature `json`, their messages as JSON.
 
 #[cfg(feature = "json")]
 pub mod json;

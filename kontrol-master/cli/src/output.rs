@@ -6,7 +6,7 @@ use super::{error::CliError, stdio::Blocking};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage};
+use prost_reflect::DescriptorPool;
 use std::{env, fmt, io::Write, mem, os::fd::AsFd, sync::OnceLock};
 
 /// Goes back to the beginning of a terminal's line and clears it.
@@ -215,9 +215,8 @@ pub(super) fn json(message: &impl Message, name: &str) -> Result<String, CliErro
     let unreadable = |error: &dyn fmt::Display| {
         CliError::Failed(format!("cannot show the answer as JSON: {error}"))
     };
-    let message = DynamicMessage::decode(descriptor(name)?, message.encode_to_vec().as_slice())
+    let text = kontrol_proto::json::write(&descriptor(name)?, &message.encode_to_vec())
         .map_err(|error| unreadable(&error))?;
-    let text = kontrol_proto::json::write(&message).map_err(|error| unreadable(&error))?;
     String::from_utf8(text).map_err(|error| unreadable(&error))
 }
 

@@ -11,17 +11,15 @@
 //! a service by name, holds state between requests, or decides anything that gRPC callers would not get as well.
 //!
 //! JSON is proto3 JSON, written by `kontrol_proto::json`: 64-bit integers are numbers there, and read in both forms here. A
-//! value that a message keeps as text beside it is written and read digit for digit, see `exact`.
+//! value that a message keeps as text beside it is written and read digit for digit, see `kontrol_proto::json::exact`.
 //! Errors are `{"code","message","details"}`; `code` is the number of a `google.rpc.Code`.
 
 mod answer;
 mod call;
 mod endpoint;
 mod error;
-mod exact;
 mod input;
 mod json;
-mod output;
 mod request;
 mod rule;
 mod template;

@@ -9,7 +9,6 @@
 use super::{
     call::Frames,
     error::{ErrorBody, LastLine},
-    output::{Output, OutputError},
     rule::{Operation, Rpc},
 };
 use axum::{body::Body, response::Response};
@@ -19,6 +18,7 @@ use http::{
     HeaderMap, HeaderValue,
     header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE},
 };
+use kontrol_proto::json;
 use prost_reflect::{DescriptorPool, FieldDescriptor};
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::time::timeout;
@@ -41,8 +41,7 @@ pub(super) async fn unary(operation: &Operation, mut frames: Frames) -> Result<R
     if let Some(Err(status)) = frames.next().await {
         return Err(status);
     }
-    let output = read(&operation.rpc, &first)?;
-    let text = write(&operation.rpc, operation.response_field.as_ref(), &output)?;
+    let text = write(&operation.rpc, operation.response_field.as_ref(), &first)?;
     Ok(response(Body::from(text), "application/json"))
 }
 
@@ -54,7 +53,7 @@ pub(super) async fn stream(
     pool: DescriptorPool,
 ) -> Result<Response, Status> {
     let first = match timeout(FIRST_MESSAGE, frames.next()).await {
-        Ok(Some(first)) => Next::Message(read(&operation.rpc, &first?)?),
+        Ok(Some(first)) => Next::Message(first?),
         Ok(None) => Next::End,
         Err(_) => Next::Wait,
     };
@@ -85,17 +84,15 @@ fn response(body: Body, content_type: &'static str) -> Response {
     response
 }
 
-fn read(rpc: &Rpc, wire: &[u8]) -> Result<Output, Status> {
-    Output::read(&rpc.output, wire).map_err(|error| no_json(rpc, &error))
-}
-
-fn write(rpc: &Rpc, field: Option<&FieldDescriptor>, output: &Output) -> Result<Vec<u8>, Status> {
-    output.json(field).map_err(|error| no_json(rpc, &error))
-}
-
-fn no_json(rpc: &Rpc, error: &OutputError) -> Status {
-    tracing::error!(rpc = rpc.name, %error, "an answer can't be written as JSON");
-    Status::internal("the answer can't be written as JSON")
+fn write(rpc: &Rpc, field: Option<&FieldDescriptor>, wire: &[u8]) -> Result<Vec<u8>, Status> {
+    let written = match field {
+        Some(field) => json::write_field(field, wire),
+        None => json::write(&rpc.output, wire),
+    };
+    written.map_err(|error| {
+        tracing::error!(rpc = rpc.name, %error, "turn an answer into json");
+        Status::internal("the answer can't be written as JSON")
+    })
 }
 
 /// How a stream is written.
@@ -155,7 +152,7 @@ struct Events {
 /// What the stream does next.
 enum Next {
     /// Writes a message that is here already.
-    Message(Output),
+    Message(Bytes),
     /// Waits for the service.
     Wait,
     /// Ends.
@@ -183,26 +180,29 @@ impl Events {
     }
 
     /// The next message that says something. Cancel safe.
-    async fn news(&mut self) -> Option<Result<Output, Status>> {
+    async fn news(&mut self) -> Option<Result<Bytes, Status>> {
         loop {
             let next = self.frames.next().await?;
-            let next = next.and_then(|message| read(&self.rpc, &message));
-            let is_news = |message: &Output| !message.says_nothing(&[REVISION, HISTORY]);
+            let is_news = |message: &Bytes| {
+                !json::says_nothing(&self.rpc.output, message, &[REVISION, HISTORY])
+            };
             if next.as_ref().map_or(true, is_news) {
                 return Some(next);
             }
         }
     }
 
-    fn written(&self, message: &Output) -> Result<Bytes, Status> {
+    fn written(&self, message: &[u8]) -> Result<Bytes, Status> {
         let mut text = write(&self.rpc, self.response_field.as_ref(), message)?;
         if self.format == Format::Ndjson {
             text.push(b'\n');
             return Ok(text.into());
         }
         let mut event = Vec::with_capacity(text.len() + 40);
-        if let Some(id) = message.plain(REVISION) {
-            let history = message.plain(HISTORY).filter(|text| !text.is_empty());
+        let field = |name| self.rpc.output.get_field_by_name(name);
+        if let Some(id) = field(REVISION).and_then(|field| json::integer(&field, message)) {
+            let history = field(HISTORY).map(|field| json::text(&field, message));
+            let history = history.filter(|history| !history.is_empty());
             let history = history.map_or_else(String::new, |history| format!("-{history}"));
             event.extend_from_slice(format!("id: {id}{history}\n").as_bytes());
         }

@@ -6,10 +6,11 @@ use http::{
     HeaderValue, Method, StatusCode,
     header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
+use kontrol_proto::json;
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage};
+use prost_reflect::DescriptorPool;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tonic::{Code, Status};
 
 /// What the error's body says.
@@ -56,16 +57,16 @@ fn detail(any: &prost_types::Any, pool: &DescriptorPool) -> Value {
     let name = any.type_url.rsplit('/').next().unwrap_or_default();
     let fields = pool
         .get_message_by_name(name)
-        .and_then(|kind| DynamicMessage::decode(kind, &*any.value).ok())
-        .and_then(|message| kontrol_proto::json::value(&message).ok());
+        .and_then(|message| json::write(&message, &any.value).ok())
+        .and_then(|text| serde_json::from_slice(&text).ok());
     let kind = Value::from(any.type_url.as_str());
     match fields {
         Some(Value::Object(mut fields)) => {
             fields.insert("@type".into(), kind);
             Value::Object(fields)
         }
-        Some(value) => json!({"@type": kind, "value": value}),
-        None => json!({"@type": kind}),
+        Some(value) => serde_json::json!({"@type": kind, "value": value}),
+        None => serde_json::json!({"@type": kind}),
     }
 }
 
@@ -173,7 +174,7 @@ mod tests {
         let status = Status::with_details(Code::Aborted, "no", details.encode_to_vec().into());
         assert_eq!(
             serde_json::to_value(ErrorBody::new(&status, &pool)).unwrap(),
-            json!({"code": 10, "message": "no", "details": [
+            serde_json::json!({"code": 10, "message": "no", "details": [
                 {"@type": "type.googleapis.com/kontrol.v1.PutStateResponse", "revision": 7},
                 {"@type": "type.googleapis.com/x.Unknown"},
             ]})

@@ -7,9 +7,9 @@
 
 mod value;
 
-use super::{exact, input::OneField};
+use super::input::OneField;
 use kontrol_core::strict::{Fault, Kind as Found, Numbers, Reader, integer};
-use kontrol_proto::MAX_MESSAGE_BYTES;
+use kontrol_proto::{MAX_MESSAGE_BYTES, json::exact};
 use prost::{
     Message,
     encoding::{WireType, encode_key, encode_varint},

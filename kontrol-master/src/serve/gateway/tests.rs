@@ -3,6 +3,7 @@
 
 mod answers;
 pub(super) mod descriptors;
+mod output;
 
 use super::*;
 use axum::body::{Body, to_bytes};

@@ -9,13 +9,15 @@ const VALUE: &str = "google.protobuf.Value";
 
 /// The two fields of one value.
 #[derive(Debug)]
-pub(super) struct Exact {
-    pub(super) value: FieldDescriptor,
-    pub(super) json: FieldDescriptor,
+pub struct Exact {
+    /// The value.
+    pub value: FieldDescriptor,
+    /// Its text.
+    pub json: FieldDescriptor,
 }
 
 /// The value that a message can hold as text, if there is one.
-pub(super) fn of(message: &MessageDescriptor) -> Option<Exact> {
+pub fn of(message: &MessageDescriptor) -> Option<Exact> {
     let is_value = |field: &FieldDescriptor| {
         let kind = field.kind();
         kind.as_message()
