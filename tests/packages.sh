@@ -22,6 +22,7 @@ need_build() {
         echo "error: there is no cargo: install Rust first, see https://rustup.rs" >&2
         exit 1
     }
+    pinned_rust
     has cc || missing+=(gcc libc6-dev)
     local protoc
     protoc=$(command -v "${PROTOC:-protoc}") || {
@@ -31,6 +32,15 @@ need_build() {
     # A protoc from elsewhere brings its files along, beside its bin folder.
     local types=include/google/protobuf/struct.proto
     [[ -f /usr/$types || -f $(dirname "$(readlink -f "$protoc")")/../$types ]] || missing+=(libprotobuf-dev)
+}
+
+# Has rustup get the Rust of rust-toolchain.toml. Where it can't, the one that there is must do.
+pinned_rust() {
+    cargo --version >/dev/null 2>&1 && return
+    timeout 300 rustup toolchain install >&2 && return
+    RUSTUP_TOOLCHAIN=$(rustup default | cut -d' ' -f1)
+    export RUSTUP_TOOLCHAIN
+    echo "warning: the Rust of rust-toolchain.toml can't be had; $RUSTUP_TOOLCHAIN is taken" >&2
 }
 
 need_tests() {
