@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How many lines of a log are shown when a test fails.
@@ -78,6 +78,29 @@ impl Process {
             self.offspring.extend(descendants(self.pid()));
             let pid = Pid::from_raw(self.pid()).unwrap();
             kill_process(pid, signal).unwrap();
+            if signal == Signal::STOP {
+                self.stands_still();
+            }
+        }
+    }
+
+    /// Waits until every thread has stopped: the signal is on its way when it was sent, and a thread on another processor
+    /// answers one more request.
+    fn stands_still(&self) {
+        let stopped = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // A thread that has ended meanwhile has no state.
+            let state = stat
+                .rsplit_once(')')
+                .and_then(|(_, rest)| rest.trim_start().chars().next());
+            state.is_none_or(|state| "TtZX".contains(state))
+        };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.pid()))
+            && !tasks.flatten().all(stopped)
+        {
+            assert!(Instant::now() < deadline, "{} does not stop", self.name);
+            thread::sleep(Duration::from_millis(1));
         }
     }
 
