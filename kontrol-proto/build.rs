@@ -2,10 +2,11 @@
 
 use std::{env, io, path::PathBuf};
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "kontrol/v1/action.proto",
     "kontrol/v1/keepalive.proto",
     "kontrol/v1/ensemble.proto",
+    "kontrol/v1/operate.proto",
     "kontrol/internal/v1/exchange.proto",
     "kontrol/internal/v1/peer.proto",
 ];

@@ -42,6 +42,8 @@ fn word(message: &WatchResponse) -> &'static str {
         Event::CallbackFinished(_) => "finished",
         Event::ActionStarted(_) => "action started",
         Event::ActionFinished(_) => "action finished",
+        Event::HoldChanged(_) => "hold",
+        Event::SafeguardChanged(_) => "safeguard",
     }
 }
 

@@ -155,5 +155,6 @@ pub(super) fn reason(reason: LeaveReason) -> &'static str {
         LeaveReason::Expired => "it was silent for its TTL",
         LeaveReason::Lost => "its process died while it was attached",
         LeaveReason::Replaced => "another pod reports from its address",
+        LeaveReason::Evicted => "an operator evicted it",
     }
 }

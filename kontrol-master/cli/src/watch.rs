@@ -150,7 +150,7 @@ fn describe(event: &Event, shown: usize) -> (Style, &'static str, String) {
             let reason = leave_reason(left.reason());
             let text = format!("{}: {reason}", pod(left.pod.as_ref()));
             let style = match left.reason() {
-                LeaveReason::Down => Style::Notable,
+                LeaveReason::Down | LeaveReason::Evicted => Style::Notable,
                 LeaveReason::Unspecified
                 | LeaveReason::Expired
                 | LeaveReason::Lost
@@ -192,6 +192,21 @@ fn describe(event: &Event, shown: usize) -> (Style, &'static str, String) {
             (Style::Plain, "action", text)
         }
         Event::ActionFinished(finished) => action_finished(finished.action.as_ref()),
+        Event::HoldChanged(changed) => match &changed.hold {
+            Some(hold) => {
+                let text = format!("held by {}: {}", clean(&hold.by), clean(&hold.reason));
+                (Style::Notable, "callback", text)
+            }
+            None => (Style::Good, "callback", "no longer held".to_owned()),
+        },
+        Event::SafeguardChanged(changed) => match &changed.safeguard {
+            Some(safeguard) => {
+                let (silent, all) = (safeguard.silent, safeguard.pods);
+                let text = format!("removals are frozen: {silent} of {all} pods are silent");
+                (Style::Bad, "safeguard", text)
+            }
+            None => (Style::Good, "safeguard", "removals go on".to_owned()),
+        },
     }
 }
 

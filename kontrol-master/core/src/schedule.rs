@@ -113,6 +113,11 @@ impl Schedule {
         self.damper.pending_since()
     }
 
+    /// When the damper lets a run start for what waits.
+    pub fn due(&self) -> Option<Instant> {
+        self.damper.due()
+    }
+
     /// What is to be done about the roster with this digest, given the one that was handled last. Not to be asked while a
     /// run goes on.
     pub fn decide(&mut self, now: Instant, digest: Digest, handled: Digest) -> Decision {

@@ -15,6 +15,8 @@ pub struct CallbackStatus {
     pub configured: bool,
     /// Since when a change waits for the damper.
     pub pending_since: Option<SystemTime>,
+    /// When the damper lets a run start for it.
+    pub due: Option<SystemTime>,
     /// The run that goes on.
     pub running: Option<Running>,
     /// The last run that ended under this leader.
@@ -56,6 +58,7 @@ impl CallbackStatus {
     pub fn forget_plans(&mut self) {
         self.running = None;
         self.pending_since = None;
+        self.due = None;
         self.retry_at = None;
     }
 }

@@ -18,6 +18,7 @@ impl From<CallbackStatus> for v1::CallbackStatus {
                 .map(|running| running.digest.to_string())
                 .unwrap_or_default(),
             error: status.error,
+            due: status.due.map(Into::into),
         }
     }
 }
@@ -49,6 +50,7 @@ impl From<v1::CallbackStatus> for CallbackStatus {
             failures: told.failures,
             retry_at: time(told.retry_at),
             error: told.error,
+            due: time(told.due),
         }
     }
 }
@@ -97,6 +99,7 @@ mod tests {
             failures: 7,
             retry_at: Some(at(4)),
             error: "the state can't be read".to_owned(),
+            due: Some(at(5)),
         };
         let done = CallbackStatus {
             last_run: Some(run(None)),

@@ -3,6 +3,7 @@
 use super::{Deposed, QUARANTINE, Term, run::Finished, storing::Success};
 use kontrol_core::model::Digest;
 use kontrol_runtime::clock::wall;
+use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 impl Term {
@@ -78,9 +79,22 @@ impl Term {
             (Err(unreadable), Some(_)) => unreadable.to_string(),
             _ => self.trouble.borrow().clone(),
         };
-        if pending.is_some() != told.pending_since.is_some() || error != told.error {
+        let due = self.schedule.due();
+        // Both are compared by whether they are there, or by the second: a wall-clock time comes out a little different each time.
+        let moved = due.map(wall).zip(told.due).is_some_and(|(now, told)| {
+            let apart = now
+                .duration_since(told)
+                .unwrap_or_else(|before| before.duration());
+            apart > Duration::from_millis(100)
+        });
+        if pending.is_some() != told.pending_since.is_some()
+            || due.is_some() != told.due.is_some()
+            || moved
+            || error != told.error
+        {
             self.context.status.update(|status| {
                 status.pending_since = pending.map(wall);
+                status.due = due.map(wall);
                 status.error = error;
             });
         }
@@ -108,6 +122,7 @@ impl Term {
         self.context.status.update(|status| {
             status.running = None;
             status.pending_since = None;
+            status.due = None;
             status.error.clear();
         });
         unstored

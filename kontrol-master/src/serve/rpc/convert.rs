@@ -137,6 +137,7 @@ pub(super) fn removal(removal: &Removal) -> v1::Removal {
         master: record
             .map(|record| record.master.clone())
             .unwrap_or_default(),
+        by: String::new(),
     }
 }
 

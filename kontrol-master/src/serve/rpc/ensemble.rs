@@ -81,8 +81,11 @@ impl EnsembleService for Service {
                     .election
                     .longer_lease()
                     .and_then(convert::duration),
+                ..v1::Settings::default()
             }),
             master: self.context.id.to_string(),
+            hold: None,
+            safeguard: None,
         }))
     }
 
