@@ -12,8 +12,11 @@ use crate::{
     cluster::store::{EtcdOptions, EtcdTls, StoreUrl},
     ensemble::callback::Program,
 };
-use args::{CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs, TimeArgs};
-use kontrol_core::settings::{MIN_LOST, Settings};
+use args::{CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs, SafeguardArgs, TimeArgs};
+use kontrol_core::{
+    safeguard::Policy,
+    settings::{MIN_LOST, Settings},
+};
 use kontrol_runtime::{
     command_line::{Mistake, given},
     duration,
@@ -84,6 +87,7 @@ impl ServeArgs {
         let bind = bind.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let advertise = mistakes.or_default(self.listen.advertise());
         let mut settings = self.times.settings(&mut mistakes);
+        settings.safeguard = self.safeguard.policy(settings.ttl, &mut mistakes);
         let callback_timeout = mistakes.time(
             "callback-timeout",
             Some(&self.callback.callback_timeout),
@@ -200,6 +204,27 @@ impl TimeArgs {
             fover,
             lost,
             history,
+            safeguard: Policy::default(),
+        }
+    }
+}
+
+impl SafeguardArgs {
+    fn policy(&self, ttl: Duration, mistakes: &mut Mistakes) -> Policy {
+        let percent = |text: &str| {
+            let number = text.strip_suffix('%').unwrap_or(text).trim_end();
+            let percent = number.parse().ok().filter(|percent| *percent <= 100);
+            percent.ok_or_else(|| format!("{text:?} is not a share from 0% to 100%"))
+        };
+        let pods = |text: &str| {
+            let pods = text.parse().ok().filter(|pods| *pods > 0);
+            pods.ok_or_else(|| format!("{text:?} is not a number of pods from 1 on"))
+        };
+        let max = self.safeguard_max.as_deref();
+        Policy {
+            percent: mistakes.read("safeguard", Some(&self.safeguard), 50, percent),
+            min: mistakes.read("safeguard-min", Some(&self.safeguard_min), 10, pods),
+            max: mistakes.time("safeguard-max", max, ttl * 10, ttl),
         }
     }
 }

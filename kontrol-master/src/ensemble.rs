@@ -3,5 +3,7 @@
 pub mod callback;
 pub mod explain;
 pub mod keepalive;
+pub mod operate;
+pub mod preview;
 pub mod state;
 pub mod term;

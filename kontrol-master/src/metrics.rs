@@ -102,6 +102,12 @@ pub struct Metrics {
     pub epoch: Gauge,
     /// 1 while the store's watch is up.
     pub store_up: Gauge,
+    /// 1 while an operator holds the callback.
+    pub held: Gauge,
+    /// 1 while the safeguard holds removals back.
+    pub frozen: Gauge,
+    /// Silent pods that it keeps.
+    pub silent: Gauge,
     /// How often the digest changed.
     pub digest_changes: Counter,
     store_seconds: Histograms,
@@ -136,6 +142,9 @@ impl Default for Metrics {
             leading: Gauge::default(),
             epoch: Gauge::default(),
             store_up: Gauge::default(),
+            held: Gauge::default(),
+            frozen: Gauge::default(),
+            silent: Gauge::default(),
             digest_changes: Counter::default(),
             store_seconds: Family::new_with_constructor(store_histogram),
             callback_runs: Family::default(),
@@ -172,6 +181,21 @@ impl Default for Metrics {
             "store_up",
             "1 while the watch of the store is up",
             metrics.store_up.clone(),
+        );
+        registry.register(
+            "callback_held",
+            "1 while an operator holds the callback",
+            metrics.held.clone(),
+        );
+        registry.register(
+            "safeguard_frozen",
+            "1 while the safeguard holds back removals for silence",
+            metrics.frozen.clone(),
+        );
+        registry.register(
+            "safeguard_silent_pods",
+            "Silent pods that the safeguard keeps in the roster",
+            metrics.silent.clone(),
         );
         registry.register(
             "digest_changes",

@@ -13,6 +13,7 @@ pub mod liveness;
 pub mod model;
 pub mod plan;
 pub mod rollout;
+pub mod safeguard;
 pub mod schedule;
 pub mod settings;
 pub mod strict;

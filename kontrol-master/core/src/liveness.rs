@@ -347,6 +347,27 @@ impl Deadlines {
         heard + self.ttl + self.forgiven(heard)
     }
 
+    /// Whether half of the time is over after which a pod expires that was last heard then.
+    pub fn is_silent(&self, heard: Option<Instant>, now: Instant) -> bool {
+        self.deadline(heard) <= now + self.ttl / 2
+    }
+
+    /// The pods whose channel ended so long ago that half of the time is over in which they may come back. `heard` tells the
+    /// incarnation of a pod that is in the roster.
+    pub fn detached(
+        &self,
+        now: Instant,
+        heard: impl Fn(Tracked) -> Option<Arc<Heard>>,
+    ) -> impl Iterator<Item = Tracked> {
+        let half = self.lost_after / 2;
+        let detached = self.detached.iter();
+        let silent = detached.filter(move |one| {
+            self.lost_at(one) <= now + half
+                && heard(one.pod).is_some_and(|heard| one.stands(&heard))
+        });
+        silent.map(|one| one.pod)
+    }
+
     /// When to look again.
     pub fn next(&self) -> Option<Instant> {
         self.queue.peek().map(|Reverse((at, _))| *at)

@@ -19,6 +19,15 @@ pub struct Schedule {
     damper: Damper,
     failed: Option<Failed>,
     barred_until: Option<Instant>,
+    held_until: Option<Instant>,
+    demand: Option<Demand>,
+}
+
+/// An operator asks for a run now: without the damper, and before a run that failed is due again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demand {
+    /// Even for the digest that was handled last.
+    pub again: bool,
 }
 
 /// What is to be done now.
@@ -49,6 +58,8 @@ impl Schedule {
             damper,
             failed: None,
             barred_until: None,
+            held_until: None,
+            demand: None,
         }
     }
 
@@ -60,6 +71,16 @@ impl Schedule {
     /// No run starts before this time.
     pub fn bar(&mut self, until: Instant) {
         self.barred_until = Some(until);
+    }
+
+    /// An operator holds the callback until then, or no longer: changes gather meanwhile.
+    pub fn hold(&mut self, until: Option<Instant>) {
+        self.held_until = until;
+    }
+
+    /// An operator asks for a run.
+    pub fn demand(&mut self, demand: Demand) {
+        self.demand = Some(demand);
     }
 
     /// A run for this digest failed. Tells how often, and when it is tried again: after 1 s, 2 s, 4 s, up to a minute.
@@ -95,12 +116,19 @@ impl Schedule {
     /// A run starts: what changed so far is its business.
     pub fn on_start(&mut self) {
         self.damper.clear();
+        self.demand = None;
     }
 
     /// There is no callback: nothing waits.
     pub fn clear(&mut self) {
         self.damper.clear();
         self.failed = None;
+        self.demand = None;
+    }
+
+    /// Whether a run is asked for that has not started.
+    pub fn is_demanded(&self) -> bool {
+        self.demand.is_some()
     }
 
     /// What failed last and was not replaced or done since.
@@ -122,11 +150,20 @@ impl Schedule {
     /// run goes on.
     pub fn decide(&mut self, now: Instant, digest: Digest, handled: Digest) -> Decision {
         let due = self.damper.due();
-        if due.is_none() && self.failed.is_none() {
+        if due.is_none() && self.failed.is_none() && self.demand.is_none() {
             return Decision::Drop;
         }
-        if let Some(until) = self.barred_until.filter(|until| *until > now) {
+        let until = self.barred_until.max(self.held_until);
+        if let Some(until) = until.filter(|until| *until > now) {
             return Decision::Wait(until);
+        }
+        match self.demand.take() {
+            Some(Demand { again }) if again || digest != handled => return Decision::Start,
+            // What waits for the damper may change the digest back, or not: that is for the damper to say.
+            Some(_) | None => {}
+        }
+        if due.is_none() && self.failed.is_none() {
+            return Decision::Drop;
         }
         let settled = due.is_none_or(|due| due <= now);
         if digest == handled && settled {
@@ -171,9 +208,12 @@ mod tests {
         Fail(u8),
         Unread(u8),
         Bar(u64),
+        Hold(u64),
+        Resume,
+        Demand(bool),
         Decide(u8, Outcome),
     }
-    use Act::{Bar, Change, Decide, Fail, Unread};
+    use Act::{Bar, Change, Decide, Demand, Fail, Hold, Resume, Unread};
 
     #[derive(Debug, Clone, Copy, PartialEq)]
     enum Outcome {
@@ -291,6 +331,68 @@ mod tests {
                 ],
             ),
             (
+                "nothing starts while it is held, and one run follows",
+                &[
+                    (0, Hold(20)),
+                    (1, Change),
+                    (2, Decide(B, Until(20))),
+                    (9, Change),
+                    (10, Decide(C, Until(20))),
+                    (20, Decide(C, Start)),
+                    (20, Decide(C, Drop)),
+                ],
+            ),
+            (
+                "a hold over changes that change back is followed by none",
+                &[
+                    (0, Hold(20)),
+                    (1, Change),
+                    (2, Change),
+                    (20, Decide(A, Drop)),
+                ],
+            ),
+            (
+                "who resumes does not wait for the end of the hold",
+                &[
+                    (0, Hold(20)),
+                    (1, Change),
+                    (10, Resume),
+                    (10, Decide(B, Start)),
+                ],
+            ),
+            (
+                "who asks for a run waits for no damper and no retry",
+                &[
+                    (0, Change),
+                    (1, Demand(false)),
+                    (1, Decide(B, Start)),
+                    (1, Fail(B)),
+                    (1, Fail(B)),
+                    (2, Demand(false)),
+                    (2, Decide(B, Start)),
+                    (9, Decide(B, Start)),
+                ],
+            ),
+            (
+                "a handled digest runs only again",
+                &[
+                    (0, Demand(false)),
+                    (0, Decide(A, Drop)),
+                    (1, Demand(true)),
+                    (1, Decide(A, Start)),
+                    (2, Decide(A, Drop)),
+                ],
+            ),
+            (
+                "a run that is asked for waits for the end of the hold",
+                &[
+                    (0, Hold(5)),
+                    (1, Demand(true)),
+                    (1, Decide(A, Until(5))),
+                    (5, Decide(A, Start)),
+                ],
+            ),
+            (
                 "nothing starts while it is barred",
                 &[
                     (0, Bar(5)),
@@ -312,6 +414,9 @@ mod tests {
                     Fail(of) => drop(schedule.on_failure(digest(of), now)),
                     Unread(of) => drop(schedule.on_unread(digest(of), now)),
                     Bar(until) => schedule.bar(at(until)),
+                    Hold(until) => schedule.hold(Some(at(until))),
+                    Resume => schedule.hold(None),
+                    Demand(again) => schedule.demand(super::Demand { again }),
                     Decide(of, outcome) => {
                         let decision = schedule.decide(now, digest(of), digest(A));
                         let expected = match outcome {

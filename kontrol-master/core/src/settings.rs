@@ -1,5 +1,6 @@
 //! The settings of an ensemble that users are told about, and what follows from them.
 
+use crate::safeguard::Policy;
 use std::time::Duration;
 
 /// A slave that lost its channel is back within about a second.
@@ -24,6 +25,8 @@ pub struct Settings {
     pub lost: Duration,
     /// How long the history keeps an action.
     pub history: Duration,
+    /// When removals for silence freeze.
+    pub safeguard: Policy,
 }
 
 impl Settings {

@@ -1,22 +1,24 @@
 //! The ensemble at one revision, and how the store's events turn one view into the next. PURE: time is an argument.
 
 mod draft;
+pub mod operate;
 pub mod relayed;
+mod removal;
 mod state;
 #[cfg(test)]
 mod tests;
 
+pub use operate::OperateRecord;
 pub use relayed::{RelayRecord, Relayed, RelayedSign};
+pub use removal::{Removal, RemovalRecord, Tombstone};
 pub use state::{StateRecord, Unreadable};
 
 use crate::{
-    kv::{Entry, Event, Events, Op, Revision, Snapshot},
+    kv::{Entry, Event, Events, Revision, Snapshot},
     liveness::{Heard, Instance},
     model::{
-        Digest, Incarnation, Pod, PodKey, Retired,
+        Digest, Pod, PodKey,
         action::{ActionId, Head},
-        incarnation::retire,
-        whole,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -34,6 +36,8 @@ pub use crate::model::Reason;
 pub const SEQ: &str = "seq";
 /// Key of the callback's state.
 pub const STATE: &str = "state";
+/// Key of what operators asked for, and of the safeguard.
+pub const OPERATE: &str = "operate";
 /// Key of the last removals and their reasons.
 pub const REMOVALS: &str = "removals";
 /// Prefix of the pods.
@@ -146,94 +150,8 @@ pub struct Candidate {
     pub master: PeerMaster,
 }
 
-/// What the transaction that removes a pod says about it: an entry of the JSON array in `removals`, which tells of the last
-/// transaction, and the pod's tombstone, which stays until somebody joins at that key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RemovalRecord {
-    /// The pod's key.
-    pub key: String,
-    /// Its seq.
-    pub seq: u64,
-    /// Why it left.
-    pub reason: Reason,
-    /// Which start of which pod it was.
-    #[serde(flatten)]
-    pub incarnation: Incarnation,
-    /// The beat of its goodbye, or the highest that was heard of it; 0: unknown.
-    #[serde(default, with = "whole")]
-    pub beat: u64,
-    /// How long it had been silent, in milliseconds.
-    pub silence_ms: u64,
-    /// When, in milliseconds since 1970.
-    pub time_ms: u64,
-    /// The id of the master that removed it.
-    pub master: String,
-    /// The incarnations that had the place before it. Only in tombstones.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub retired: Vec<Retired>,
-}
-
-impl RemovalRecord {
-    /// The record of a pod that leaves now, after that much silence.
-    pub fn of(pod: &Pod, reason: Reason, silence: Duration, time_ms: u64, master: &str) -> Self {
-        Self {
-            key: pod.key().to_string(),
-            seq: pod.seq(),
-            reason,
-            incarnation: pod.incarnation(),
-            beat: pod.beat(),
-            silence_ms: millis(silence),
-            time_ms,
-            master: master.to_owned(),
-            retired: pod.retired().to_vec(),
-        }
-    }
-
-    /// The writes that tell why pods leave, for the transaction that removes them: one for each pod, and one more.
-    pub fn writes(removals: &[Self]) -> Vec<Op> {
-        let mut list = removals.to_vec();
-        list.iter_mut().for_each(|removal| removal.retired.clear());
-        let mut ops = vec![Op::put(REMOVALS, to_json(&list))];
-        ops.extend(removals.iter().map(|removal| {
-            let key = format!("{TOMBSTONES}{}", removal.key);
-            Op::put(key, to_json(removal))
-        }));
-        ops
-    }
-
-    /// The incarnations that had the place, this one included.
-    pub fn predecessors(&self) -> Vec<Retired> {
-        let one = Retired {
-            incarnation: self.incarnation.clone(),
-            seq: self.seq,
-            reason: Some(self.reason),
-        };
-        retire(&self.retired, one)
-    }
-}
-
 fn to_json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).expect("strings and numbers always become JSON")
-}
-
-/// A tombstone as the store holds it.
-#[derive(Debug, Clone)]
-pub struct Tombstone {
-    /// What it says; absent when it can't be read.
-    pub record: Option<Arc<RemovalRecord>>,
-    /// The revision that wrote it.
-    pub mod_revision: Revision,
-}
-
-/// A removal that this view remembers.
-#[derive(Debug, Clone)]
-pub struct Removal {
-    /// The pod as it was.
-    pub pod: Arc<Pod>,
-    /// Why it left.
-    pub reason: Reason,
-    /// What else is known; absent when nobody wrote why.
-    pub record: Option<RemovalRecord>,
 }
 
 /// An action of the history, without the results of its targets.
@@ -267,6 +185,10 @@ pub enum Change {
     ActionStarted(Arc<KnownAction>),
     /// An action has ended on every target.
     ActionFinished(Arc<KnownAction>),
+    /// An operator holds the callback, or the hold is over.
+    Hold(Option<operate::Hold>),
+    /// Removals for silence are frozen, released, or go on.
+    Safeguard(Option<operate::Freeze>),
 }
 
 /// The ensemble at one revision.
@@ -286,6 +208,8 @@ pub struct View {
     state: Arc<StateRecord>,
     state_revision: Revision,
     unreadable_state: Option<Unreadable>,
+    operate: Arc<OperateRecord>,
+    operate_revision: Revision,
     removals: imbl::HashMap<PodKey, Arc<Removal>>,
     removal_order: imbl::Vector<PodKey>,
     tombstones: imbl::HashMap<PodKey, Tombstone>,
@@ -375,6 +299,10 @@ impl View {
             Some(unreadable) => Err(unreadable),
             None => Ok((&self.state, self.state_revision)),
         }
+    }
+    /// What operators asked for, and the safeguard; and the revision that wrote it (0: never).
+    pub fn operate(&self) -> (&Arc<OperateRecord>, Revision) {
+        (&self.operate, self.operate_revision)
     }
     /// The last removal of a pod with this key that is remembered.
     pub fn removal(&self, key: PodKey) -> Option<&Arc<Removal>> {

@@ -16,6 +16,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub(super) times: TimeArgs,
     #[command(flatten)]
+    pub(super) safeguard: SafeguardArgs,
+    #[command(flatten)]
     pub(super) callback: CallbackArgs,
     #[command(flatten)]
     pub(super) etcd: EtcdArgs,
@@ -221,6 +223,40 @@ pub(super) struct TimeArgs {
         hide_env_values = true
     )]
     pub(super) history: String,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Safeguard against mass removal")]
+pub(super) struct SafeguardArgs {
+    /// Share of the roster that silence may remove within one TTL, in percent: when it would be more, nobody is removed for
+    /// silence until pods come back, an operator says so (`release`), or --safeguard-max is over; 0: there is no safeguard
+    #[arg(
+        long,
+        env = "KONTROL_SAFEGUARD",
+        value_name = "PERCENT",
+        default_value = "50%",
+        hide_env_values = true
+    )]
+    pub(super) safeguard: String,
+
+    /// From how many pods on
+    #[arg(
+        long,
+        env = "KONTROL_SAFEGUARD_MIN",
+        value_name = "PODS",
+        default_value = "10",
+        hide_env_values = true
+    )]
+    pub(super) safeguard_min: String,
+
+    /// How long removals stay frozen at the most. Default: 10 x --ttl
+    #[arg(
+        long,
+        env = "KONTROL_SAFEGUARD_MAX",
+        value_name = "TIME",
+        hide_env_values = true
+    )]
+    pub(super) safeguard_max: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]

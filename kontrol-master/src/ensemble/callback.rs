@@ -94,6 +94,11 @@ pub struct Input {
     pub epoch: i64,
 }
 
+/// What the program finds on its standard input.
+pub fn standard_input(input: Input) -> Vec<u8> {
+    documents::Documents::new(input).input()
+}
+
 /// Until when the leader knows itself to be the leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Validity {

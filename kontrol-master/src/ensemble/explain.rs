@@ -3,7 +3,7 @@
 use crate::cluster::peers::dial;
 use kontrol_core::{
     model::PodKey,
-    view::{Member, PeerMaster, Reason, Removal, View},
+    view::{Member, PeerMaster, Reason, Removal, View, operate::Freeze},
 };
 use kontrol_proto::internal::v1::{InspectRequest, peer_service_client::PeerServiceClient};
 use kontrol_runtime::clock::now_ms;
@@ -64,7 +64,8 @@ pub async fn ask(master: &PeerMaster, key: PodKey) -> Account {
 /// Why a pod is in the roster or not, in a sentence.
 pub fn summary(view: &View, key: PodKey, accounts: &[Account]) -> String {
     if let Some(member) = view.member(key) {
-        return present(key, member, accounts);
+        let (operate, _) = view.operate();
+        return present(key, member, accounts, operate.safeguard.as_ref());
     }
     match view.removal(key) {
         Some(removal) => gone(key, removal),
@@ -72,20 +73,38 @@ pub fn summary(view: &View, key: PodKey, accounts: &[Account]) -> String {
     }
 }
 
-fn present(key: PodKey, member: &Member, accounts: &[Account]) -> String {
+fn present(key: PodKey, member: &Member, accounts: &[Account], frozen: Option<&Freeze>) -> String {
     let show = |span: Duration| format!("{:.1} s", span.as_secs_f64());
     let leader = accounts.iter().find(|account| account.leads);
-    let deadline = match leader {
-        Some(Account {
-            heard_ago: Some(heard),
-            expires_in: Some(expires),
-            ..
-        }) => format!(
+    let deadline = match (leader, frozen) {
+        (
+            Some(Account {
+                heard_ago,
+                expires_in: Some(Duration::ZERO),
+                ..
+            }),
+            Some(freeze),
+        ) => {
+            let ago = heard_ago.map_or("long".to_owned(), show);
+            format!(
+                "the leader last heard it {ago} ago and would have removed it, but {} of {} pods fell silent at once, and \
+                 the safeguard keeps them until they are back, `kontrol-master release`, or its limit",
+                freeze.silent, freeze.pods
+            )
+        }
+        (
+            Some(Account {
+                heard_ago: Some(heard),
+                expires_in: Some(expires),
+                ..
+            }),
+            _,
+        ) => format!(
             "the leader last heard it {} ago and removes it in {} if it stays silent",
             show(*heard),
             show(*expires)
         ),
-        Some(_) | None => {
+        (Some(_) | None, _) => {
             "no leader could tell its deadline, and without one nothing expires".to_owned()
         }
     };
@@ -109,6 +128,7 @@ fn gone(key: PodKey, removal: &Removal) -> String {
         Reason::Expired => "it was silent for its TTL",
         Reason::Lost => "its process died while it was attached",
         Reason::Replaced => "another pod reports from its address",
+        Reason::Evicted => "an operator evicted it",
         Reason::Unknown => "nobody wrote why",
     };
     let id = removal.pod.id();

@@ -8,8 +8,10 @@
 mod expiry;
 mod finish;
 mod handled;
+mod operate;
 mod relayed;
 mod run;
+mod silence;
 mod storing;
 
 use crate::{
@@ -30,8 +32,9 @@ use kontrol_core::{
     kv::Fence,
     liveness::{Attention, Deadlines, Detached, TICK},
     model::{Digest, Pod},
+    safeguard::{Policy, Safeguard},
     schedule::{Decision, Schedule},
-    view::View,
+    view::{View, operate::Freeze},
 };
 use run::{Finished, RunTask};
 use std::{
@@ -88,12 +91,20 @@ pub struct Settings {
     pub damper: Duration,
     /// How long endless change can put the callback off.
     pub damper_max: Duration,
+    /// When removals for silence freeze.
+    pub safeguard: Policy,
     /// The callback, if there is one.
     pub callback: Option<Arc<dyn Runner>>,
 }
 
 /// How many ends of channels may wait for the term; more are left to the TTL.
 const DETACHED: usize = 65_536;
+
+/// What a run would be handed that starts at this view.
+pub async fn input(store: &SharedStore, view: &View) -> Result<callback::Input, String> {
+    let epoch = view.leader().map_or(0, |leader| leader.epoch);
+    run::input(store, view, &Handled::recorded(view), epoch).await
+}
 
 /// Where the ends of channels are told, and where the term reads them.
 pub fn detachments() -> (mpsc::Sender<Detached>, mpsc::Receiver<Detached>) {
@@ -168,6 +179,12 @@ struct Term {
     /// What the callback handled last.
     handled: Handled,
     running: Option<Running>,
+    orders: operate::Orders,
+    safeguard: Safeguard,
+    /// What the safeguard holds back, as the store is to say.
+    frozen: Option<Freeze>,
+    /// When silence was judged last, and whether whoever was due could leave.
+    judged: Option<(Instant, bool)>,
     /// When the schedule is to be asked again.
     decide_at: Option<Instant>,
     /// Why nothing goes on, as the run that goes on or did not start tells it; empty when all is well.
@@ -197,6 +214,10 @@ impl Term {
             relayed: relayed::Read::default(),
             handled: Handled::default(),
             running: None,
+            orders: operate::Orders::default(),
+            safeguard: Safeguard::new(settings.safeguard, settings.ttl),
+            frozen: None,
+            judged: None,
             decide_at: None,
             trouble: watch::Sender::new(String::new()),
             context,
@@ -248,6 +269,7 @@ impl Term {
                 task: tokio::spawn(self.storing().store(success).in_current_span()),
             });
         }
+        self.adopt_freeze(&view, Instant::now());
         self.attention = Attention::new(Instant::now());
         self.work(detached).await;
         let unstored = self.stop_running().await;
@@ -270,15 +292,15 @@ impl Term {
             let now = Instant::now();
             self.attend(now);
             self.observe(now);
-            let swept = match self.expire(now).await {
-                Ok(()) => self.sweep_relayed(now).await,
-                deposed => deposed,
-            };
-            if let Err(Deposed) = swept {
+            self.heed(now);
+            if let Err(Deposed) = self.see_to_pods(now).await {
                 tracing::info!("another master leads; this term changes nothing any more");
                 return;
             }
             self.start_due();
+            if let Err(Deposed) = self.settle_orders(Instant::now()).await {
+                return;
+            }
             self.tell();
             let wake = self.wake(Instant::now());
             let finished = async {
@@ -307,6 +329,13 @@ impl Term {
         }
     }
 
+    /// Removes whoever is due, and takes in what was told through the store.
+    async fn see_to_pods(&mut self, now: Instant) -> Result<(), Deposed> {
+        self.look_at_silence(now);
+        self.expire(now).await?;
+        self.sweep_relayed(now).await
+    }
+
     /// Notices whether the process stood still. To wait for the store is not to stand still: keepalives count meanwhile.
     fn attend(&mut self, now: Instant) {
         if let Some(blind) = self.attention.tick(now) {
@@ -320,8 +349,11 @@ impl Term {
 
     fn wake(&self, now: Instant) -> Instant {
         let mut wake = now + TICK;
+        // While they are frozen, those who are due stay due.
+        let frozen = self.safeguard.frozen().is_some();
         let (expiry, loss) = (self.deadlines.next(), self.deadlines.next_lost());
-        for at in [expiry, loss, self.decide_at].into_iter().flatten() {
+        let due = [expiry, loss].map(|at| at.filter(|_| !frozen));
+        for at in [due[0], due[1], self.decide_at].into_iter().flatten() {
             wake = wake.min(at);
         }
         wake

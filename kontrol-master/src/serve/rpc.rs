@@ -6,6 +6,7 @@ mod ensemble;
 mod exchange;
 mod health;
 mod keepalive;
+mod operate;
 mod page;
 mod peer;
 mod reflection;
@@ -18,13 +19,13 @@ mod watch;
 use crate::{
     action::{dispatch::Dispatches, history::History, session::Sessions, switchboard::Switchboard},
     cluster::{
-        election::Election, readiness::Readiness, relay::Relay, roster::Roster, status::Status,
-        store::SharedStore,
+        election::Election, error::Error, readiness::Readiness, relay::Relay, roster::Roster,
+        status::Status, store::SharedStore,
     },
     ensemble::keepalive::Keepalives,
     metrics::Metrics,
 };
-use kontrol_core::settings::Settings;
+use kontrol_core::{model::invalid::clip, settings::Settings, view::View};
 use kontrol_proto::{
     FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES,
     internal::v1::{
@@ -34,13 +35,14 @@ use kontrol_proto::{
         action_service_server::{ActionServiceServer, SERVICE_NAME as ACTION},
         ensemble_service_server::{EnsembleServiceServer, SERVICE_NAME as ENSEMBLE},
         keepalive_service_server::{KeepaliveServiceServer, SERVICE_NAME as KEEPALIVE},
+        operate_service_server::{OperateServiceServer, SERVICE_NAME as OPERATE},
     },
 };
 use kontrol_runtime::supervise::Children;
 use reflection::Reflection;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
+use tonic::{Request, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 /// Largest keepalive: one with the largest payload, labels and annotations fits well.
@@ -87,6 +89,32 @@ pub struct Context {
     pub token: CancellationToken,
 }
 
+impl Context {
+    /// The roster, once it was read.
+    fn view(&self) -> Result<Arc<View>, Error> {
+        if self.roster.started() {
+            return Ok(self.roster.view());
+        }
+        Err(Error::Unavailable(
+            "this master has not read the roster yet; try another master".to_owned(),
+        ))
+    }
+}
+
+/// Who calls: the address, and what the client calls itself.
+fn caller<T>(request: &Request<T>) -> String {
+    let address = request
+        .remote_addr()
+        .map(|address| address.ip().to_string());
+    let agent = request.metadata().get("user-agent");
+    let agent = agent.and_then(|agent| agent.to_str().ok()).map(clip);
+    [address.as_deref(), agent]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 /// Every service, with reflection and health. The reporter tells the health of all of them.
 pub fn routes(
     context: Context,
@@ -104,6 +132,8 @@ pub fn routes(
     let action = ActionServiceServer::new(action::Service::new(context.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(usize::MAX);
+    let operate = OperateServiceServer::new(operate::Service::new(context.clone()))
+        .max_encoding_message_size(usize::MAX);
     let exchange = ExchangeServiceServer::new(exchange::Service::new(context.clone()))
         .max_decoding_message_size(MAX_EXCHANGE_BYTES);
     let peer = PeerServiceServer::new(peer::Service::new(context))
@@ -111,6 +141,7 @@ pub fn routes(
     let routes = Routes::new(keepalive)
         .add_service(ensemble)
         .add_service(action)
+        .add_service(operate)
         .add_service(peer)
         .add_service(exchange)
         .add_service(health)
@@ -146,7 +177,7 @@ async fn tell(reporter: &HealthReporter, ready: bool) {
     } else {
         ServingStatus::NotServing
     };
-    for service in ["", KEEPALIVE, ENSEMBLE, ACTION] {
+    for service in ["", KEEPALIVE, ENSEMBLE, ACTION, OPERATE] {
         reporter.set_service_status(service, status).await;
     }
 }

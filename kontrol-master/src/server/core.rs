@@ -213,6 +213,7 @@ fn term_settings(config: &Config, own: SocketAddr) -> term::Settings {
         lost: config.settings.lost,
         damper: config.settings.damper,
         damper_max: config.settings.damper_max,
+        safeguard: config.settings.safeguard,
         callback,
     }
 }

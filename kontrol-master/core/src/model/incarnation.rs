@@ -25,6 +25,8 @@ pub enum Reason {
     Lost,
     /// Another pod reports from its address.
     Replaced,
+    /// An operator removed it.
+    Evicted,
     /// Nobody wrote why.
     Unknown,
 }

@@ -1,9 +1,9 @@
 //! A view in the making: the one before, with the store's events put in one by one.
 
 use super::{
-    ACTIONS, Candidate, Change, KnownAction, LEADER, MASTERS, MAX_REMOVALS, Member, PODS,
-    PeerMaster, RELAY, REMOVALS, Reason, RelayRecord, Removal, RemovalRecord, SEQ, STATE,
-    StateRecord, TOMBSTONES, Tombstone, Trouble, View,
+    ACTIONS, Candidate, Change, KnownAction, LEADER, MASTERS, MAX_REMOVALS, Member, OPERATE,
+    OperateRecord, PODS, PeerMaster, RELAY, REMOVALS, Reason, RelayRecord, Removal, RemovalRecord,
+    SEQ, STATE, StateRecord, TOMBSTONES, Tombstone, Trouble, View,
     relayed::{Latest, RelayedEnd},
 };
 use crate::{
@@ -48,6 +48,8 @@ impl Draft {
             state: before.state.clone(),
             state_revision: before.state_revision,
             unreadable_state: before.unreadable_state.clone(),
+            operate: Arc::clone(&before.operate),
+            operate_revision: before.operate_revision,
             removals: before.removals.clone(),
             removal_order: before.removal_order.clone(),
             tombstones: before.tombstones.clone(),
@@ -163,6 +165,8 @@ impl Draft {
             self.view.seq_revision = entry.mod_revision;
         } else if entry.key == STATE {
             self.put_state(entry);
+        } else if entry.key == OPERATE {
+            self.put_operate(entry);
         }
     }
 
@@ -179,6 +183,29 @@ impl Draft {
                 Some(unreadable)
             }
         };
+    }
+
+    fn put_operate(&mut self, entry: &Entry) {
+        self.view.operate_revision = entry.mod_revision;
+        let record = OperateRecord::read(entry).unwrap_or_else(|error| {
+            self.grave_trouble(format!(
+                "the record `operate` can't be read ({error}); it counts as empty: nothing is held, and nothing frozen"
+            ));
+            OperateRecord::default()
+        });
+        self.set_operate(record);
+    }
+
+    fn set_operate(&mut self, record: OperateRecord) {
+        let before = std::mem::replace(&mut self.view.operate, Arc::new(record));
+        let after = &self.view.operate;
+        if before.hold != after.hold {
+            self.changes.push(Change::Hold(after.hold.clone()));
+        }
+        if before.safeguard != after.safeguard {
+            let safeguard = after.safeguard.clone();
+            self.changes.push(Change::Safeguard(safeguard));
+        }
     }
 
     fn put_pod(&mut self, key: PodKey, entry: &Entry) {
@@ -316,6 +343,9 @@ impl Draft {
             self.view.state = Arc::default();
             self.view.state_revision = 0;
             self.view.unreadable_state = None;
+        } else if key == OPERATE {
+            self.view.operate_revision = 0;
+            self.set_operate(OperateRecord::default());
         }
     }
 

@@ -1,5 +1,8 @@
 use super::*;
-use crate::{model::Report, testing::report};
+use crate::{
+    model::{Incarnation, Report, Retired},
+    testing::report,
+};
 use proptest::prelude::*;
 
 /// A store of keys with revisions, as naive as can be: what the view must agree with.
@@ -63,6 +66,7 @@ fn reasons(records: &[RemovalRecord]) -> Vec<u8> {
 
 fn expired(host: u8, seq: u64) -> RemovalRecord {
     RemovalRecord {
+        by: String::new(),
         key: report(host).key().to_string(),
         seq,
         reason: Reason::Expired,

@@ -19,6 +19,14 @@ pub async fn observe(metrics: Arc<Metrics>, roster: Roster, token: CancellationT
             .epoch
             .set(view.leader().map_or(0, |leader| leader.epoch));
         metrics.store_up.set(i64::from(roster.connected()));
+        let (operate, _) = view.operate();
+        let frozen = operate.safeguard.as_ref();
+        metrics.held.set(i64::from(operate.hold.is_some()));
+        metrics.frozen.set(i64::from(frozen.is_some()));
+        let silent = frozen.map_or(0, |freeze| freeze.silent);
+        metrics
+            .silent
+            .set(i64::try_from(silent).unwrap_or(i64::MAX));
         // All arms are cancel safe.
         tokio::select! {
             () = token.cancelled() => return,
@@ -43,7 +51,11 @@ fn count(metrics: &Metrics, notice: &Notice) {
             return;
         }
         Notice::Change(
-            Change::Leader(_) | Change::ActionStarted(_) | Change::ActionFinished(_),
+            Change::Leader(_)
+            | Change::ActionStarted(_)
+            | Change::ActionFinished(_)
+            | Change::Hold(_)
+            | Change::Safeguard(_),
         )
         | Notice::CallbackStarted(_)
         | Notice::CallbackFinished(_)

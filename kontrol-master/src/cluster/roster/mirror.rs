@@ -257,7 +257,11 @@ impl Mirror {
     fn publish(&mut self, view: View, changes: Vec<Change>, connected: bool) {
         let pods_changed = changes.iter().any(|change| match change {
             Change::Joined(_) | Change::Changed { .. } | Change::Left(_) => true,
-            Change::Leader(_) | Change::ActionStarted(_) | Change::ActionFinished(_) => false,
+            Change::Leader(_)
+            | Change::ActionStarted(_)
+            | Change::ActionFinished(_)
+            | Change::Hold(_)
+            | Change::Safeguard(_) => false,
         });
         let notices = feed::notices(&self.view.load(), &view, changes);
         let progress = Progress {

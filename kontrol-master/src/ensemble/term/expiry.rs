@@ -2,10 +2,10 @@
 //! time, each compared against the exact record that was read, so that a racing change wins.
 
 use super::{Deposed, Term};
-use crate::cluster::store::StoreError;
+use crate::{cluster::store::StoreError, ensemble::operate::deposed};
 use futures::future::join_all;
 use kontrol_core::{
-    kv::{Compare, Fence, MAX_TXN_OPS, Op, Outcome, Revision, Snapshot, Txn},
+    kv::{Compare, MAX_TXN_OPS, Op, Outcome, Revision, Txn},
     liveness::{Gone, Heard, TICK, Tracked},
     view::{MAX_TOMBSTONES, RELAY, Reason, RemovalRecord, View, pod_key, tombstone_key},
 };
@@ -34,7 +34,9 @@ impl Term {
             let expired = self.deadlines.expired(now, MAX_AT_ONCE, |pod| {
                 marks.mark(&view, pod).map(|heard| heard.at()).ok_or(Gone)
             });
+            let (expired, stay) = self.part(&view, expired, now);
             marks.keep(&expired);
+            self.retry(&stay, now + RETRY);
             if expired.is_empty() || self.over.is_cancelled() {
                 marks.remove(&expired);
                 break;
@@ -92,7 +94,12 @@ impl Term {
                 .deadlines
                 .lost(now, MAX_AT_ONCE, |pod| marks.mark(&view, pod));
             let pods: Vec<Tracked> = lost.iter().map(|lost| lost.pod).collect();
+            let (pods, stay) = self.part(&view, pods, now);
             marks.keep(&pods);
+            let stay: HashSet<Tracked> = stay.into_iter().collect();
+            let (stay, lost): (Vec<_>, Vec<_>) =
+                lost.into_iter().partition(|one| stay.contains(&one.pod));
+            stay.into_iter().for_each(|one| self.deadlines.detach(one));
             if lost.is_empty() || self.over.is_cancelled() {
                 marks.remove(&pods);
                 return Ok(());
@@ -123,7 +130,10 @@ impl Term {
         let mut removed = Removed::All;
         for (pods, outcome) in pods.chunks(BATCH).zip(outcomes) {
             match outcome {
-                Ok(Outcome::Committed(_)) => tell(view, pods, reason, now),
+                Ok(Outcome::Committed(_)) => {
+                    self.safeguard.on_removed(now, pods);
+                    tell(view, pods, reason, now);
+                }
                 Ok(Outcome::Conflict(snapshot)) if deposed(&self.fence, &snapshot) => {
                     return Err(Deposed);
                 }
@@ -210,14 +220,6 @@ impl Term {
         let (store, txn) = (self.context.store.clone(), self.fence.guard(txn));
         async move { store.commit(txn).await }
     }
-}
-
-/// Whether the leader key that came back with a conflict is no longer this leader's.
-pub(super) fn deposed(fence: &Fence, snapshot: &Snapshot) -> bool {
-    !snapshot
-        .entries
-        .iter()
-        .any(|entry| entry.key == fence.key() && entry.create_revision == fence.epoch())
 }
 
 /// The pods that are marked as about to be removed.

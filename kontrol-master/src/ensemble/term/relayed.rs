@@ -60,7 +60,9 @@ impl Term {
             });
             let store = Arc::clone(&self.context.store);
             match self.attending(async move { store.commit(txn).await }).await {
-                Ok(Outcome::Conflict(found)) if super::expiry::deposed(&self.fence, &found) => {
+                Ok(Outcome::Conflict(found))
+                    if crate::ensemble::operate::deposed(&self.fence, &found) =>
+                {
                     return Err(Deposed);
                 }
                 Ok(_) => {}

@@ -7,10 +7,14 @@ use super::{
     validity,
 };
 use crate::{
-    cluster::status::{Run, Running},
+    cluster::{
+        status::{Run, Running},
+        store::SharedStore,
+    },
     ensemble::callback::{self, Runner, changes},
 };
 use kontrol_core::{
+    kv::Revision,
     model::{Digest, digest::pods_document},
     view::{STATE, StateRecord, View},
 };
@@ -120,25 +124,34 @@ impl RunTask {
         }
     }
 
-    /// What the callback is handed. From a state that is out of date it would make one that undoes what was stored since,
-    /// so that without the store nothing starts.
     async fn input(&self) -> Result<callback::Input, String> {
         let store = &self.storing.context.store;
-        let baseline = self.handled.baseline(store).await;
-        let baseline =
-            baseline.map_err(|error| format!("what was handled last can't be read: {error}"))?;
-        let before = baseline
-            .as_ref()
-            .map(|(digest, order)| (*digest, order.values()));
-        let snapshot = store.read(&[STATE.to_owned()]).await;
-        let snapshot = snapshot.map_err(|error| format!("the state can't be read: {error}"))?;
-        let (record, _) = StateRecord::find(&snapshot).map_err(|error| error.to_string())?;
-        Ok(callback::Input {
-            digest: self.digest,
-            pods: pods_document(self.view.pods()),
-            state: record.state,
-            changes: changes::document(before, self.view.pods()),
-            epoch: self.storing.fence.epoch(),
-        })
+        input(store, &self.view, &self.handled, self.storing.fence.epoch()).await
     }
+}
+
+/// What the callback is handed. From a state that is out of date it would make one that undoes what was stored since, so that
+/// without the store nothing starts.
+pub(super) async fn input(
+    store: &SharedStore,
+    view: &View,
+    handled: &Handled,
+    epoch: Revision,
+) -> Result<callback::Input, String> {
+    let baseline = handled.baseline(store).await;
+    let baseline =
+        baseline.map_err(|error| format!("what was handled last can't be read: {error}"))?;
+    let before = baseline
+        .as_ref()
+        .map(|(digest, order)| (*digest, order.values()));
+    let snapshot = store.read(&[STATE.to_owned()]).await;
+    let snapshot = snapshot.map_err(|error| format!("the state can't be read: {error}"))?;
+    let (record, _) = StateRecord::find(&snapshot).map_err(|error| error.to_string())?;
+    Ok(callback::Input {
+        digest: view.digest(),
+        pods: pods_document(view.pods()),
+        state: record.state,
+        changes: changes::document(before, view.pods()),
+        epoch,
+    })
 }

@@ -4,8 +4,11 @@
 //! The callback has done its work, so that it must not be done again because the store was away: the commit is tried for as
 //! long as this leader may still lead, and again by the next term of the same epoch.
 
-use super::{Context, expiry::deposed, handled::Handled, run::Finished};
-use crate::cluster::{status::Run, store::StoreError};
+use super::{Context, handled::Handled, run::Finished};
+use crate::{
+    cluster::{status::Run, store::StoreError},
+    ensemble::operate::deposed,
+};
 use kontrol_core::{
     kv::{Compare, Fence, MAX_TXN_BYTES, Op, Outcome, Revision, Snapshot, Txn},
     model::Exact,

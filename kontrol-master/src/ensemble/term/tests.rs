@@ -113,6 +113,7 @@ impl Harness {
                 lost: LOST,
                 damper: DAMPER,
                 damper_max: 6 * DAMPER,
+                safeguard: Policy::default(),
                 callback,
             }),
         };

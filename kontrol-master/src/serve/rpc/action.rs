@@ -49,20 +49,6 @@ impl Service {
     }
 }
 
-/// Who calls: the address, and what the client calls itself.
-fn caller<T>(request: &Request<T>) -> String {
-    let address = request
-        .remote_addr()
-        .map(|address| address.ip().to_string());
-    let agent = request.metadata().get("user-agent");
-    let agent = agent.and_then(|agent| agent.to_str().ok()).map(clip);
-    [address.as_deref(), agent]
-        .into_iter()
-        .flatten()
-        .collect::<Vec<_>>()
-        .join(" ")
-}
-
 #[tonic::async_trait]
 impl ActionService for Service {
     type AttachStream = Orders;
@@ -83,7 +69,7 @@ impl ActionService for Service {
         &self,
         request: Request<DispatchRequest>,
     ) -> Result<Response<Self::DispatchStream>, Status> {
-        let caller = caller(&request);
+        let caller = super::caller(&request);
         let told = self
             .context
             .dispatches

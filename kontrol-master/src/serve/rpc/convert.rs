@@ -3,11 +3,12 @@
 use crate::ensemble::explain::Account;
 use kontrol_core::{
     model::{Exact, Invalid, Pod, Report, invalid::clip},
-    view::{Member, PeerMaster, Reason, Removal, View},
+    view::{Member, PeerMaster, Reason, Removal, View, operate},
 };
 use kontrol_proto::v1::{self, LeaveReason, MasterView, PingRequest, PutStateRequest};
 use kontrol_runtime::clock::wall;
 pub(super) use kontrol_slave::payload::{from_proto, to_proto};
+use prost_types::Timestamp;
 use serde_json::Value;
 use std::{
     net::IpAddr,
@@ -87,9 +88,7 @@ pub(super) fn pod(pod: &Pod) -> v1::Pod {
         labels: pod.labels().clone().into_iter().collect(),
         annotations: pod.annotations().clone().into_iter().collect(),
         node: pod.node().to_owned(),
-        first_seen: Some(
-            (SystemTime::UNIX_EPOCH + Duration::from_millis(pod.first_seen_ms())).into(),
-        ),
+        first_seen: Some(at(pod.first_seen_ms())),
         last_heard: None,
         attached_master: String::new(),
     }
@@ -121,6 +120,7 @@ pub(super) fn reason(reason: Reason) -> LeaveReason {
         Reason::Expired => LeaveReason::Expired,
         Reason::Lost => LeaveReason::Lost,
         Reason::Replaced => LeaveReason::Replaced,
+        Reason::Evicted => LeaveReason::Evicted,
         Reason::Unknown => LeaveReason::Unspecified,
     }
 }
@@ -128,17 +128,48 @@ pub(super) fn reason(reason: Reason) -> LeaveReason {
 /// A removal.
 pub(super) fn removal(removal: &Removal) -> v1::Removal {
     let record = removal.record.as_ref();
-    let time = record.map(|record| SystemTime::UNIX_EPOCH + Duration::from_millis(record.time_ms));
+    let time = record.map(|record| at(record.time_ms));
     v1::Removal {
         pod: Some(pod(&removal.pod)),
         reason: reason(removal.reason).into(),
-        time: time.map(Into::into),
+        time,
         silence: record.and_then(|record| duration(Duration::from_millis(record.silence_ms))),
         master: record
             .map(|record| record.master.clone())
             .unwrap_or_default(),
-        by: String::new(),
+        by: record.map(|record| record.by.clone()).unwrap_or_default(),
     }
+}
+
+/// A hold of the callback.
+pub(super) fn hold(hold: &operate::Hold) -> v1::Hold {
+    v1::Hold {
+        reason: hold.reason.clone(),
+        by: hold.by.clone(),
+        since: Some(at(hold.since_ms)),
+        until: Some(at(hold.until_ms)),
+    }
+}
+
+/// What the safeguard holds back.
+pub(super) fn safeguard(freeze: &operate::Freeze) -> v1::Safeguard {
+    let count = |pods| u32::try_from(pods).unwrap_or(u32::MAX);
+    v1::Safeguard {
+        since: Some(at(freeze.since_ms)),
+        until: Some(at(freeze.until_ms)),
+        silent: count(freeze.silent),
+        pods: count(freeze.pods),
+        released_by: freeze
+            .released
+            .as_ref()
+            .map(|released| released.by.clone())
+            .unwrap_or_default(),
+    }
+}
+
+/// Milliseconds since 1970.
+fn at(ms: u64) -> Timestamp {
+    (SystemTime::UNIX_EPOCH + Duration::from_millis(ms)).into()
 }
 
 /// What one master knows of a pod.

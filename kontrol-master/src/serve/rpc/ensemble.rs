@@ -8,13 +8,10 @@ use super::{
 };
 use crate::{
     cluster::error::Error,
-    ensemble::{explain, state},
+    ensemble::{explain, operate::held, state},
 };
 use futures::{Stream, future::join_all};
-use kontrol_core::{
-    model::{Invalid, Selector, invalid::key},
-    view::View,
-};
+use kontrol_core::model::{Invalid, Selector, invalid::key};
 use kontrol_proto::v1::{
     self, ExplainPodRequest, ExplainPodResponse, GetEnsembleRequest, GetEnsembleResponse,
     GetPodRequest, GetPodResponse, GetStateRequest, GetStateResponse, ListPodsRequest,
@@ -33,16 +30,6 @@ impl Service {
     pub(super) fn new(context: Context) -> Self {
         Self { context }
     }
-
-    fn view(&self) -> Result<Arc<View>, Error> {
-        if self.context.roster.started() {
-            Ok(self.context.roster.view())
-        } else {
-            Err(Error::Unavailable(
-                "this master has not read the roster yet; try another master".to_owned(),
-            ))
-        }
-    }
 }
 
 #[tonic::async_trait]
@@ -51,9 +38,10 @@ impl EnsembleService for Service {
         &self,
         _: Request<GetEnsembleRequest>,
     ) -> Result<Response<GetEnsembleResponse>, Status> {
-        let view = self.view()?;
+        let view = self.context.view()?;
         let settings = &self.context.settings;
         let leader = view.leader();
+        let (operate, _) = view.operate();
         Ok(Response::new(GetEnsembleResponse {
             namespace: settings.namespace.clone(),
             app: settings.app.clone(),
@@ -81,11 +69,13 @@ impl EnsembleService for Service {
                     .election
                     .longer_lease()
                     .and_then(convert::duration),
-                ..v1::Settings::default()
+                safeguard: settings.safeguard.percent.into(),
+                safeguard_min: u32::try_from(settings.safeguard.min).unwrap_or(u32::MAX),
+                safeguard_max: convert::duration(settings.safeguard.max),
             }),
             master: self.context.id.to_string(),
-            hold: None,
-            safeguard: None,
+            hold: held(operate).map(convert::hold),
+            safeguard: operate.safeguard.as_ref().map(convert::safeguard),
         }))
     }
 
@@ -108,7 +98,7 @@ impl EnsembleService for Service {
             0 => usize::MAX,
             most => usize::try_from(most).unwrap_or(usize::MAX),
         };
-        let view = self.view()?;
+        let view = self.context.view()?;
         let page = page(&view, behind, most, |member| {
             (request.role.is_empty() || member.pod.role() == request.role)
                 && selector.matches(member.pod.labels())
@@ -126,7 +116,7 @@ impl EnsembleService for Service {
         request: Request<GetPodRequest>,
     ) -> Result<Response<GetPodResponse>, Status> {
         let key = key("key", &request.into_inner().key).map_err(Error::from)?;
-        let view = self.view()?;
+        let view = self.context.view()?;
         let member = view.member(key).ok_or_else(|| {
             Error::NotFound(format!(
                 "no live pod has the key {key}; explain it to see why"
@@ -142,7 +132,7 @@ impl EnsembleService for Service {
         request: Request<ExplainPodRequest>,
     ) -> Result<Response<ExplainPodResponse>, Status> {
         let key = key("key", &request.into_inner().key).map_err(Error::from)?;
-        let view = self.view()?;
+        let view = self.context.view()?;
         let member = view.member(key);
         let accounts = join_all(view.masters().map(|master| explain::ask(master, key))).await;
         Ok(Response::new(ExplainPodResponse {
@@ -159,7 +149,7 @@ impl EnsembleService for Service {
         &self,
         _: Request<GetStateRequest>,
     ) -> Result<Response<GetStateResponse>, Status> {
-        let view = self.view()?;
+        let view = self.context.view()?;
         let (record, _) = view
             .state()
             .map_err(|unreadable| Error::Internal(unreadable.to_string()))?;
@@ -179,7 +169,7 @@ impl EnsembleService for Service {
         request: Request<PutStateRequest>,
     ) -> Result<Response<PutStateResponse>, Status> {
         let put = convert::state(request.into_inner()).map_err(Error::from)?;
-        let revision = state::put(&self.context.store, &*self.view()?, put).await?;
+        let revision = state::put(&self.context.store, &*self.context.view()?, put).await?;
         // So that a GetState that follows shows it. Missing the limit does no harm.
         self.context
             .roster
@@ -198,7 +188,7 @@ impl EnsembleService for Service {
         if request.revision < 0 {
             return Err(Error::from(Invalid::new("revision", "is negative")).into());
         }
-        self.view()?;
+        self.context.view()?;
         let token = self.context.token.clone();
         let messages = watch::stream(
             &self.context.roster,

@@ -50,6 +50,7 @@ impl Leader {
             fover: 5 * second,
             lost: 60 * second,
             history: 3600 * second,
+            safeguard: kontrol_core::safeguard::Policy::default(),
         });
         let token = CancellationToken::new();
         let myself = PeerMaster {

@@ -15,7 +15,7 @@ use kontrol_proto::v1::{
     WatchRequest, WatchResponse,
     watch_response::{
         ActionFinished, ActionStarted, CallbackFinished, CallbackStarted, DigestChanged, Event,
-        LeaderChanged, PodChanged, PodJoined, PodLeft, Snapshot,
+        HoldChanged, LeaderChanged, PodChanged, PodJoined, PodLeft, SafeguardChanged, Snapshot,
     },
 };
 use std::{collections::VecDeque, sync::Arc};
@@ -213,6 +213,12 @@ fn event(view: &View, notice: &Notice) -> Option<Event> {
         }),
         Notice::Change(Change::ActionFinished(action)) => Event::ActionFinished(ActionFinished {
             action: Some(wire::head(&action.head)),
+        }),
+        Notice::Change(Change::Hold(hold)) => Event::HoldChanged(HoldChanged {
+            hold: hold.as_ref().map(convert::hold),
+        }),
+        Notice::Change(Change::Safeguard(freeze)) => Event::SafeguardChanged(SafeguardChanged {
+            safeguard: freeze.as_ref().map(convert::safeguard),
         }),
         Notice::Digest { digest, pods } => Event::DigestChanged(DigestChanged {
             digest: digest.to_string(),
