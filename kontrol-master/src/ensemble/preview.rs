@@ -79,7 +79,11 @@ fn waits(view: &View, status: &CallbackStatus, handled: &str, now: SystemTime) -
     let mut add = |why, until: Option<SystemTime>, text: String| {
         waits.push(Wait { why, until, text });
     };
-    let left = |until: SystemTime| show(round(until.duration_since(now).unwrap_or_default()));
+    let left = |until: SystemTime| {
+        let left = until.duration_since(now).unwrap_or_default();
+        // Whole seconds, as people read it.
+        show(Duration::from_secs(left.as_secs_f64().ceil() as u64))
+    };
     let (operate, _) = view.operate();
     if view.leader().is_none() {
         add(Why::NoLeader, None, "no master leads".to_owned());
@@ -131,11 +135,6 @@ fn waits(view: &View, status: &CallbackStatus, handled: &str, now: SystemTime) -
         add(Why::Safeguard, None, text);
     }
     waits
-}
-
-/// To a tenth of a second, as people read it.
-fn round(span: Duration) -> Duration {
-    Duration::from_millis((span.as_millis() as u64 / 100) * 100)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod callback;
 mod faults;
 mod leases;
 mod relayed;
+mod silence;
 mod stage;
 mod trouble;
 
@@ -64,6 +65,17 @@ impl Harness {
         clock: Clock,
         callback: Option<Arc<dyn Runner>>,
     ) -> Self {
+        Self::guarded(store, number, clock, callback, Policy::default())
+    }
+
+    /// The same with a safeguard.
+    fn guarded(
+        store: SharedStore,
+        number: u64,
+        clock: Clock,
+        callback: Option<Arc<dyn Runner>>,
+        safeguard: Policy,
+    ) -> Self {
         let me = Instance(number);
         let id = format!("m{number}");
         let (metrics, status) = (Arc::new(Metrics::default()), Status::default());
@@ -113,7 +125,7 @@ impl Harness {
                 lost: LOST,
                 damper: DAMPER,
                 damper_max: 6 * DAMPER,
-                safeguard: Policy::default(),
+                safeguard,
                 callback,
             }),
         };
