@@ -5,6 +5,7 @@
 //! seq              the next seq to give, as decimal text
 //! leader/<lease>   a candidate (JSON: id, address, instance); the one with the lowest create-revision leads
 //! state            the callback's state, the digest it handled, and at which epoch
+//! operate          a hold of the callback, a run that is asked for, the safeguard, see `kontrol_core::view::operate`
 //! masters/<id>     a live master (JSON: id, address, instance), bound to its lease
 //! removals         the last removals and their reasons, written by the transaction that removes
 //! relay/<master>   what a master heard that can't reach the leader, see `kontrol_core::view::relayed`
