@@ -13,7 +13,7 @@ const NAME: &str = "kontrol-master";
 /// Keeps the roster of live pods in etcd, elects a leader, and runs your callback there when the roster changes.
 ///
 /// Without a command it serves. With one it asks a master that does. Each flag can be given as a variable instead,
-/// but for most of `exec`: --some-flag is KONTROL_SOME_FLAG. Flags win. A DURATION is 25 (seconds), 25s, 500ms, 2m or 1h. Wrong settings end with
+/// but for most of `exec` and of what operates a tier: --some-flag is KONTROL_SOME_FLAG. Flags win. A DURATION is 25 (seconds), 25s, 500ms, 2m or 1h. Wrong settings end with
 /// code 2 before anything is bound.
 #[derive(Debug, Parser)]
 #[command(
@@ -112,23 +112,34 @@ mod tests {
     use clap::{Command, CommandFactory};
     use std::ffi::OsStr;
 
-    /// Flags of `exec` that have no variable. A callback inherits the variables of its master, and `KONTROL_ID` or
-    /// `KONTROL_TIMEOUT` of that would send its commands to other pods, or end them at another time, than it says.
-    const WITHOUT_VARIABLE: [&str; 13] = [
-        "role",
-        "selector",
-        "key",
-        "id",
-        "all",
-        "concurrency",
-        "max-failures",
-        "timeout",
-        "max-output",
-        "env",
-        "input",
-        "detach",
-        "shell",
-    ];
+    /// Flags that have no variable. A callback inherits the variables of its master.
+    ///
+    /// `exec`: `KONTROL_ID` or `KONTROL_TIMEOUT` of that would send its commands to other pods, or end them at another time,
+    /// than it says. `run`, `hold`, `evict`: what was set once would go on with each of them. A callback that asks for a run
+    /// would do so again and again, or wait for one that comes behind itself; and a reason would be told of what has another.
+    fn without_variable(command: &str) -> &'static [&'static str] {
+        match command {
+            "exec" => &[
+                "role",
+                "selector",
+                "key",
+                "id",
+                "all",
+                "concurrency",
+                "max-failures",
+                "timeout",
+                "max-output",
+                "env",
+                "input",
+                "detach",
+                "shell",
+            ],
+            "run" => &["again", "reason", "wait"],
+            "hold" => &["for"],
+            "evict" => &["reason"],
+            _ => &[],
+        }
+    }
 
     /// Whether Kubernetes puts a variable of that name into every pod that is beside a Service of ours. The one that has the
     /// name of a setting tells an URL, which counts as none.
@@ -150,7 +161,7 @@ mod tests {
                 continue;
             };
             let variable = format!("KONTROL_{}", flag.to_uppercase().replace('-', "_"));
-            let without = command.get_name() == "exec" && WITHOUT_VARIABLE.contains(&flag);
+            let without = without_variable(command.get_name()).contains(&flag);
             assert_eq!(
                 arg.get_env().and_then(OsStr::to_str),
                 (!without).then_some(variable.as_str()),

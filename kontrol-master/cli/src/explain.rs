@@ -41,7 +41,7 @@ pub(super) async fn run(
 
 /// An IP address tells the key. Any other name may be a key, an id, or both: a live key comes first, then the id of a
 /// live pod, then the key of a pod that left.
-async fn find(masters: &Masters, pod: &str) -> Result<ExplainPodResponse, CliError> {
+pub(super) async fn find(masters: &Masters, pod: &str) -> Result<ExplainPodResponse, CliError> {
     if let Ok(ip) = pod.parse::<IpAddr>() {
         return explain(masters, PodKey::from(ip).to_string()).await;
     }
@@ -97,9 +97,15 @@ fn show(answer: &ExplainPodResponse, output: &mut Output<'_>) -> Result<(), CliE
     };
     let summary = output.paint(style, &summary);
     output.line(summary)?;
-    // The summary of a pod that left tells of its removal already.
-    if let Some(removal) = answer.removal.as_ref().filter(|_| answer.live || !told) {
-        output.line(removed(removal, SystemTime::now()))?;
+    // The summary of a pod that left tells of its removal already, if not always by whom.
+    match &answer.removal {
+        Some(removal) if answer.live || !told => {
+            output.line(removed(removal, SystemTime::now()))?;
+        }
+        Some(Removal { by, .. }) if !answer.summary.contains(by) => {
+            output.line(format_args!("evicted by {}", clean(by)))?;
+        }
+        Some(_) | None => {}
     }
     if answer.views.is_empty() {
         return Ok(());
@@ -137,8 +143,12 @@ fn row(view: &MasterView) -> Vec<String> {
 
 fn removed(removal: &Removal, now: SystemTime) -> String {
     let id = removal.pod.as_ref().map_or("", |pod| pod.id.as_str());
+    let by = match clean(&removal.by) {
+        by if by.is_empty() => by,
+        by => format!(" ({by})"),
+    };
     format!(
-        "last removal: {} ago, {} by {}: {}; it had been silent for {}",
+        "last removal: {} ago, {} by {}: {}{by}; it had been silent for {}",
         age(removal.time.as_ref(), now),
         or_nothing(id),
         or_nothing(&removal.master),

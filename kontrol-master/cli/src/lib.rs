@@ -1,10 +1,10 @@
-//! The command line's clients: `status`, `pods`, `watch`, `state`, `explain`, `exec` and `actions` ask any
-//! master of a tier.
+//! The command line's clients, which ask any master of a tier: `status`, `pods`, `watch`, `explain` and `state` tell what
+//! is; `preview`, `run`, `hold`, `resume`, `evict` and `release` operate it; `exec` and `actions` run commands on pods.
 //!
 //! They only speak `kontrol.v1`, so that they work against every master, near or far, and know nothing but what it
 //! tells. Answers go to standard output, as tables for a person or as JSON for a program; everything else goes to
 //! standard error. An empty variable counts as an absent one. Exit codes: 0 done, 1 it failed, 2 it was asked wrongly;
-//! `exec` has more. A reader that goes away (`| head`) is no failure, but for what `exec` still runs.
+//! `exec` has more, and `run --wait` 130 after Ctrl-C. A reader that goes away (`| head`) is no failure, but for what `exec` still runs.
 
 mod actions;
 mod endpoint;
@@ -12,6 +12,7 @@ mod error;
 mod exec;
 mod explain;
 mod masters;
+mod operate;
 mod output;
 mod pods;
 mod state;
@@ -44,10 +45,39 @@ pub enum Command {
     Pods(pods::PodsArgs),
     /// Follow the ensemble: one line for each change, until Ctrl-C
     Watch(watch::WatchArgs),
-    /// Show the callback's persisted state, or replace it
-    State(state::StateArgs),
     /// Explain why a pod is in the roster or not
     Explain(explain::ExplainArgs),
+    /// Show the callback's persisted state, or replace it
+    State(state::StateArgs),
+    /// Show what the next run of the callback would be handed, and what it waits for
+    ///
+    /// Nothing runs. With --output json it is all there, the input of the callback included; the answer of a large ensemble
+    /// takes a while, so that it may need more --timeout.
+    Preview(ClientArgs),
+    /// Have the callback run now, without waiting for the damper or for the next try
+    ///
+    /// A run that goes on is not stopped: this one comes behind it. Nothing runs for a digest that was handled already, but
+    /// with --again. The exit code is 1 when the callback is held, and with --wait when the run fails.
+    ///
+    /// Only --endpoint, --timeout and --output can be given as variables: a callback inherits those of its master, and a
+    /// run that waits for another run, or asks for one again, must be meant.
+    Run(operate::run::RunArgs),
+    /// Hold the callback: no run starts for a time, or until it is resumed
+    ///
+    /// Changes gather meanwhile, and one run follows. A run that goes on is not stopped. A hold that stands is replaced.
+    ///
+    /// Only --endpoint, --timeout and --output can be given as variables: how long is said with each hold.
+    Hold(operate::hold::HoldArgs),
+    /// End the hold of the callback
+    Resume(operate::hold::ResumeArgs),
+    /// Remove a pod from the roster
+    ///
+    /// A pod that lives is back with its next keepalive, as a new one: stop its slave first if it is to stay away.
+    ///
+    /// Only --endpoint, --timeout and --output can be given as variables: why is said with each pod.
+    Evict(operate::evict::EvictArgs),
+    /// End the safeguard: the silent pods that it keeps in the roster leave now
+    Release(operate::release::ReleaseArgs),
     /// Run a command on pods and show what becomes of it
     ///
     /// It runs on the pods that --key and --id name, or on all, as far as they meet --role and --selector. Ctrl-C cancels
@@ -125,8 +155,14 @@ impl Command {
             Self::Status(client) => client.clone(),
             Self::Pods(args) => args.client.clone(),
             Self::Watch(args) => args.client.clone(),
-            Self::State(args) => args.client.clone(),
             Self::Explain(args) => args.client.clone(),
+            Self::State(args) => args.client.clone(),
+            Self::Preview(client) => client.clone(),
+            Self::Run(args) => args.client.clone(),
+            Self::Hold(args) => args.client.clone(),
+            Self::Resume(args) => args.client.clone(),
+            Self::Evict(args) => args.client.clone(),
+            Self::Release(args) => args.client.clone(),
             Self::Exec(args) => args.client(),
             Self::Actions(args) => args.client.clone(),
         }
@@ -195,8 +231,14 @@ async fn execute(
         Command::Status(_) => status::run(&masters, output).await,
         Command::Pods(args) => pods::run(&masters, args, output).await,
         Command::Watch(args) => watch::run(&masters, args, output, stop).await,
-        Command::State(args) => state::run(&masters, args, input, output).await,
         Command::Explain(args) => explain::run(&masters, args, output).await,
+        Command::State(args) => state::run(&masters, args, input, output).await,
+        Command::Preview(_) => operate::preview::run(&masters, output).await,
+        Command::Run(args) => return operate::run::run(&masters, args, output, stop).await,
+        Command::Hold(args) => operate::hold::hold(&masters, args, output).await,
+        Command::Resume(args) => operate::hold::resume(&masters, args, output).await,
+        Command::Evict(args) => operate::evict::run(&masters, args, output).await,
+        Command::Release(args) => operate::release::run(&masters, args, output).await,
         Command::Exec(args) => return exec::run(&masters, args, input, output, stop).await,
         Command::Actions(args) => actions::run(&masters, args, output).await,
     }?;

@@ -9,7 +9,7 @@ use super::{
 };
 use kontrol_proto::v1::{
     WatchRequest, WatchResponse, action_service_client::ActionServiceClient,
-    ensemble_service_client::EnsembleServiceClient,
+    ensemble_service_client::EnsembleServiceClient, operate_service_client::OperateServiceClient,
 };
 use kontrol_runtime::{cause::innermost, host::host_name};
 use std::{env, error::Error, time::Duration};
@@ -33,6 +33,11 @@ impl Client {
     /// Runs commands on slaves.
     pub(super) fn actions(&self) -> ActionServiceClient<Channel> {
         ActionServiceClient::new(self.0.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Operates the callback and the roster.
+    pub(super) fn operate(&self) -> OperateServiceClient<Channel> {
+        OperateServiceClient::new(self.0.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 }
 
@@ -142,7 +147,7 @@ impl Masters {
     }
 }
 
-/// What masters are told of who asks; the history of actions keeps it.
+/// What masters are told of who asks; the history of actions keeps it, and so does what an operator does.
 fn user_agent() -> String {
     let user = ["USER", "LOGNAME"]
         .into_iter()
@@ -199,7 +204,7 @@ pub(super) fn refusal(who: &str, status: &Status) -> CliError {
     CliError::Failed(if code == Code::Unimplemented {
         let version = env!("CARGO_PKG_VERSION");
         format!("{who} does not know this request: is it a kontrol-master {version}?")
-    } else if code == Code::NotFound {
+    } else if matches!(code, Code::NotFound | Code::FailedPrecondition) {
         format!("{who} answers: {message}")
     } else {
         format!("{who} answers: {message} ({code:?})")

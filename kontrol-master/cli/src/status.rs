@@ -3,11 +3,13 @@
 use super::{
     error::CliError,
     masters::Masters,
+    operate::words,
     output::{Format, Output, Style},
     text::{age, clean, proto_span, until},
 };
 use kontrol_proto::v1::{
-    CallbackRun, CallbackStatus, GetEnsembleRequest, GetEnsembleResponse, Master, Settings,
+    CallbackRun, CallbackStatus, GetEnsembleRequest, GetEnsembleResponse, Master, Safeguard,
+    Settings,
 };
 use std::time::SystemTime;
 
@@ -18,18 +20,22 @@ pub(super) async fn run(masters: &Masters, output: &mut Output<'_>) -> Result<()
         .await?;
     match output.format() {
         Format::Json => output.json(&ensemble, "kontrol.v1.GetEnsembleResponse"),
-        Format::Table => {
-            for (name, style, value) in lines(&ensemble, SystemTime::now()) {
-                let name = output.paint(Style::Bold, &format!("{name:<10}"));
-                let value = output.paint(style, &value);
-                output.line(format_args!("{name}  {value}"))?;
-            }
-            Ok(())
-        }
+        Format::Table => show(lines(&ensemble, SystemTime::now()), output),
     }
 }
 
-type Line = (&'static str, Style, String);
+/// What something is called, and how it is.
+pub(super) type Line = (&'static str, Style, String);
+
+/// Shows lines, their names in a column.
+pub(super) fn show(lines: Vec<Line>, output: &mut Output<'_>) -> Result<(), CliError> {
+    for (name, style, value) in lines {
+        let name = output.paint(Style::Bold, &format!("{name:<10}"));
+        let value = output.paint(style, &value);
+        output.line(format_args!("{name}  {value}"))?;
+    }
+    Ok(())
+}
 
 fn lines(ensemble: &GetEnsembleResponse, now: SystemTime) -> Vec<Line> {
     let plain = |name, value: String| (name, Style::Plain, value);
@@ -40,7 +46,7 @@ fn lines(ensemble: &GetEnsembleResponse, now: SystemTime) -> Vec<Line> {
         ),
         plain("Pods", ensemble.pod_count.to_string()),
         plain("Digest", clean(&ensemble.digest)),
-        handled(ensemble),
+        handled(&ensemble.digest, &ensemble.handled_digest),
         leader(ensemble.leader.as_ref(), ensemble.epoch),
     ];
     for (index, master) in ensemble.masters.iter().enumerate() {
@@ -61,6 +67,17 @@ fn lines(ensemble: &GetEnsembleResponse, now: SystemTime) -> Vec<Line> {
     if let Some(callback) = &ensemble.callback {
         self::callback(callback, now, &mut lines);
     }
+    if let Some(hold) = &ensemble.hold {
+        let text = format!(
+            "{}, since {}; to end it: kontrol-master resume",
+            words::hold(hold, now),
+            age(hold.since.as_ref(), now)
+        );
+        lines.push(("Held", Style::Notable, text));
+    }
+    if let Some(safeguard) = &ensemble.safeguard {
+        self::safeguard(safeguard, now, &mut lines);
+    }
     if let Some(settings) = &ensemble.settings {
         lines.push(plain("Settings", self::settings(settings)));
     }
@@ -68,14 +85,14 @@ fn lines(ensemble: &GetEnsembleResponse, now: SystemTime) -> Vec<Line> {
     lines
 }
 
-fn handled(ensemble: &GetEnsembleResponse) -> Line {
-    let (style, text) = if ensemble.handled_digest.is_empty() {
+/// Which digest the callback handled last.
+pub(super) fn handled(digest: &str, handled: &str) -> Line {
+    let (style, text) = if handled.is_empty() {
         (Style::Notable, "none yet".to_owned())
-    } else if ensemble.handled_digest == ensemble.digest {
+    } else if handled == digest {
         (Style::Good, "this digest".to_owned())
     } else {
-        let older = clean(&ensemble.handled_digest);
-        (Style::Notable, format!("another: {older}"))
+        (Style::Notable, format!("another: {}", clean(handled)))
     };
     ("Handled", style, text)
 }
@@ -144,6 +161,20 @@ fn callback(status: &CallbackStatus, now: SystemTime, lines: &mut Vec<Line>) {
     }
 }
 
+fn safeguard(safeguard: &Safeguard, now: SystemTime, lines: &mut Vec<Line>) {
+    let style = words::safeguard_style(safeguard);
+    let text = format!(
+        "{}, since {}",
+        words::safeguard(safeguard, now),
+        age(safeguard.since.as_ref(), now)
+    );
+    lines.push(("Safeguard", style, text));
+    if safeguard.released_by.is_empty() {
+        let text = "it ends when pods come back, with kontrol-master release, or at that time";
+        lines.push(("", Style::Plain, text.to_owned()));
+    }
+}
+
 /// How long a run took and how it ended.
 pub(super) fn outcome(run: &CallbackRun) -> String {
     let took = proto_span(run.duration.as_ref());
@@ -162,8 +193,16 @@ fn settings(settings: &Settings) -> String {
             proto_span(Some(lease))
         )
     });
+    let safeguard = match settings.safeguard {
+        0 => "off".to_owned(),
+        percent => format!(
+            "over {percent}% of {} pods or more (at most {})",
+            settings.safeguard_min,
+            proto_span(settings.safeguard_max.as_ref())
+        ),
+    };
     format!(
-        "ttl {}, interval {}, damper {} (at most {}), fover {}{lease}, lost {}, history {}",
+        "ttl {}, interval {}, damper {} (at most {}), fover {}{lease}, lost {}, history {}, safeguard {safeguard}",
         proto_span(settings.ttl.as_ref()),
         proto_span(settings.interval.as_ref()),
         proto_span(settings.damper.as_ref()),

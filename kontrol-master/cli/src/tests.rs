@@ -4,6 +4,7 @@ mod actions;
 mod answers;
 mod exec;
 mod failures;
+mod operate;
 mod script;
 mod watch;
 
@@ -43,6 +44,12 @@ fn seconds(seconds: i64) -> Option<ProtoDuration> {
 
 fn ago(seconds: u64) -> Option<Timestamp> {
     Some((SystemTime::now() - Duration::from_secs(seconds)).into())
+}
+
+/// A little more than that many seconds from now, so that whole seconds are told as they are given.
+fn from_now(seconds: u64) -> Option<Timestamp> {
+    let later = Duration::from_secs(seconds) + Duration::from_millis(900);
+    Some((SystemTime::now() + later).into())
 }
 
 fn pod(seq: u64, key: &str, id: &str) -> Pod {
@@ -89,7 +96,12 @@ fn ensemble() -> GetEnsembleResponse {
             lost: seconds(3),
             history: seconds(3600),
             lease: None,
+            safeguard: 50,
+            safeguard_min: 10,
+            safeguard_max: seconds(250),
         }),
         master: "m1".to_owned(),
+        hold: None,
+        safeguard: None,
     }
 }

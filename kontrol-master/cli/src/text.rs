@@ -86,6 +86,25 @@ pub(super) fn until(time: &Timestamp, now: SystemTime) -> String {
     span(left.unwrap_or_default())
 }
 
+/// A time by the clock on the wall here.
+pub(super) fn moment(time: &Timestamp) -> String {
+    jiff::Timestamp::new(time.seconds, time.nanos).map_or_else(
+        |_| NOTHING.to_owned(),
+        |time| {
+            let zoned = time.to_zoned(jiff::tz::TimeZone::system());
+            zoned.strftime("%Y-%m-%d %H:%M:%S").to_string()
+        },
+    )
+}
+
+/// When something ends, and how long until then.
+pub(super) fn deadline(time: Option<&Timestamp>, now: SystemTime) -> String {
+    time.map_or_else(
+        || NOTHING.to_owned(),
+        |time| format!("{} (in {})", moment(time), until(time, now)),
+    )
+}
+
 /// A payload in one short piece of JSON.
 pub(super) fn payload(value: Option<&Value>) -> String {
     let text = value.map_or_else(String::new, |value| {
@@ -154,5 +173,13 @@ mod tests {
         assert_eq!(age(Some(&later), now), "0ms");
         assert_eq!(until(&later, now), "5s");
         assert_eq!(age(None, now), "-");
+        let told = deadline(Some(&later), now);
+        assert!(told.ends_with(" (in 5s)") && told.len() == 27, "{told}");
+        assert_eq!(deadline(None, now), "-");
+        let never = Timestamp {
+            seconds: i64::MAX,
+            nanos: 0,
+        };
+        assert_eq!(moment(&never), "-");
     }
 }

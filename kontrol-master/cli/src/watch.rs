@@ -12,6 +12,7 @@ use super::{
     error::CliError,
     explain::reason as leave_reason,
     masters::{Masters, may_resume, reason, refusal},
+    operate,
     output::{Format, Output, Style},
     status::{master, outcome},
     text::{clean, or_nothing, payload, span},
@@ -21,7 +22,7 @@ use kontrol_proto::v1::{
     Action, LeaveReason, Master, Pod, WatchRequest, WatchResponse,
     watch_response::{Event, Snapshot},
 };
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tonic::Streaming;
 
 /// The first pause is at most this.
@@ -194,18 +195,22 @@ fn describe(event: &Event, shown: usize) -> (Style, &'static str, String) {
         Event::ActionFinished(finished) => action_finished(finished.action.as_ref()),
         Event::HoldChanged(changed) => match &changed.hold {
             Some(hold) => {
-                let text = format!("held by {}: {}", clean(&hold.by), clean(&hold.reason));
+                let text = format!("held {}", operate::words::hold(hold, SystemTime::now()));
                 (Style::Notable, "callback", text)
             }
             None => (Style::Good, "callback", "no longer held".to_owned()),
         },
         Event::SafeguardChanged(changed) => match &changed.safeguard {
             Some(safeguard) => {
-                let (silent, all) = (safeguard.silent, safeguard.pods);
-                let text = format!("removals are frozen: {silent} of {all} pods are silent");
-                (Style::Bad, "safeguard", text)
+                let text = operate::words::safeguard(safeguard, SystemTime::now());
+                let style = operate::words::safeguard_style(safeguard);
+                (style, "safeguard", text)
             }
-            None => (Style::Good, "safeguard", "removals go on".to_owned()),
+            None => (
+                Style::Good,
+                "safeguard",
+                "removals for silence go on".to_owned(),
+            ),
         },
     }
 }

@@ -30,7 +30,7 @@ async fn status_tells_the_ensemble_at_a_glance() {
          Masters     m1 at m1.example:8000 (answered)\n\
          \u{20}           m2 at m2.example:8000 (leads)\n\
          Callback    idle\n\
-         Settings    ttl 25s, interval 8s, damper 2.5s (at most 1m), fover 5s, lost 3s, history 1h00m\n\
+         Settings    ttl 25s, interval 8s, damper 2.5s (at most 1m), fover 5s, lost 3s, history 1h00m, safeguard over 50% of 10 pods or more (at most 4m10s)\n\
          Revision    9007199254740993\n"
     );
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));
@@ -108,7 +108,7 @@ async fn json_has_every_field_in_proto3_json_with_plain_numbers() {
             ],
             "callback": {"configured": true, "failures": 0, "runningDigest": "", "error": ""},
             "handledDigest": DIGEST, "revision": 9_007_199_254_740_993_i64,
-            "settings": {"ttl": "25s", "interval": "8s", "damper": "2.500s", "damperMax": "60s", "fover": "5s", "lost": "3s", "history": "3600s"},
+            "settings": {"ttl": "25s", "interval": "8s", "damper": "2.500s", "damperMax": "60s", "fover": "5s", "lost": "3s", "history": "3600s", "safeguard": 50, "safeguardMin": 10, "safeguardMax": "250s"},
             "master": "m1",
         })
     );
@@ -339,6 +339,7 @@ async fn explain_shows_what_each_master_heard_and_the_last_removal() {
                 time: ago(7265),
                 silence: seconds(25),
                 master: "m1".to_owned(),
+                by: String::new(),
             }),
             ..explained("a1", true)
         }],

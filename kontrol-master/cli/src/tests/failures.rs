@@ -194,6 +194,11 @@ fn the_parser_is_consistent_and_refuses_what_it_cannot_use() {
         ("watch --revision=-1", "-1"),
         ("explain", "<KEY|IP|ID>"),
         ("state put", "<JSON|->"),
+        ("hold", "<REASON>"),
+        ("hold ' '", "say why"),
+        ("hold why --for 0", "must be longer than nothing"),
+        ("hold why --for 7d", "is not a unit of time"),
+        ("evict", "<KEY|IP|ID>"),
         ("actions --limit 0", "0 is not in"),
         ("actions show", "<ID>"),
     ] {

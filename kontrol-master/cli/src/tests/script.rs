@@ -1,9 +1,11 @@
 //! A master that answers from a script, and a run of the command line against it.
 
 mod actions;
+mod operate;
 
 use actions::PAGE;
 pub(super) use actions::{Dispatched, Then};
+pub(super) use operate::Operated;
 
 use super::super::{
     Command, finish,
@@ -13,6 +15,7 @@ use clap::Parser;
 use kontrol_proto::v1::{
     action_service_server::ActionServiceServer,
     ensemble_service_server::{EnsembleService, EnsembleServiceServer},
+    operate_service_server::OperateServiceServer,
     *,
 };
 use std::{
@@ -37,6 +40,10 @@ pub(super) type Messages = Vec<Result<WatchResponse, Status>>;
 #[derive(Default)]
 pub(super) struct Script {
     pub(super) ensemble: GetEnsembleResponse,
+    /// What is told of it before that, one after another.
+    pub(super) ensembles: Mutex<VecDeque<Result<GetEnsembleResponse, Status>>>,
+    /// What comes of operating it.
+    pub(super) operated: Operated,
     pub(super) pods: Vec<Pod>,
     pub(super) state: GetStateResponse,
     /// What is known of these keys; of others, nothing.
@@ -55,7 +62,7 @@ pub(super) struct Script {
     pub(super) left: Arc<Notify>,
     /// Refuses everything so.
     pub(super) refuse: Option<Status>,
-    /// Never answers a PutState.
+    /// Never answers what changes something.
     pub(super) hang: bool,
     /// The requests, in the order they came.
     pub(super) asked: Mutex<Vec<String>>,
@@ -100,7 +107,10 @@ impl EnsembleService for Scripted {
         &self,
         request: Request<GetEnsembleRequest>,
     ) -> Result<Response<GetEnsembleResponse>, Status> {
-        self.0.answer(&request, self.0.ensemble.clone())
+        let next = self.0.ensembles.lock().unwrap().pop_front();
+        let next = next.transpose()?;
+        let answer = next.unwrap_or_else(|| self.0.ensemble.clone());
+        self.0.answer(&request, answer)
     }
 
     async fn list_pods(
@@ -185,10 +195,12 @@ impl Master {
         let script = Arc::new(script);
         let ensemble = EnsembleServiceServer::new(Scripted(Arc::clone(&script)));
         let actions = ActionServiceServer::new(Scripted(Arc::clone(&script)));
+        let operate = OperateServiceServer::new(Scripted(Arc::clone(&script)));
         let (stop, stopped) = oneshot::channel::<()>();
         let serve = Server::builder()
             .add_service(ensemble)
             .add_service(actions)
+            .add_service(operate)
             .serve_with_incoming(TcpIncoming::from(listener));
         tokio::spawn(async move {
             tokio::select! {
