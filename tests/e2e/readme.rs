@@ -23,7 +23,10 @@ const EXEC: &str = "exec --role web -- uptime  ";
 const CONFIGURE: &str = "/opt/app/configure";
 const ASK: &str = "kontrol-master explain 10.0.0.7";
 const CURL: &str = "curl -X PUT localhost:8000/ping";
-const ALL: [&str; 8] = [INSTALL, BY_HAND, PROXY, NUMBERS, EXEC, CONFIGURE, ASK, CURL];
+const OPERATE: &str = "hold 'the database moves'";
+const ALL: [&str; 9] = [
+    INSTALL, BY_HAND, PROXY, NUMBERS, EXEC, CONFIGURE, ASK, CURL, OPERATE,
+];
 
 /// What `exec` shows of a pod whose command succeeded.
 const DONE: &str = r#""outcome":"OUTCOME_EXITED","exitCode":0"#;
@@ -359,7 +362,7 @@ async fn a_callback_dispatches_an_action_by_command_line_and_by_curl() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_answers_what_it_is_asked_as_shown() {
     let _permit = small().await;
-    let Some(scene) = Scene::start(None).await else {
+    let Some(scene) = Scene::start(Some("#!/bin/sh\n")).await else {
         return;
     };
     for line in lines(ASK) {
@@ -376,6 +379,12 @@ async fn a_master_answers_what_it_is_asked_as_shown() {
             }
             "state" => said == Value::Null,
             "explain" => said["live"] == true,
+            "preview" => said["input"]["pods"].as_array().unwrap().len() == 2,
+            // The run itself, behind what was asked for.
+            "run" => said["exitCode"] == 0,
+            "hold" | "resume" => said["hold"]["reason"] == "etcd moves",
+            "evict" => said["pod"]["id"] == "web-1",
+            "release" => said["revision"].is_number() && said["safeguard"] == Value::Null,
             other => panic!("what should {other} tell?"),
         };
         assert!(right, "{line}: {output}");
@@ -391,6 +400,34 @@ async fn a_master_answers_what_it_is_asked_as_shown() {
         .await;
     let state = scene.house.succeeds("kontrol-master state").await;
     assert_eq!(state.trim(), r#"{"a":1}"#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tier_is_operated_as_shown() {
+    let _permit = small().await;
+    let Some(scene) = Scene::start(Some("#!/bin/sh\n")).await else {
+        return;
+    };
+    for line in lines(OPERATE) {
+        if line.contains(" run ") {
+            // Nothing runs while the callback is held.
+            scene.house.succeeds("kontrol-master resume").await;
+        }
+        let output = scene.house.succeeds(&line).await;
+        if line.contains(" preview ") {
+            assert_eq!(output, "", "nobody left");
+            continue;
+        }
+        let said: Value = serde_json::from_str(output.lines().last().unwrap()).unwrap();
+        let right = match line.split(' ').nth(1).unwrap() {
+            "hold" => said["hold"]["reason"] == "the database moves",
+            "run" => said["exitCode"] == 0,
+            "evict" => said["pod"]["id"] == "web-1",
+            "release" => said["revision"].is_number(),
+            other => panic!("what should {other} tell?"),
+        };
+        assert!(right, "{line}: {output}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
