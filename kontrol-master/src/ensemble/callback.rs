@@ -13,12 +13,12 @@ mod run;
 mod verdict;
 
 pub use program::{Program, ProgramError};
-pub use run::run;
+pub use run::{Log, run};
 
 use async_trait::async_trait;
 use kontrol_core::model::{Digest, Exact, exact::MAX_STATE_BYTES};
 use kontrol_runtime::{clock::Moment, process::OWN_EXECUTABLE};
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +50,8 @@ pub struct Settings {
     pub endpoint: String,
     /// Most bytes of standard output.
     pub max_output: usize,
+    /// Who is told what a run says; the log but in a trial.
+    pub listener: Arc<dyn Listener>,
 }
 
 impl Settings {
@@ -63,6 +65,7 @@ impl Settings {
             endpoint: endpoint.into(),
             // Room for the largest state, indented.
             max_output: 4 * MAX_STATE_BYTES,
+            listener: Arc::new(Log),
         }
     }
 }
@@ -77,6 +80,23 @@ impl Runner for Settings {
     ) -> Run {
         run(self, input, lease, token).await
     }
+}
+
+/// Is told what a run says while it goes on. It must not block: the run waits for it.
+pub trait Listener: Send + Sync + fmt::Debug {
+    /// Takes what was said.
+    fn hear(&self, said: Said<'_>);
+}
+
+/// What is said during a run.
+#[derive(Debug, Clone, Copy)]
+pub enum Said<'a> {
+    /// A line that the program wrote to standard error.
+    Line(&'a str),
+    /// The document of this variable is too long for an environment and is not in it.
+    LeftOut(&'static str),
+    /// The program ended and left these processes behind, which were killed.
+    LeftBehind(&'a str),
 }
 
 /// What one run is about.

@@ -5,7 +5,7 @@
 //! it closes the control socket, upon which the guard ends the program, but then nobody waits for that: cancel instead.
 
 use super::{
-    Failure, Input, Run, Settings, Validity,
+    Failure, Input, Listener, Run, Said, Settings, Validity,
     documents::{Documents, MAX_VARIABLE_BYTES, with_path},
     output::Lines,
     verdict::judge,
@@ -164,7 +164,9 @@ async fn spawn(
 ) -> io::Result<(Guarded, Pipes)> {
     let spec = |limit| {
         let environment = documents.environment(inherited(), directory, &settings.endpoint, limit);
-        say_left_out(&environment.left_out);
+        for variable in environment.left_out {
+            settings.listener.hear(Said::LeftOut(variable));
+        }
         Spec {
             guard: settings.guard.clone(),
             guard_environment: environment.variables,
@@ -178,20 +180,6 @@ async fn spawn(
             Guarded::start(spec(0)).await
         }
         other => other,
-    }
-}
-
-/// Logs it once for each variable.
-fn say_left_out(variables: &[&'static str]) {
-    static SAID: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
-    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
-    for variable in variables {
-        if said.insert(variable) {
-            tracing::warn!(
-                variable,
-                "too long for an environment variable, left out; the callback finds it in {variable}_FILE and on standard input"
-            );
-        }
     }
 }
 
@@ -233,7 +221,11 @@ impl Running<'_> {
                         self.stop(Failure::TooLong(most));
                     }
                 }
-                piece = self.stderr.next() => self.lines.push(piece).iter().for_each(|line| log(line)),
+                piece = self.stderr.next() => {
+                    for line in self.lines.push(piece) {
+                        self.settings.listener.hear(Said::Line(&line));
+                    }
+                }
                 () = sleep_until(self.patience.unwrap_or_else(Instant::now)), if self.patience.is_some() => {
                     self.patience = None;
                     if let Some(end) = self.ended.take() {
@@ -247,13 +239,11 @@ impl Running<'_> {
             }
         };
         if let Some(line) = self.lines.end() {
-            log(&line);
+            self.settings.listener.hear(Said::Line(&line));
         }
         if !end.left.is_empty() {
-            tracing::info!(
-                processes = end.left.join(" "),
-                "the callback ended and left processes behind, which were killed: nothing that it starts outlives its run"
-            );
+            let left = end.left.join(" ");
+            self.settings.listener.hear(Said::LeftBehind(&left));
         }
         judge(end.report, end.status, self.asked, &self.state)
     }
@@ -306,7 +296,32 @@ async fn confirmed(lease: &mut watch::Receiver<Validity>) -> Validity {
     }
 }
 
-/// A target of our own: the log shows no others at this level.
-fn log(line: &str) {
-    tracing::info!(target: "kontrol::callback", "{line}");
+/// The log of a master.
+#[derive(Debug, Clone, Copy)]
+pub struct Log;
+
+impl Listener for Log {
+    fn hear(&self, said: Said<'_>) {
+        match said {
+            // A target of our own: the log shows no others at this level.
+            Said::Line(line) => tracing::info!(target: "kontrol::callback", "{line}"),
+            Said::LeftOut(variable) => say_left_out(variable),
+            Said::LeftBehind(processes) => tracing::info!(
+                processes,
+                "the callback ended and left processes behind, which were killed: nothing that it starts outlives its run"
+            ),
+        }
+    }
+}
+
+/// Logs it once for each variable.
+fn say_left_out(variable: &'static str) {
+    static SAID: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.insert(variable) {
+        tracing::warn!(
+            variable,
+            "too long for an environment variable, left out; the callback finds it in {variable}_FILE and on standard input"
+        );
+    }
 }
