@@ -9,7 +9,15 @@ pub(super) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:8000";
 
 /// Where masters answer, one or more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct MasterUrls(pub(super) Vec<MasterUrl>);
+pub struct MasterUrls(pub(super) Vec<MasterUrl>);
+
+impl fmt::Display for MasterUrls {
+    /// As `--endpoint` takes them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let urls: Vec<&str> = self.0.iter().map(|url| url.0.as_str()).collect();
+        f.write_str(&urls.join(","))
+    }
+}
 
 impl FromStr for MasterUrls {
     type Err = String;
@@ -100,6 +108,8 @@ mod tests {
             Ok(MasterUrls(vec![DEFAULT_ENDPOINT.parse().unwrap()]))
         );
         assert!(urls("m1,").is_err());
+        let shown = "m1, ::1".parse::<MasterUrls>().unwrap().to_string();
+        assert_eq!(shown, "http://m1:8000,http://[::1]:8000");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io;
 
 /// Why a command failed.
 #[derive(Debug)]
-pub(super) enum CliError {
+pub enum CliError {
     /// The command was given something it can't use.
     Usage(String),
     /// It went wrong.
@@ -21,7 +21,7 @@ pub(super) enum CliError {
 
 impl CliError {
     /// What to tell the user; nothing when it is the reader who went away.
-    pub(super) fn message(&self) -> Option<String> {
+    pub fn message(&self) -> Option<String> {
         match self {
             Self::Usage(message) | Self::Failed(message) | Self::Lost(message) => {
                 Some(message.clone())
@@ -38,7 +38,7 @@ impl CliError {
     }
 
     /// What the process exits with.
-    pub(super) fn exit_code(&self) -> u8 {
+    pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
             Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,

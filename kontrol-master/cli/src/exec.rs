@@ -23,6 +23,7 @@ use super::{
     error::CliError,
     masters::{Client, Masters, is_cut, reason},
     output::Output,
+    stop::INTERRUPTED,
     text::{clean, span},
 };
 use futures::{FutureExt, future::Fuse};
@@ -43,8 +44,6 @@ const FIRST_PROGRESS: Duration = Duration::from_secs(1);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// Why a stream ends that the master did not end: it tells a summary, or why there is none.
 const CUT: &str = "something between here and the master ended it, as proxies do after a time without a message: let them wait for more than 5 s, or use --detach";
-/// The exit code when the user asked for an end.
-pub(super) const INTERRUPTED: u8 = 130;
 /// The exit code when the reader of the output went away: a shell's, for SIGPIPE.
 const READER_LEFT: u8 = 141;
 

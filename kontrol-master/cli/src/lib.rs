@@ -20,14 +20,29 @@ mod status;
 mod stdio;
 mod stop;
 mod text;
+mod tier;
 mod value;
 mod watch;
 
 #[cfg(test)]
 mod tests;
 
+pub use endpoint::MasterUrls;
+pub use tier::{Tier, tier};
+
+/// How an answer is shown, for commands that ask no master.
+pub mod show {
+    pub use super::{
+        error::CliError,
+        output::{Choice, Format, Output, Style},
+        stdio::Blocking,
+        stop::INTERRUPTED,
+        text::{clean, clean_line, shorten, span},
+    };
+}
+
 use clap::{Args, Subcommand};
-use endpoint::{DEFAULT_ENDPOINT, MasterUrls};
+use endpoint::DEFAULT_ENDPOINT;
 use error::CliError;
 use masters::Masters;
 use output::{Choice, Output};
@@ -196,7 +211,7 @@ pub async fn run(command: Command) -> ExitCode {
             Ok(code) => code.into(),
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         },
-        () = stop::unheeded(heeded) => exec::INTERRUPTED.into(),
+        () = stop::unheeded(heeded) => stop::INTERRUPTED.into(),
     }
 }
 

@@ -14,16 +14,19 @@ const ERASE_LINE: &[u8] = b"\r\x1b[K";
 
 /// How the user wants answers shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Choice {
+pub enum Choice {
+    /// As a table on a terminal, as JSON elsewhere.
     #[value(alias = "")]
     Auto,
+    /// For a person.
     Table,
+    /// For a program.
     Json,
 }
 
 /// How to show an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub enum Format {
     /// For a person.
     Table,
     /// For a program.
@@ -32,11 +35,16 @@ pub(super) enum Format {
 
 /// How to make text stand out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Style {
+pub enum Style {
+    /// It does not.
     Plain,
+    /// A heading.
     Bold,
+    /// What went well.
     Good,
+    /// What went wrong.
     Bad,
+    /// What should be looked at.
     Notable,
     /// A colour by its number in ECMA-48, to tell things apart.
     Colour(u8),
@@ -57,7 +65,7 @@ struct Sink<'a> {
 }
 
 /// Where answers and notes go.
-pub(super) struct Output<'a> {
+pub struct Output<'a> {
     format: Format,
     out: Sink<'a>,
     err: Sink<'a>,
@@ -67,7 +75,7 @@ pub(super) struct Output<'a> {
 
 impl<'a> Output<'a> {
     /// The process's own standard output and error.
-    pub(super) fn new(
+    pub fn new(
         choice: Choice,
         out: &'a mut Blocking<impl AsFd>,
         err: &'a mut Blocking<impl AsFd>,
@@ -114,12 +122,12 @@ impl<'a> Output<'a> {
     }
 
     /// How answers are shown.
-    pub(super) fn format(&self) -> Format {
+    pub fn format(&self) -> Format {
         self.format
     }
 
     /// Text that stands out in the answer, where that can be seen.
-    pub(super) fn paint(&self, style: Style, text: &str) -> String {
+    pub fn paint(&self, style: Style, text: &str) -> String {
         self.paint_for(Port::Out, style, text)
     }
 
@@ -161,7 +169,7 @@ impl<'a> Output<'a> {
     }
 
     /// Writes a line of the answer.
-    pub(super) fn line(&mut self, line: impl fmt::Display) -> Result<(), CliError> {
+    pub fn line(&mut self, line: impl fmt::Display) -> Result<(), CliError> {
         self.bytes(Port::Out, format!("{line}\n").as_bytes())
     }
 
@@ -194,7 +202,7 @@ impl<'a> Output<'a> {
     }
 
     /// Tells the user something that is no part of the answer. Nobody is left to be told when that fails.
-    pub(super) fn note(&mut self, note: impl fmt::Display) {
+    pub fn note(&mut self, note: impl fmt::Display) {
         let _ = self.bytes(Port::Err, format!("{note}\n").as_bytes());
     }
 

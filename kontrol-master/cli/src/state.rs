@@ -49,22 +49,27 @@ pub(super) async fn run(
 
 /// Asks for the state and shows it: indented for a person, on one line for a program.
 async fn show(masters: &Masters, output: &mut Output<'_>) -> Result<(), CliError> {
-    let answer = masters
-        .read(async |client| client.ensemble().get_state(GetStateRequest {}).await)
-        .await?;
-    let line = match (answer.json, &answer.state) {
-        (json, _) if !json.is_empty() => json,
-        // Of an older master.
-        (_, Some(state)) => json(state, VALUE)?,
-        (_, None) => {
-            output.note("there is no state yet: the callback has printed none, and none was put");
-            return output.line("null");
-        }
+    let Some(line) = read(masters).await? else {
+        output.note("there is no state yet: the callback has printed none, and none was put");
+        return output.line("null");
     };
     match output.format() {
         Format::Json => output.line(line),
         Format::Table => output.line(indented(&line)),
     }
+}
+
+/// Asks for the state: its exact JSON, or none.
+pub(super) async fn read(masters: &Masters) -> Result<Option<String>, CliError> {
+    let answer = masters
+        .read(async |client| client.ensemble().get_state(GetStateRequest {}).await)
+        .await?;
+    Ok(match (answer.json, &answer.state) {
+        (json, _) if !json.is_empty() => Some(json),
+        // Of an older master.
+        (_, Some(state)) => Some(json(state, VALUE)?),
+        (_, None) => None,
+    })
 }
 
 /// Puts a state: JSON, or `-` for what `input` holds.

@@ -17,7 +17,7 @@ use std::{
 
 /// A descriptor that blocks.
 #[derive(Debug)]
-pub(super) struct Blocking<F>(pub(super) F);
+pub struct Blocking<F>(pub F);
 
 impl<F: AsFd> Blocking<F> {
     /// Does what is ready, or waits until it is.

@@ -10,6 +10,9 @@ use tokio::{
 /// How long a command may take to heed a signal.
 const HEED: Duration = Duration::from_secs(1);
 
+/// The exit code when the user asked for an end.
+pub const INTERRUPTED: u8 = 130;
+
 /// Waits for signals. Until it does so for the first time, they end the process by themselves.
 #[derive(Debug, Default)]
 pub(super) struct Signals(Option<[Signal; 2]>);

@@ -10,7 +10,7 @@ pub(super) const NOTHING: &str = "-";
 const MAX_PAYLOAD: usize = 40;
 
 /// Text from elsewhere without control characters, so that no pod can drive the user's terminal.
-pub(super) fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     text.chars()
         .map(|c| {
             if c.is_control() {
@@ -39,7 +39,7 @@ pub(super) fn clean_lines(bytes: &[u8]) -> impl Iterator<Item = String> {
 }
 
 /// One such line, without its end.
-pub(super) fn clean_line(line: &[u8]) -> String {
+pub fn clean_line(line: &[u8]) -> String {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let line = String::from_utf8_lossy(line);
     let parts: Vec<String> = line.split('\t').map(clean).collect();
@@ -47,7 +47,7 @@ pub(super) fn clean_line(line: &[u8]) -> String {
 }
 
 /// A span of time in at most two units: `120ms`, `2.5s`, `3m12s`, `2h05m`, `3d04h`.
-pub(super) fn span(duration: Duration) -> String {
+pub fn span(duration: Duration) -> String {
     let (seconds, millis) = (duration.as_secs(), duration.subsec_millis());
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match seconds {
@@ -117,7 +117,7 @@ pub(super) fn payload(value: Option<&Value>) -> String {
 }
 
 /// Text of at most so many characters, and a mark where more was.
-pub(super) fn shorten(text: &str, length: usize) -> String {
+pub fn shorten(text: &str, length: usize) -> String {
     match text.char_indices().nth(length) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
