@@ -71,8 +71,8 @@ const OWNERS: [(&str, &[&str]); 7] = [
 ];
 
 /// The rooms of the master, from the ground up: each may use those below it, and none beside or above it.
-const ROOMS: [&str; 7] = [
-    "metrics", "cluster", "ensemble", "action", "serve", "config", "server",
+const ROOMS: [&str; 8] = [
+    "metrics", "cluster", "ensemble", "trial", "action", "serve", "config", "server",
 ];
 /// Which crates of ours a crate may stand on.
 const CRATES: [(&str, &[&str]); 6] = [

@@ -36,6 +36,7 @@
 //!
 //! ```text
 //! main ──▶ server ──▶ serve ──▶ action ──▶ ensemble ──▶ cluster ──▶ kontrol-core
+//!   ├────▶ trial ─────────────────────────▶ callback, kontrol-cli
 //!   └────▶ kontrol-cli ────────────────────────────────────────────────▲
 //! ```
 //!
@@ -48,3 +49,4 @@ pub mod ensemble;
 pub mod metrics;
 pub mod serve;
 pub mod server;
+pub mod trial;

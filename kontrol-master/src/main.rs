@@ -1,10 +1,15 @@
-//! `kontrol-master`: serves, or asks a master that does.
+//! `kontrol-master`: serves, asks a master that does, or tries a callback.
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use kontrol_cli as cli;
-use kontrol_master::{config::ServeArgs, server::Server};
+use kontrol_master::{
+    config::ServeArgs,
+    server::Server,
+    trial::{self, CallbackCommand},
+};
 use kontrol_runtime::{command_line, logging, process, supervise};
 use std::process::ExitCode;
+use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
 /// What the program calls itself where it says something.
@@ -12,8 +17,9 @@ const NAME: &str = "kontrol-master";
 
 /// Keeps the roster of live pods in etcd, elects a leader, and runs your callback there when the roster changes.
 ///
-/// Without a command it serves. With one it asks a master that does. Each flag can be given as a variable instead,
-/// but for most of `exec` and of what operates a tier: --some-flag is KONTROL_SOME_FLAG. Flags win. A DURATION is 25 (seconds), 25s, 500ms, 2m or 1h. Wrong settings end with
+/// Without a command it serves. With one it asks a master that does; `callback test` needs none. Each flag can be given as a
+/// variable instead, but for most of `exec`, of `callback test`, and of what operates a tier: --some-flag is
+/// KONTROL_SOME_FLAG. Flags win. A DURATION is 25 (seconds), 25s, 500ms, 2m or 1h. Wrong settings end with
 /// code 2 before anything is bound.
 #[derive(Debug, Parser)]
 #[command(
@@ -27,7 +33,17 @@ struct Cli {
     serve: ServeArgs,
 
     #[command(subcommand)]
-    command: Option<cli::Command>,
+    command: Option<Command>,
+}
+
+/// What to do other than to serve.
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Ask(cli::Command),
+    /// Try a callback here, before a master runs it
+    #[command(subcommand, arg_required_else_help = false)]
+    Callback(CallbackCommand),
 }
 
 fn main() -> ExitCode {
@@ -45,7 +61,8 @@ fn main() -> ExitCode {
 fn run() -> ExitCode {
     match command_line::parse::<Cli>() {
         Ok(cli) => match cli.command {
-            Some(command) => ask(command),
+            Some(Command::Ask(command)) => ask(command),
+            Some(Command::Callback(command)) => try_callback(command),
             None => serve(cli.serve),
         },
         Err(error) => command_line::refuse(NAME, &error),
@@ -53,13 +70,35 @@ fn run() -> ExitCode {
 }
 
 fn ask(command: cli::Command) -> ExitCode {
-    match tokio::runtime::Builder::new_current_thread()
+    match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            let code = runtime.block_on(cli::run(command));
+            // Standard input may still be read by a thread that nobody waits for.
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => command_line::fail(NAME, &format_args!("can't start the runtime: {error}")),
+    }
+}
+
+fn try_callback(command: CallbackCommand) -> ExitCode {
+    // As of a master: the callback could read the variables of this program, secrets among them.
+    let _ = process::keep_private();
+    // Signals have a thread of their own: whoever reads the output may take long, which blocks the one that writes.
+    match Builder::new_multi_thread()
+        .worker_threads(2)
         .enable_all()
         .build()
     {
         Ok(runtime) => {
-            let code = runtime.block_on(cli::run(command));
-            // Standard input may still be read by a thread that nobody waits for.
+            let code = runtime.block_on(async {
+                let token = CancellationToken::new();
+                match supervise::signals(token.clone()) {
+                    Ok(signals) => drop(tokio::spawn(signals)),
+                    Err(error) => return command_line::fail(NAME, &error),
+                }
+                trial::run(command, token).await
+            });
             runtime.shutdown_background();
             code
         }
@@ -80,10 +119,7 @@ fn serve(args: ServeArgs) -> ExitCode {
     if let Err(error) = process::keep_private() {
         tracing::warn!("commands could read the variables of this program: {error}");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             return command_line::fail(NAME, &format_args!("can't start the runtime: {error}"));
@@ -117,6 +153,7 @@ mod tests {
     /// `exec`: `KONTROL_ID` or `KONTROL_TIMEOUT` of that would send its commands to other pods, or end them at another time,
     /// than it says. `run`, `hold`, `evict`: what was set once would go on with each of them. A callback that asks for a run
     /// would do so again and again, or wait for one that comes behind itself; and a reason would be told of what has another.
+    /// `test`: which callback is tried, and which tier it reads or acts on, is said where it is run.
     fn without_variable(command: &str) -> &'static [&'static str] {
         match command {
             "exec" => &[
@@ -134,6 +171,7 @@ mod tests {
                 "detach",
                 "shell",
             ],
+            "test" => &["shell", "pods", "from", "real-endpoint"],
             "run" => &["again", "reason", "wait"],
             "hold" => &["for"],
             "evict" => &["reason"],
