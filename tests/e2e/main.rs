@@ -9,6 +9,7 @@
 mod action;
 mod by_hand;
 mod callback;
+mod callback_test;
 mod chain;
 mod cli;
 mod config;
