@@ -24,7 +24,11 @@ pub async fn tier(urls: &MasterUrls, flag: &str) -> Result<Tier, CliError> {
         CliError::Unreachable(reasons) => CliError::Failed(format!(
             "no master answers: {reasons}; start kontrol-master there, or name another with --{flag}"
         )),
-        other => other,
+        other @ (CliError::Usage(_)
+        | CliError::Failed(_)
+        | CliError::Unclear(_)
+        | CliError::Lost(_)
+        | CliError::Write(_)) => other,
     })
 }
 

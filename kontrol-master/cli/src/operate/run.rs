@@ -12,10 +12,10 @@ use super::{
     super::{
         ClientArgs,
         error::CliError,
-        exec::INTERRUPTED,
         masters::Masters,
         output::{Format, Output},
         status::outcome,
+        stop::INTERRUPTED,
         text::clean,
     },
     words,
