@@ -19,13 +19,14 @@ const INSTALL: &str = "deploy/demo ";
 const BY_HAND: &str = "cargo build\n";
 const PROXY: &str = "/run/upstreams";
 const NUMBERS: &str = "Gives every pod a number";
+const CHECKED: &str = "/run/shrink";
 const EXEC: &str = "exec --role web -- uptime  ";
 const CONFIGURE: &str = "/opt/app/configure";
 const ASK: &str = "kontrol-master explain 10.0.0.7";
 const CURL: &str = "curl -X PUT localhost:8000/ping";
 const OPERATE: &str = "hold 'the database moves'";
-const ALL: [&str; 9] = [
-    INSTALL, BY_HAND, PROXY, NUMBERS, EXEC, CONFIGURE, ASK, CURL, OPERATE,
+const ALL: [&str; 10] = [
+    INSTALL, BY_HAND, PROXY, NUMBERS, CHECKED, EXEC, CONFIGURE, ASK, CURL, OPERATE,
 ];
 
 /// What `exec` shows of a pod whose command succeeded.
@@ -254,6 +255,39 @@ async fn the_callback_in_python_numbers_the_pods() {
         .succeeds("test $(kontrol-master pods | grep -o '\"seq\":' | wc -l) = 1")
         .await;
     numbers(["1", "2"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callback_that_checks_refuses_an_almost_empty_roster_until_somebody_agrees() {
+    let _permit = small().await;
+    let Some(house) = House::start().await else {
+        return;
+    };
+    let path = house.dir().join("callback");
+    fs::write(&path, block(CHECKED)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    // As it is written above the block: of three pods one leaves and one joins.
+    let test =
+        inline("kontrol-master callback test FILE", "").replace("FILE", path.to_str().unwrap());
+    house.succeeds(&test).await;
+    let with = |left: usize, pods: usize| {
+        let list = |count| Value::from(vec![json!({}); count]);
+        let changes = json!({"left": list(left)});
+        fs::write(house.dir().join("changes"), changes.to_string()).unwrap();
+        fs::write(house.dir().join("pods"), list(pods).to_string()).unwrap();
+        let dir = house.dir().display();
+        format!(
+            "CHANGES_FILE={dir}/changes PODS_FILE={dir}/pods {}",
+            path.display()
+        )
+    };
+    let refused = house.shell(&with(9, 1)).await;
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert_eq!(refused.output, "9 left, 1 are there: refused\n");
+    house.succeeds(&with(1, 9)).await;
+    house.succeeds(&with(5, 5)).await;
+    house.succeeds("touch /run/shrink").await;
+    house.succeeds(&with(9, 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
