@@ -76,7 +76,7 @@ fn the_readme_is_short_and_its_settings_are_those_of_the_operators() {
     let read = |name: &str| fs::read_to_string(root().join(name)).unwrap();
     let (readme, guide) = (read("README.md"), read("deploy/README.md"));
     let lines = readme.lines().count();
-    assert!(lines <= 250, "README.md has {lines} lines");
+    assert!(lines < 250, "README.md has {lines} lines");
     let rows = readme.lines().filter(|line| line.starts_with("| `--"));
     let mut count = 0;
     for row in rows {
