@@ -2,6 +2,7 @@
 //! fails a call rather than hangs a test.
 
 mod http;
+mod operate;
 mod watcher;
 
 pub use http::{Http, Lines, exchange};

@@ -1,8 +1,16 @@
 //! A crew: slaves as processes that are attached to a tier and run actions.
 
-use crate::{SOON, client::exchange, cluster::Cluster, node::Slave, pod::key_of, wait::eventually};
+use crate::{
+    SOON,
+    client::exchange,
+    cluster::Cluster,
+    node::{Master, Slave},
+    pod::key_of,
+    process::kill_at_once,
+    wait::eventually,
+};
 use anyhow::{Context, ensure};
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, ops::Range};
 
 /// Slaves of one tier, `slave-0` and on, the even ones in the role `web`, the odd ones in the role `db`.
 #[derive(Debug)]
@@ -35,19 +43,33 @@ impl Crew {
 
     /// The same, with more settings: flags without their dashes.
     pub async fn with(cluster: &mut Cluster, size: usize, settings: &[(&str, &str)]) -> Self {
-        let masters: Vec<String> = cluster
-            .masters
-            .iter()
-            .map(crate::node::Master::address)
-            .collect();
+        let masters = masters(cluster);
         let mut crew = Self { slaves: Vec::new() };
         for index in 0..size {
-            crew.slaves
-                .push(launch(cluster, index, &masters.join("|"), settings));
+            crew.slaves.push(launch(cluster, index, &masters, settings));
         }
         attached(cluster, size).await;
         crew
     }
+
+    /// Kills these slaves (SIGKILL), all at once.
+    pub fn kill(&mut self, slaves: Range<usize>) {
+        kill_at_once(self.slaves[slaves].iter_mut().map(Slave::process));
+    }
+
+    /// Starts slaves again that ended, each with its old name and address, as a new incarnation.
+    pub fn start_again(&mut self, cluster: &Cluster, slaves: Range<usize>) {
+        for index in slaves {
+            self.slaves[index] = launch(cluster, index, &masters(cluster), &[]);
+        }
+    }
+}
+
+/// The endpoints of a tier, for `--master`.
+pub fn masters(cluster: &Cluster) -> String {
+    let masters = cluster.masters.iter();
+    let addresses: Vec<String> = masters.map(Master::address).collect();
+    addresses.join("|")
 }
 
 /// Starts one slave of a crew.

@@ -25,6 +25,7 @@ pub mod fault;
 pub mod fleet;
 pub mod history;
 pub mod house;
+pub mod keeper;
 pub mod load;
 pub mod net;
 pub mod node;

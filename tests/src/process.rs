@@ -140,6 +140,23 @@ impl Process {
     }
 }
 
+/// Kills these processes (SIGKILL) as if their machine had lost its power: all at once, and only then are they reaped. What
+/// they had started is not looked for.
+pub fn kill_at_once<'a>(processes: impl IntoIterator<Item = &'a mut Process>) {
+    let mut processes: Vec<_> = processes.into_iter().collect();
+    for process in &mut processes {
+        if process.status().is_none() {
+            let pid = Pid::from_raw(process.pid()).unwrap();
+            kill_process(pid, Signal::KILL).unwrap();
+        }
+    }
+    for process in processes {
+        if process.status.is_none() {
+            process.status = Some(process.child.wait().unwrap());
+        }
+    }
+}
+
 /// What a process has used of the machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Usage {
