@@ -32,6 +32,11 @@ async fn a_wrong_setting_is_one_line_that_names_it_and_exit_code_2() {
         ("callback-timeout", "x"),
         ("mode", "boss"),
         ("upstream", "http://"),
+        ("safeguard", "101%"),
+        ("safeguard", "half"),
+        ("safeguard", "-1"),
+        ("safeguard-min", "few"),
+        ("safeguard-max", "soon"),
     ] {
         let mut master = command("kontrol-master");
         if flag != "port" {

@@ -22,6 +22,7 @@ mod keys;
 mod limits;
 mod liveness;
 mod logs;
+mod operate;
 mod readme;
 mod serving;
 mod slave;

@@ -9,9 +9,11 @@
 mod action;
 mod chaos;
 mod detour;
+mod held;
 mod leader;
 mod load;
 mod restart;
+mod safeguard;
 mod scene;
 mod store;
 mod storm;
