@@ -185,9 +185,12 @@ async fn the_dead_leave_when_an_operator_says_so() {
     let mut scene = Scene::on(&etcd, |builder| builder).await;
     let safeguard = scene.freeze().await;
     let follower = scene.cluster.follower().await;
+    let before = etcd.revision().await;
     scene
         .nothing_happens(follower, TTL + SLACK, &safeguard)
         .await;
+    let written = etcd.revision().await - before;
+    assert!(written <= 10, "{written} writes while nothing happened");
     let api = scene.cluster.api(follower);
     let answer = api.release("the rack burnt down").await.unwrap();
     assert_eq!(answer.safeguard.unwrap().silent as usize, DEAD);

@@ -69,6 +69,10 @@ async fn nothing_runs_during_a_hold_and_one_run_with_the_final_roster_follows_it
         let view = cluster.api(index).http("GET", "/v1/ensemble", None).await;
         assert_eq!(view.ok()["hold"]["reason"], "a move of the data");
     }
+    let key = format!("{}operate", cluster.prefix());
+    let stored = etcd.read(&key).await;
+    let readable = stored.values().any(|text| text.contains("a move"));
+    assert!(readable, "by etcdctl as well: {stored:?}");
     join(&api, 1..4).await;
     nothing_runs(&recorder, cluster.spec.damper * 4).await;
     join(&api, 4..6).await;

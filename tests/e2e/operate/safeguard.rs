@@ -2,13 +2,14 @@
 //! of. What it is worth when hundreds of processes die is asked in `robustness`.
 
 use super::{nothing_runs, post, seconds, told};
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use kontrol_proto::v1::{
     GetEnsembleResponse, LeaveReason, Safeguard, WaitReason, WatchResponse, watch_response::Event,
 };
 use kontrol_tests::{
     SLACK, SOON,
     cluster::{Builder, Cluster},
+    etcd::Etcd,
     fleet::Fleet,
     pod::PodSpec,
     script::Recorder,
@@ -299,6 +300,85 @@ async fn half_of_the_pods_few_pods_or_none_that_it_guards_leave_in_time() {
         assert!(frozen.is_empty(), "{settings:?}: {frozen:?}");
         fleet.nobody_was_lost();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_die_one_after_another_within_a_ttl_are_counted_together() {
+    let _permit = small().await;
+    let recorder = Recorder::python();
+    let (cluster, fleet) = tier(&recorder, 12, |builder| builder).await;
+    let mut watch = cluster.api(0).watch(0).await.unwrap();
+    for index in 0..10 {
+        fleet.silence(index);
+        // Paced, not waited for: the last dies before the first is missed.
+        tokio::time::sleep(cluster.spec.ttl / 15).await;
+    }
+    watch
+        .until(SOON, "safeguard", |message| of_safeguard(message)?)
+        .await;
+    let api = cluster.api(0);
+    throughout(cluster.spec.ttl, "half of the roster", async || {
+        let view = api.ensemble().await?;
+        ensure!(view.pod_count >= 6, "{} pods are left", view.pod_count);
+        ensure!(view.safeguard.is_some());
+        Ok(())
+    })
+    .await;
+    api.release("").await.unwrap();
+    cluster.handled(0, 2).await;
+    fleet.nobody_was_lost();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_outlives_every_master() {
+    let _permit = small().await;
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let recorder = Recorder::python();
+    let mut cluster = Cluster::on(&etcd.store())
+        .masters(2)
+        .callback(&recorder)
+        .start()
+        .await;
+    let fleet = Fleet::numbered(&cluster.urls(), BEAT, 0, 12);
+    let seqs = fleet.joined().await;
+    cluster.handled(0, 12).await;
+    let runs = recorder.runs().len();
+    let frozen = freeze(&cluster, &fleet, 8).await.safeguard.unwrap();
+    let stored = etcd.read(&format!("{}operate", cluster.prefix())).await;
+    assert!(!stored.is_empty(), "it is in the store");
+    for master in &mut cluster.masters {
+        master.kill();
+    }
+    cluster.restart(0).await;
+    cluster.restart(1).await;
+    // Past the time that a new leader grants to all.
+    let leader = cluster.leader().await;
+    let api = cluster.api(leader);
+    let time = cluster.spec.ttl + Duration::from_secs(1) + SLACK;
+    throughout(time, "the freeze", async || {
+        let view = api.ensemble().await?;
+        let now = view.safeguard.as_ref().context("no safeguard")?;
+        ensure!(now.since == frozen.since && now.until == frozen.until);
+        ensure!(view.pod_count == 12, "{view:#?}");
+        ensure!(recorder.runs().len() == runs);
+        Ok(())
+    })
+    .await;
+    for index in 0..8 {
+        fleet.change(index, |pod| pod);
+    }
+    cluster
+        .ensemble(leader, "end of the safeguard", |view| {
+            view.safeguard.is_none()
+        })
+        .await;
+    fleet.heard_again().await;
+    assert_eq!(fleet.seqs(), seqs);
+    fleet.nobody_was_lost();
+    nothing_runs(&recorder, cluster.spec.damper * 3).await;
+    assert_eq!(recorder.runs().len(), runs);
 }
 
 #[tokio::test(flavor = "multi_thread")]
