@@ -69,6 +69,12 @@ async fn nothing_runs_during_a_hold_and_one_run_with_the_final_roster_follows_it
         let view = cluster.api(index).http("GET", "/v1/ensemble", None).await;
         assert_eq!(view.ok()["hold"]["reason"], "a move of the data");
     }
+    let held = async || api.metric("kontrol_master_callback_held").await;
+    eventually(SOON, "gauge", async || {
+        ensure!(held().await == Some(1.0));
+        Ok(())
+    })
+    .await;
     let key = format!("{}operate", cluster.prefix());
     let stored = etcd.read(&key).await;
     let readable = stored.values().any(|text| text.contains("a move"));
@@ -102,6 +108,11 @@ async fn nothing_runs_during_a_hold_and_one_run_with_the_final_roster_follows_it
     }
     let again = api.resume("").await.unwrap();
     assert_eq!(again.hold, None, "there is nothing to end");
+    eventually(SOON, "gauge", async || {
+        ensure!(held().await == Some(0.0));
+        Ok(())
+    })
+    .await;
     recorder.check();
 }
 

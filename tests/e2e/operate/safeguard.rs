@@ -14,7 +14,7 @@ use kontrol_tests::{
     pod::PodSpec,
     script::Recorder,
     small,
-    wait::throughout,
+    wait::{eventually, throughout},
 };
 use serde_json::json;
 use std::time::Duration;
@@ -62,8 +62,12 @@ async fn it_is_told_everywhere_and_whoever_comes_or_says_goodbye_is_obeyed() {
     let (cluster, fleet) = tier(&recorder, 12, |builder| builder).await;
     let api = cluster.api(0);
     let before = api.pods().await.unwrap();
-    let metric = async || api.metric("kontrol_master_safeguard").await;
-    assert_eq!(metric().await, Some(0.0));
+    let metrics = async || {
+        let frozen = api.metric("kontrol_master_safeguard_frozen").await;
+        let silent = api.metric("kontrol_master_safeguard_silent_pods").await;
+        (frozen.unwrap(), silent.unwrap())
+    };
+    assert_eq!(metrics().await, (0.0, 0.0));
     let mut watch = api.watch(0).await.unwrap();
     (0..8).for_each(|index| fleet.silence(index));
     let silent = Instant::now();
@@ -87,7 +91,12 @@ async fn it_is_told_everywhere_and_whoever_comes_or_says_goodbye_is_obeyed() {
     let settings = view.settings.unwrap();
     assert_eq!((settings.safeguard, settings.safeguard_min), (50, 10));
     assert_eq!(settings.safeguard_max.unwrap().seconds as f64, most);
-    assert_eq!(metric().await, Some(1.0));
+    eventually(SOON, "gauges", async || {
+        let now = metrics().await;
+        ensure!(now == (1.0, 8.0), "{now:?}");
+        Ok(())
+    })
+    .await;
     let over_http = api.http("GET", "/v1/ensemble", None).await.ok();
     assert_eq!(over_http["safeguard"]["silent"], 8);
 
@@ -220,6 +229,12 @@ async fn a_release_lets_the_silent_go_and_no_more() {
     let now = recorder.successes();
     assert_eq!(now.len(), runs + 1, "they leave together: {now:#?}");
     assert_eq!(now[runs].hash, view.digest);
+    watch
+        .until(SOON, "five pods", |message| match &message.event {
+            Some(Event::DigestChanged(changed)) => (changed.pod_count == 5).then_some(()),
+            _ => None,
+        })
+        .await;
     assert_eq!(watch.departed().len(), 7);
     cluster
         .ensemble(0, "end of the safeguard", |view| view.safeguard.is_none())

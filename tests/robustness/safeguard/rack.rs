@@ -186,7 +186,8 @@ async fn a_rack_that_is_cut_off_and_comes_back_loses_nothing() {
     {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
+    let data = env::var_os("KONTROL_TEST_DATA").map_or_else(env::temp_dir, Into::into);
+    let dir = tempfile::tempdir_in(data).unwrap();
     let world = World::start(dir.path()).await;
     let apis = [api(0), api(1), api(2)];
     everywhere(&apis, "handled roster", |view| {
