@@ -14,9 +14,9 @@ use kontrol_tests::{
     cluster::{Builder, Cluster},
     crew::{self, Crew},
     etcd::Etcd,
-    heavy,
     keeper::Keeper,
     wait::{eventually, throughout},
+    whole,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,9 @@ use tokio::time::Instant;
 const SIZE: usize = 200;
 /// How many of them die.
 const DEAD: usize = 120;
-const TTL: Duration = Duration::from_secs(4);
+const TTL: Duration = Duration::from_secs(5);
+/// Long enough for masters that get little of the processors while a hundred slaves start.
+const FOVER: Duration = Duration::from_secs(4);
 
 /// Three masters, their slaves, the data of each.
 struct Scene {
@@ -67,6 +69,7 @@ impl Scene {
         let builder = Cluster::on(&etcd.store())
             .masters(3)
             .ttl(TTL)
+            .fover(FOVER)
             .set("callback", keeper.program().to_str().unwrap());
         let mut cluster = settings(builder).start().await;
         let crew = Crew::start(&mut cluster, SIZE).await;
@@ -142,7 +145,7 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slaves_that_are_back_after_a_mass_death_find_their_seqs_and_data() {
-    let _permit = heavy().await;
+    let _permit = whole().await;
     let Some(etcd) = Etcd::start().await else {
         return;
     };
@@ -178,7 +181,7 @@ async fn slaves_that_are_back_after_a_mass_death_find_their_seqs_and_data() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_dead_leave_when_an_operator_says_so() {
-    let _permit = heavy().await;
+    let _permit = whole().await;
     let Some(etcd) = Etcd::start().await else {
         return;
     };
@@ -206,7 +209,7 @@ async fn the_dead_leave_when_an_operator_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_dead_leave_when_the_time_for_an_operator_is_over() {
-    let _permit = heavy().await;
+    let _permit = whole().await;
     let Some(etcd) = Etcd::start().await else {
         return;
     };
@@ -223,7 +226,7 @@ async fn the_dead_leave_when_the_time_for_an_operator_is_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_freeze_outlives_its_leader() {
-    let _permit = heavy().await;
+    let _permit = whole().await;
     let Some(etcd) = Etcd::start().await else {
         return;
     };
@@ -254,7 +257,7 @@ async fn a_freeze_outlives_its_leader() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_safeguard_all_leave_within_the_ttl_and_a_second() {
-    let _permit = heavy().await;
+    let _permit = whole().await;
     let Some(etcd) = Etcd::start().await else {
         return;
     };

@@ -49,6 +49,11 @@ impl Builder {
         Self { damper, ..self }
     }
 
+    /// The leader's lease.
+    pub fn fover(self, fover: Duration) -> Self {
+        Self { fover, ..self }
+    }
+
     /// The callback.
     pub fn callback(self, recorder: &Recorder) -> Self {
         let program = recorder.program().to_str().unwrap().to_owned();

@@ -58,7 +58,8 @@ pub const SLACK: Duration = Duration::from_millis(1500);
 pub const SOON: Duration = Duration::from_secs(20);
 
 /// How many shares of the machine there are: a small test takes one, a heavy one three.
-static SHARES: Semaphore = Semaphore::const_new(6);
+const ALL_SHARES: u32 = 6;
+static SHARES: Semaphore = Semaphore::const_new(ALL_SHARES as usize);
 
 /// Waits until the machine has room for a test with a few processes. Hold the permit until the test ends.
 pub async fn small() -> SemaphorePermit<'static> {
@@ -68,4 +69,9 @@ pub async fn small() -> SemaphorePermit<'static> {
 /// Waits until the machine has room for a test that loads it: several masters under faults, or thousands of pods.
 pub async fn heavy() -> SemaphorePermit<'static> {
     SHARES.acquire_many(3).await.unwrap()
+}
+
+/// Waits until the machine is free for a test that fills it: hundreds of processes. Hold the permit until the test ends.
+pub async fn whole() -> SemaphorePermit<'static> {
+    SHARES.acquire_many(ALL_SHARES).await.unwrap()
 }
