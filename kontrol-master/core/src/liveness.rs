@@ -328,6 +328,12 @@ impl Deadlines {
         self.queue.push(Reverse((at, pod)));
     }
 
+    /// Everybody has a full TTL from here, as under a leader that starts now.
+    pub fn restart(&mut self, now: Instant) {
+        self.started = now;
+        self.detached.clear();
+    }
+
     /// Adds a span in which nothing could be heard.
     pub fn forgive(&mut self, blind: Blind) {
         self.blind.push_back(blind);

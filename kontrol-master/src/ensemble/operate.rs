@@ -132,7 +132,12 @@ pub async fn run(
     let (state, _) = view
         .state()
         .map_err(|unreadable| Error::Superseded(unreadable.to_string()))?;
-    if !again && state.digest == digest.to_string() && status.running.is_none() {
+    // A run of another digest that goes on may leave another one as handled. This master may hear late of the end of one for
+    // this very digest.
+    let runs_other = status
+        .running
+        .is_some_and(|running| running.digest != digest);
+    if !again && state.digest == digest.to_string() && !runs_other {
         return Ok(Asking {
             digest,
             handled: true,

@@ -77,6 +77,13 @@ impl Term {
         let mut verdict = self.safeguard.judge(now, view.len(), &silent);
         if let Verdict::Thaw(thaw, frozen) = verdict {
             self.thawed(thaw, &frozen);
+            if thaw == Thaw::Recovered {
+                // The last to come back may be under way: they are not held to account for the time of the freeze. Who is
+                // due now is so no more.
+                self.deadlines.restart(now);
+                self.judged = None;
+                return false;
+            }
             verdict = self.safeguard.judge(now, view.len(), &silent);
         }
         let leave = match verdict {
@@ -139,7 +146,11 @@ impl Term {
         let (silent, pods) = (frozen.silent, frozen.pods);
         match thaw {
             Thaw::Recovered => {
-                tracing::info!(silent, pods, "pods came back: removals for silence go on")
+                tracing::info!(
+                    silent,
+                    pods,
+                    "pods came back: removals for silence go on, and whoever is silent has one more TTL"
+                )
             }
             Thaw::Released => {
                 tracing::warn!(silent, pods, "the safeguard is released: silent pods leave")

@@ -79,11 +79,14 @@ async fn who_comes_back_keeps_its_seq_and_the_rest_leaves_once_most_are_back() {
     assert!(is_frozen(&master.roster.view()));
     let back: Vec<u8> = (5..=19).chain([21]).collect();
     master.alive_for(&back, TTL).await;
-    master
-        .until(|view| !is_frozen(view) && view.len() == 16)
-        .await;
+    let view = master.roster.view();
+    assert!(!is_frozen(&view));
+    assert_eq!(view.len(), 20, "the last may be on their way back");
+    let back: Vec<u8> = (4..=19).chain([21]).collect();
+    master.alive_for(&back, 2 * TTL).await;
+    assert_eq!(master.roster.view().len(), 17);
     let after = seqs(&master.roster.view());
-    assert!(after[..15].iter().all(|seq| before.contains(seq)));
+    assert!(after[..16].iter().all(|seq| before.contains(seq)));
     master.stop().await;
 }
 
@@ -184,7 +187,8 @@ async fn a_hold_ends_by_itself() {
     master
         .alive(&[1], async {
             acts.next().await.succeeds(json!(1));
-            assert!(start.elapsed() >= ten && start.elapsed() < ten + Duration::from_secs(2));
+            // What passed of it before the leader read of it is real time, and the rest is that of the test.
+            assert!(start.elapsed() > ten / 2 && start.elapsed() < ten + Duration::from_secs(2));
             master.until(|view| view.operate().0.hold.is_none()).await;
             master.handled().await;
         })
