@@ -35,6 +35,13 @@ pub struct Snapshot {
     pub entries: Vec<Entry>,
 }
 
+impl Snapshot {
+    /// The entry of a key, if there is one.
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.key == key)
+    }
+}
+
 /// What must hold for a transaction to be committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compare {
@@ -51,6 +58,16 @@ pub enum Compare {
         /// The last revision that may have written one of its keys.
         revision: Revision,
     },
+}
+
+impl Compare {
+    /// The key is as it was read: written last by this revision, or not there (0).
+    pub fn unchanged(key: impl Into<String>, revision: Revision) -> Self {
+        match revision {
+            0 => Self::Absent(key.into()),
+            revision => Self::ModRevision(key.into(), revision),
+        }
+    }
 }
 
 /// A write.
@@ -214,6 +231,12 @@ impl Fence {
         txn.compares
             .push(Compare::CreateRevision(self.key.clone(), self.epoch));
         txn
+    }
+
+    /// Whether the leader key, read with a conflict, is no longer the one that this leader created: another leads.
+    pub fn is_lost(&self, found: &Snapshot) -> bool {
+        let leader = found.get(&self.key);
+        leader.is_none_or(|leader| leader.create_revision != self.epoch)
     }
 }
 

@@ -160,10 +160,7 @@ impl History {
         loop {
             let lease = self.lease(gone).await;
             let lease = lease.map_err(|error| failed(error, unclear))?;
-            let own = match known {
-                0 => Compare::Absent(key.clone()),
-                revision => Compare::ModRevision(key.clone(), revision),
-            };
+            let own = Compare::unchanged(&key, known);
             let txn = Txn {
                 compares: more.iter().cloned().chain([own]).collect(),
                 ops: vec![Op::Put {

@@ -11,7 +11,7 @@ mod presence;
 use crate::cluster::{
     advertise::Advertised,
     roster::Roster,
-    store::{SharedStore, StoreError},
+    store::{SharedStore, StoreError, commit_or_read},
 };
 use futures::future::join_all;
 use kontrol_core::{
@@ -314,14 +314,7 @@ impl Campaign {
             ],
             otherwise: vec![key.clone()],
         };
-        let outcome = match self.store.commit(txn).await {
-            Err(StoreError::Indeterminate(_)) => {
-                let snapshot = self.store.read(std::slice::from_ref(&key)).await?;
-                Outcome::Conflict(snapshot)
-            }
-            outcome => outcome?,
-        };
-        let epoch = match outcome {
+        let epoch = match commit_or_read(&self.store, txn).await? {
             Outcome::Committed(revision) => revision,
             Outcome::Conflict(snapshot) => match snapshot.entries.first() {
                 Some(entry) => entry.create_revision,

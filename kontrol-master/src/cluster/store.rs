@@ -96,6 +96,16 @@ pub trait Store: Send + Sync + fmt::Debug {
     }
 }
 
+/// Commits a transaction that reads what it compares. When no clear answer comes, that is read, as after a conflict: whoever
+/// finds what it wrote is done, and whoever tries again compares again.
+pub async fn commit_or_read(store: &SharedStore, txn: Txn) -> Result<Outcome, StoreError> {
+    let keys = txn.otherwise.clone();
+    match store.commit(txn).await {
+        Err(StoreError::Indeterminate(_)) => store.read(&keys).await.map(Outcome::Conflict),
+        outcome => outcome,
+    }
+}
+
 /// Whether a name that is read stands for all keys that begin with it.
 fn is_prefix(name: &str) -> bool {
     name.ends_with('/')

@@ -4,10 +4,10 @@
 use crate::cluster::{
     error::Error,
     status::CallbackStatus,
-    store::{SharedStore, StoreError},
+    store::{SharedStore, commit_or_read},
 };
 use kontrol_core::{
-    kv::{Compare, Fence, Op, Outcome, Revision, Snapshot, Txn},
+    kv::{Compare, Fence, Op, Outcome, Revision, Txn},
     model::{Digest, Invalid, Pod, PodKey, Reason},
     view::{
         OPERATE, OperateRecord, RemovalRecord, View,
@@ -232,13 +232,7 @@ pub async fn evict(
             ops,
             otherwise: vec![name.clone()],
         };
-        let outcome = match store.commit(txn).await {
-            Err(StoreError::Indeterminate(_)) => {
-                let read = store.read(std::slice::from_ref(&name)).await;
-                read.map(Outcome::Conflict)
-            }
-            outcome => outcome,
-        };
+        let outcome = commit_or_read(store, txn).await;
         match outcome.map_err(|error| Error::from_store(&error))? {
             Outcome::Committed(revision) => {
                 tracing::warn!(%key, id = pod.id(), seq = pod.seq(), by = asked.by, reason = asked.reason, "an operator evicted a pod");
@@ -246,8 +240,7 @@ pub async fn evict(
             }
             // It changed in between, or is gone; or this very removal was committed after all.
             Outcome::Conflict(found) => {
-                let entry = found.entries.iter().find(|entry| entry.key == name);
-                let Some(entry) = entry else {
+                let Some(entry) = found.get(&name) else {
                     return Ok((pod, found.revision));
                 };
                 let now = Pod::decode(&entry.value).map_err(|_| gone())?;
@@ -285,29 +278,20 @@ pub async fn update<T>(
         if record == current.0 {
             return Ok((told, current.1));
         }
-        let mut keys = vec![OPERATE.to_owned()];
         let mut txn = Txn {
-            compares: vec![match current.1 {
-                0 => Compare::Absent(OPERATE.to_owned()),
-                revision => Compare::ModRevision(OPERATE.to_owned(), revision),
-            }],
+            compares: vec![Compare::unchanged(OPERATE, current.1)],
             ops: vec![Op::put(OPERATE, record.encode())],
-            ..Txn::default()
+            otherwise: vec![OPERATE.to_owned()],
         };
-        keys.extend(fence.map(|fence| fence.key().to_owned()));
-        txn.otherwise.clone_from(&keys);
-        let txn = match fence {
-            Some(fence) => fence.guard(txn),
-            None => txn,
-        };
-        let outcome = match store.commit(txn).await {
-            Err(StoreError::Indeterminate(_)) => store.read(&keys).await.map(Outcome::Conflict),
-            outcome => outcome,
-        };
+        if let Some(fence) = fence {
+            txn.otherwise.push(fence.key().to_owned());
+            txn = fence.guard(txn);
+        }
+        let outcome = commit_or_read(store, txn).await;
         match outcome.map_err(|error| Error::from_store(&error))? {
             Outcome::Committed(revision) => return Ok((told, revision)),
             Outcome::Conflict(found) => {
-                if fence.is_some_and(|fence| deposed(fence, &found)) {
+                if fence.is_some_and(|fence| fence.is_lost(&found)) {
                     return Err(Error::Superseded("another master leads".to_owned()));
                 }
                 current = OperateRecord::find(&found);
@@ -321,12 +305,4 @@ pub async fn update<T>(
     Err(Error::Unavailable(
         "others kept changing what operators asked for; try again".to_owned(),
     ))
-}
-
-/// Whether the leader key that came back with a conflict is no longer this leader's.
-pub fn deposed(fence: &Fence, snapshot: &Snapshot) -> bool {
-    !snapshot
-        .entries
-        .iter()
-        .any(|entry| entry.key == fence.key() && entry.create_revision == fence.epoch())
 }

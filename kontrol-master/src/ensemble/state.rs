@@ -2,7 +2,7 @@
 
 use crate::cluster::{
     error::Error,
-    store::{SharedStore, StoreError},
+    store::{SharedStore, commit_or_read},
 };
 use kontrol_core::{
     kv::{Compare, Op, Outcome, Revision, Txn},
@@ -25,10 +25,7 @@ pub async fn put(store: &SharedStore, view: &View, state: Exact) -> Result<Revis
             ..current.0
         };
         let txn = Txn {
-            compares: vec![match current.1 {
-                0 => Compare::Absent(STATE.to_owned()),
-                revision => Compare::ModRevision(STATE.to_owned(), revision),
-            }],
+            compares: vec![Compare::unchanged(STATE, current.1)],
             ops: vec![Op::put(
                 STATE,
                 serde_json::to_vec(&record)
@@ -36,13 +33,7 @@ pub async fn put(store: &SharedStore, view: &View, state: Exact) -> Result<Revis
             )],
             otherwise: vec![STATE.to_owned()],
         };
-        let outcome = match store.commit(txn).await {
-            Err(StoreError::Indeterminate(_)) => {
-                let read = store.read(&[STATE.to_owned()]).await;
-                read.map(Outcome::Conflict)
-            }
-            outcome => outcome,
-        };
+        let outcome = commit_or_read(store, txn).await;
         match outcome.map_err(|error| Error::from_store(&error))? {
             Outcome::Committed(revision) => return Ok(revision),
             Outcome::Conflict(snapshot) => {

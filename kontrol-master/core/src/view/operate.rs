@@ -85,7 +85,7 @@ impl OperateRecord {
     /// The record among these entries, and the revision that wrote it; the empty one and 0 where there is none. One that
     /// can't be read counts as empty, and the next write replaces it.
     pub fn find(snapshot: &Snapshot) -> (Self, Revision) {
-        let entry = snapshot.entries.iter().find(|entry| entry.key == OPERATE);
+        let entry = snapshot.get(OPERATE);
         entry.map_or_else(Default::default, |entry| {
             (Self::read(entry).unwrap_or_default(), entry.mod_revision)
         })

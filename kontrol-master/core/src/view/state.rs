@@ -29,7 +29,7 @@ pub struct StateRecord {
 impl StateRecord {
     /// The record among these entries, and the revision that wrote it: the empty record and 0 when there is none yet.
     pub fn find(snapshot: &Snapshot) -> Result<(Self, Revision), Unreadable> {
-        match snapshot.entries.iter().find(|entry| entry.key == STATE) {
+        match snapshot.get(STATE) {
             Some(entry) => Ok((Self::read(entry)?, entry.mod_revision)),
             None => Ok((Self::default(), 0)),
         }

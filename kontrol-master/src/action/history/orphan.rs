@@ -46,7 +46,7 @@ impl History {
             .chain([record_key.clone()])
             .collect();
         let read = self.store.read(&keys).await?;
-        let find = |key: &String| read.entries.iter().find(|entry| entry.key == *key);
+        let find = |key: &String| read.get(key);
         let Some(entry) = find(&record_key) else {
             return Ok(None);
         };

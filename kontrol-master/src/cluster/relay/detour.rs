@@ -172,10 +172,7 @@ impl DetourTask {
         let value = serde_json::to_vec(&record)
             .map_err(|error| StoreError::Refused(format!("a batch as JSON: {error}")))?;
         let txn = Txn {
-            compares: vec![match self.written {
-                0 => Compare::Absent(self.key.clone()),
-                revision => Compare::ModRevision(self.key.clone(), revision),
-            }],
+            compares: vec![Compare::unchanged(&self.key, self.written)],
             ops: vec![Op::put(&self.key, value)],
             otherwise: vec![self.key.clone()],
         };
@@ -205,7 +202,7 @@ impl DetourTask {
 
     /// The number of this master's batch in the store, 0 if it is of another start, and the revision of the key.
     fn own(&self, found: &Snapshot) -> (u64, Revision) {
-        let Some(entry) = found.entries.iter().find(|entry| entry.key == self.key) else {
+        let Some(entry) = found.get(&self.key) else {
             return (0, 0);
         };
         let record = serde_json::from_slice::<RelayRecord>(&entry.value).ok();

@@ -370,10 +370,7 @@ impl<'a> Transaction<'a> {
     fn compare(&mut self, key: PodKey, place: &Place) {
         let mut at = |name: String, revision: Revision| {
             self.txn.otherwise.push(name.clone());
-            self.txn.compares.push(match revision {
-                0 => Compare::Absent(name),
-                revision => Compare::ModRevision(name, revision),
-            });
+            self.txn.compares.push(Compare::unchanged(name, revision));
         };
         at(
             pod_key(key),
@@ -394,10 +391,8 @@ impl<'a> Transaction<'a> {
     pub(super) fn into_txn(self) -> Txn {
         let mut txn = self.txn;
         if self.next_seq > self.first_seq {
-            txn.compares.push(match self.seq_revision {
-                0 => Compare::Absent(SEQ.to_owned()),
-                revision => Compare::ModRevision(SEQ.to_owned(), revision),
-            });
+            txn.compares
+                .push(Compare::unchanged(SEQ, self.seq_revision));
             txn.ops.push(Op::put(SEQ, self.next_seq.to_string()));
         }
         txn.otherwise.push(SEQ.to_owned());

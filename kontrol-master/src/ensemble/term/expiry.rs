@@ -2,7 +2,7 @@
 //! time, each compared against the exact record that was read, so that a racing change wins.
 
 use super::{Deposed, Term};
-use crate::{cluster::store::StoreError, ensemble::operate::deposed};
+use crate::cluster::store::StoreError;
 use futures::future::join_all;
 use kontrol_core::{
     kv::{Compare, MAX_TXN_OPS, Op, Outcome, Revision, Txn},
@@ -76,7 +76,7 @@ impl Term {
         }
         let (store, txn) = (self.context.store.clone(), self.fence.guard(txn));
         match self.attending(async move { store.commit(txn).await }).await {
-            Ok(Outcome::Conflict(snapshot)) if deposed(&self.fence, &snapshot) => Err(Deposed),
+            Ok(Outcome::Conflict(snapshot)) if self.fence.is_lost(&snapshot) => Err(Deposed),
             Ok(Outcome::Committed(_) | Outcome::Conflict(_)) => Ok(()),
             Err(error) => {
                 tracing::debug!(%error, "could not delete old tombstones yet");
@@ -134,7 +134,7 @@ impl Term {
                     self.safeguard.on_removed(now, pods);
                     tell(view, pods, reason, now);
                 }
-                Ok(Outcome::Conflict(snapshot)) if deposed(&self.fence, &snapshot) => {
+                Ok(Outcome::Conflict(snapshot)) if self.fence.is_lost(&snapshot) => {
                     return Err(Deposed);
                 }
                 Ok(Outcome::Conflict(snapshot)) => {

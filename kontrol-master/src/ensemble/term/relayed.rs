@@ -60,11 +60,7 @@ impl Term {
             });
             let store = Arc::clone(&self.context.store);
             match self.attending(async move { store.commit(txn).await }).await {
-                Ok(Outcome::Conflict(found))
-                    if crate::ensemble::operate::deposed(&self.fence, &found) =>
-                {
-                    return Err(Deposed);
-                }
+                Ok(Outcome::Conflict(found)) if self.fence.is_lost(&found) => return Err(Deposed),
                 Ok(_) => {}
                 Err(error) => {
                     tracing::debug!(%error, master, "could not delete an old batch yet");

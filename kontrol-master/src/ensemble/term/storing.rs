@@ -5,12 +5,9 @@
 //! long as this leader may still lead, and again by the next term of the same epoch.
 
 use super::{Context, handled::Handled, run::Finished};
-use crate::{
-    cluster::{status::Run, store::StoreError},
-    ensemble::operate::deposed,
-};
+use crate::cluster::{status::Run, store::StoreError};
 use kontrol_core::{
-    kv::{Compare, Fence, MAX_TXN_BYTES, Op, Outcome, Revision, Snapshot, Txn},
+    kv::{Compare, Fence, MAX_TXN_BYTES, Op, Outcome, Snapshot, Txn},
     model::Exact,
     view::{STATE, StateRecord, View},
 };
@@ -148,7 +145,7 @@ impl Storing {
             // An earlier attempt was committed, though its answer was not clear.
             return Ok(None);
         }
-        if deposed(&self.fence, &found) {
+        if self.fence.is_lost(&found) {
             return Err(Trouble::Deposed);
         }
         let (current, modified) =
@@ -169,7 +166,7 @@ impl Storing {
             )));
         }
         let txn = Txn {
-            compares: vec![compare(modified)],
+            compares: vec![Compare::unchanged(STATE, modified)],
             ops: vec![Op::put(STATE, value)],
             otherwise: keys.to_vec(),
         };
@@ -191,12 +188,5 @@ enum Trouble {
 impl From<StoreError> for Trouble {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
-    }
-}
-
-fn compare(revision: Revision) -> Compare {
-    match revision {
-        0 => Compare::Absent(STATE.to_owned()),
-        revision => Compare::ModRevision(STATE.to_owned(), revision),
     }
 }
