@@ -416,7 +416,7 @@ impl View {
                 .map(|id| format!("{RELAY}{id}")),
         );
         keys.extend(self.tombstones.keys().map(|key| tombstone_key(*key)));
-        keys.extend([SEQ, STATE].map(String::from));
+        keys.extend([SEQ, STATE, OPERATE].map(String::from));
         keys
     }
 }

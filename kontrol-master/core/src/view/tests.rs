@@ -279,6 +279,44 @@ fn what_can_not_be_read_is_no_pod_and_no_crash() {
 }
 
 #[test]
+fn a_single_key_that_was_deleted_while_nobody_watched_is_forgotten() {
+    let mut store = Naive::default();
+    let now = Instant::now();
+    let hold = operate::Hold {
+        reason: "work".to_owned(),
+        by: "op".to_owned(),
+        since_ms: 1,
+        until_ms: 2,
+    };
+    let asked = OperateRecord {
+        hold: Some(hold),
+        ..OperateRecord::default()
+    };
+    let state = StateRecord {
+        digest: "0".to_owned(),
+        ..StateRecord::default()
+    };
+    let events = store.step(|store| {
+        vec![
+            store.put(SEQ, b"7".to_vec()),
+            store.put(STATE, serde_json::to_vec(&state).unwrap()),
+            store.put(OPERATE, asked.encode()),
+        ]
+    });
+    let (view, _) = View::default().apply(&events, now);
+    assert!(view.operate().0.hold.is_some());
+    for key in [SEQ, STATE, OPERATE] {
+        store.step(|store| vec![store.delete(key)]);
+    }
+    let (view, changes) = view.replace(&store.snapshot(), now);
+    let (record, revision) = view.operate();
+    assert_eq!((&**record, revision), (&OperateRecord::default(), 0));
+    assert_eq!(view.state().unwrap(), (&Arc::default(), 0));
+    assert_eq!(view.seq(), (7, 0), "what was given is not given again");
+    assert!(!changes.is_empty(), "whoever watches is told");
+}
+
+#[test]
 fn a_state_that_is_no_whole_record_is_not_taken_for_an_empty_one() {
     let mut store = Naive::default();
     for broken in [
