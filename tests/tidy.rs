@@ -99,14 +99,18 @@ const CRATES: [(&str, &[&str]); 6] = [
     ),
 ];
 /// All that the pure core stands on. Of tokio it takes the `Instant`.
-const CORE: [&str; 9] = [
+const CORE: [&str; 13] = [
     "bytes",
+    "glob",
     "imbl",
+    "jiff",
     "md-5",
     "proptest",
     "serde",
     "serde_json",
     "serde_json_canonicalizer",
+    "sha2",
+    "subtle",
     "thiserror",
     "tokio",
 ];
