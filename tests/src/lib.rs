@@ -17,6 +17,7 @@
 )]
 
 pub mod action;
+pub mod authority;
 pub mod client;
 pub mod cluster;
 pub mod crew;

@@ -13,6 +13,7 @@ mod relayed;
 mod run;
 mod silence;
 mod storing;
+mod token;
 
 use crate::{
     cluster::{
@@ -93,6 +94,8 @@ pub struct Settings {
     pub damper_max: Duration,
     /// When removals for silence freeze.
     pub safeguard: Policy,
+    /// Whether a master asks who calls it, so that the callback needs a token.
+    pub authenticates: bool,
     /// The callback, if there is one.
     pub callback: Option<Arc<dyn Runner>>,
 }

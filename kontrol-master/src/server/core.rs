@@ -214,6 +214,7 @@ fn term_settings(config: &Config, own: SocketAddr) -> term::Settings {
         damper: config.settings.damper,
         damper_max: config.settings.damper_max,
         safeguard: config.settings.safeguard,
+        authenticates: config.access.files.authenticate(),
         callback,
     }
 }

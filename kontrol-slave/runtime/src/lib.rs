@@ -23,3 +23,4 @@ pub mod process;
 pub mod supervise;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod tls;

@@ -8,6 +8,7 @@
 
 use super::{Principal, Role};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{collections::HashMap, fmt, sync::Arc, time::SystemTime};
 use subtle::ConstantTimeEq;
@@ -16,12 +17,57 @@ use subtle::ConstantTimeEq;
 const MAX_TOKENS: usize = 100_000;
 /// Longest token, in bytes: a JWT of somebody else's fits.
 pub const MAX_TOKEN_BYTES: usize = 4096;
+/// What our own tokens begin with, so that those who look for leaked secrets find them.
+const PREFIX: &str = "kontrol_";
 const ALGORITHM: &str = "sha256:";
 const UNTIL: &str = "until:";
 
+/// A token. It is shown to whoever it is made for, and in no log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// The token that is made of these bytes, which must be drawn by lot.
+    pub fn of(bytes: [u8; 32]) -> Self {
+        let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
+        Self(format!("{PREFIX}{}", digits.collect::<String>()))
+    }
+
+    /// The token itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Its digest.
+    pub fn digest(&self) -> TokenDigest {
+        TokenDigest::of(&self.0)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
 /// The digest of a token.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct TokenDigest([u8; 32]);
+
+impl From<TokenDigest> for String {
+    fn from(digest: TokenDigest) -> Self {
+        digest.to_string()
+    }
+}
+
+impl TryFrom<String> for TokenDigest {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
 
 impl TokenDigest {
     /// The digest of this token.
@@ -234,6 +280,14 @@ mod tests {
         for token in ["", "s", "s3", "S1", &TokenDigest::of("s1").to_string()] {
             assert_eq!(found(token), None, "{token}");
         }
+    }
+
+    #[test]
+    fn a_token_never_shows_by_accident() {
+        let token = Token::of([0xab; 32]);
+        assert_eq!(token.as_str(), format!("kontrol_{}", "ab".repeat(32)));
+        assert_eq!(format!("{token:?}"), "***");
+        assert!(token.digest().is(&TokenDigest::of(token.as_str())));
     }
 
     /// NIST's example of one block.

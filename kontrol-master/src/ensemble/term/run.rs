@@ -4,6 +4,7 @@ use super::{
     handled::Handled,
     pass_on,
     storing::{Storing, Success},
+    token::NotIssued,
     validity,
 };
 use crate::{
@@ -79,10 +80,20 @@ impl Finished {
 
 impl RunTask {
     pub(super) async fn run(self) -> Finished {
-        let input = match self.input().await {
+        let mut input = match self.input().await {
             Ok(input) => input,
             Err(reason) => return Finished::not_started(self.digest, reason),
         };
+        input.token = match self.storing.issue().await {
+            Ok(token) => token,
+            Err(error) => {
+                return Finished {
+                    deposed: matches!(error, NotIssued::Deposed),
+                    ..Finished::not_started(self.digest, error.to_string())
+                };
+            }
+        };
+        let issued = input.token.is_some();
         let context = &self.storing.context;
         let start = SystemTime::now();
         tracing::info!(digest = %self.digest, pods = self.view.len(), "starting the callback");
@@ -99,10 +110,14 @@ impl RunTask {
         let run = self.runner.run(input, lease, self.storing.over.clone());
         // Both arms are cancel safe; the lease's confirmations stop with the run that they are for.
         let run = tokio::select! {
-            run = run => run,
-            () = pass_on(confirmed, sender) => {
-                return Finished::broken(self.digest, "the election ended".to_owned());
-            }
+            run = run => Some(run),
+            () = pass_on(confirmed, sender) => None,
+        };
+        if issued {
+            self.storing.take_back().await;
+        }
+        let Some(run) = run else {
+            return Finished::broken(self.digest, "the election ended".to_owned());
         };
         match run.outcome {
             Err(failure) => Finished::new(Run {
@@ -153,5 +168,6 @@ pub(super) async fn input(
         state: record.state,
         changes: changes::document(before, view.pods()),
         epoch,
+        token: None,
     })
 }

@@ -121,6 +121,7 @@ impl Harness {
             metrics: metrics.clone(),
             id: id.into(),
             settings: Arc::new(Settings {
+                authenticates: false,
                 ttl: TTL,
                 lost: LOST,
                 damper: DAMPER,

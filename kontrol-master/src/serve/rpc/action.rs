@@ -1,6 +1,7 @@
 //! ActionService.
 
 use super::{Context, stream::alive};
+use crate::serve::access::Caller;
 use crate::{
     action::{cancel, session::Orders, wire},
     cluster::error::Error,
@@ -58,8 +59,14 @@ impl ActionService for Service {
         request: Request<Streaming<AttachRequest>>,
     ) -> Result<Response<Orders>, Status> {
         let ending = request.extensions().get::<Ending>().cloned();
+        let caller = request.extensions().get::<Caller>().cloned();
+        let may = move |id: &str| {
+            caller
+                .as_ref()
+                .map_or(Ok(()), |caller| caller.speaks_for(id))
+        };
         let sessions = &self.context.sessions;
-        let orders = sessions.open(request.into_inner(), ending.unwrap_or_default());
+        let orders = sessions.open(request.into_inner(), ending.unwrap_or_default(), may);
         orders.await.map(Response::new)
     }
 
