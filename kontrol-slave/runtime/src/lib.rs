@@ -1,5 +1,5 @@
 //! What both programs stand on: processes under a guard, supervised tasks, the log, files that are followed, this host's
-//! addresses, and the command line.
+//! addresses, the command line, and the one way to dial a master.
 //!
 //! What always holds:
 //!
@@ -7,6 +7,7 @@
 //! 2. Every task is named, supervised and joined; one that ends early stops the process ([`supervise`]).
 //! 3. Logging drops and counts; it never blocks ([`logging`]).
 //! 4. Looks at files are bounded, in size and in number ([`folder`]).
+//! 5. Nothing shows a token or a key, and what a connection needs of them is read when it is made ([`dial`]).
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
@@ -15,6 +16,7 @@ pub mod cause;
 pub mod clock;
 pub mod command_line;
 pub mod connection;
+pub mod dial;
 pub mod duration;
 pub mod folder;
 pub mod host;

@@ -1,4 +1,11 @@
-//! What tests of processes wait for and look at, here and in the crates above.
+//! What tests of processes wait for and look at, here and in the crates above, and
+//! an authority that signs certificates.
+
+mod authority;
+
+pub use authority::{Authority, Pair, write};
+/// How the certificates of [`Authority`] can be made different.
+pub use rcgen;
 
 use std::{fmt::Display, fs, time::Duration};
 use tokio::time::{Instant, sleep};
