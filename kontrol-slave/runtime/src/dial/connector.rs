@@ -31,7 +31,7 @@ pub(super) struct Shared(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     token: Option<HeaderValue>,
-    /// What TLS broke the connection with, explained.
+    /// What it was that broke the connection, explained.
     broke: Option<String>,
 }
 
@@ -45,7 +45,7 @@ impl Shared {
         self.state().token.clone()
     }
 
-    /// Why TLS broke the connection, if it did.
+    /// What was seen to break the connection.
     pub(super) fn broke(&self) -> Option<String> {
         self.state().broke.clone()
     }
@@ -60,7 +60,7 @@ pub(super) struct Connector {
     shared: Arc<Shared>,
 }
 
-type Stream = TokioIo<Either<TcpStream, Watched>>;
+type Stream = TokioIo<Watched>;
 
 impl Connector {
     pub(super) fn new(target: Target, credentials: Credentials, limit: Duration) -> Self {
@@ -89,17 +89,21 @@ impl Connector {
             token: material.token,
             broke: None,
         };
-        let Some(config) = material.tls else {
-            return Ok(TokioIo::new(Either::Left(tcp)));
+        let stream = match material.tls {
+            None => Either::Left(tcp),
+            Some(config) => {
+                let agreed = timeout_at(deadline, agree(&self.target, tcp, config)).await;
+                Either::Right(agreed.map_err(|_| {
+                    late("no answer to the TLS handshake in time: does the other end speak TLS?")
+                })??)
+            }
         };
-        let agreed = timeout_at(deadline, agree(&self.target, tcp, config)).await;
-        let stream = agreed.map_err(|_| {
-            late("no answer to the TLS handshake in time: does the other end speak TLS?")
-        })??;
-        Ok(TokioIo::new(Either::Right(Watched {
+        Ok(TokioIo::new(Watched {
             stream,
             shared: self.shared,
-        })))
+            silent: true,
+            failed: None,
+        }))
     }
 }
 
@@ -172,36 +176,65 @@ fn of_tls(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// A stream that notes with what TLS broke it. The other end refuses a client certificate after the handshake: the alert is
-/// then what counts, and not that nothing can be written any more.
+/// How TLS begins to say that it does not understand: an alert, and its version.
+const TLS_ALERT: [u8; 2] = [0x15, 0x03];
+
+/// A stream that notes what it is that breaks it, where HTTP/2 would only say that it broke.
+///
+/// With TLS 1.3 a client certificate is refused behind the handshake; and in clear text an end that speaks TLS says so in
+/// its own way. Either is behind a write that failed, too: then it counts more than that nothing can be written.
 pub(super) struct Watched {
-    stream: TlsStream<TcpStream>,
+    stream: Either<TcpStream, TlsStream<TcpStream>>,
     shared: Arc<Shared>,
+    /// Whether the other end has said nothing yet.
+    silent: bool,
+    /// A write that failed, until it is known what is behind it.
+    failed: Option<io::Error>,
 }
 
 impl Watched {
-    fn note<T>(&self, result: &io::Result<T>) -> bool {
-        let error = result.as_ref().err().and_then(of_tls);
-        if let Some(error) = error {
-            let mut state = self.shared.state();
-            state.broke.get_or_insert_with(|| tls::explain(error));
+    /// Notes what was read, or why nothing was; tells whether that explains the end of the connection.
+    fn note(&mut self, read: Result<&[u8], &io::Error>) -> bool {
+        let why = match read {
+            Ok(bytes) => {
+                let first = std::mem::replace(&mut self.silent, false);
+                let clear = matches!(self.stream, Either::Left(_));
+                (first && clear && bytes.starts_with(&TLS_ALERT))
+                    .then(|| "the other end speaks TLS: use https://".to_owned())
+            }
+            Err(error) => of_tls(error).map(tls::explain),
+        };
+        let noted = why.is_some();
+        if let Some(why) = why {
+            self.shared.state().broke.get_or_insert(why);
         }
-        error.is_some()
+        noted
     }
 
-    /// Looks for an alert behind a write that failed.
-    fn look<T>(&mut self, context: &mut Context<'_>, result: io::Result<T>) -> io::Result<T> {
-        if result.is_err() && !self.note(&result) {
-            let mut bytes = [0; 1];
-            let read = Pin::new(&mut self.stream).poll_read(context, &mut ReadBuf::new(&mut bytes));
-            if let Poll::Ready(read) = read
-                && self.note(&read)
-                && let Err(error) = read
-            {
-                return Err(error);
+    /// What is told of a write: of one that failed, once it is known what is behind it.
+    fn wrote<T>(&mut self, context: &mut Context<'_>, wrote: io::Result<T>) -> Poll<io::Result<T>> {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        let error = match wrote {
+            Err(error) if [BrokenPipe, ConnectionReset].contains(&error.kind()) => error,
+            other => return Poll::Ready(other),
+        };
+        let mut bytes = [0; TLS_ALERT.len()];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        // That the other end is gone can be read too, if not at once.
+        match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+            Poll::Pending => {
+                self.failed = Some(error);
+                return Poll::Pending;
             }
+            Poll::Ready(Err(behind)) if self.note(Err(&behind)) => {
+                return Poll::Ready(Err(behind));
+            }
+            Poll::Ready(Ok(())) => {
+                self.note(Ok(buffer.filled()));
+            }
+            Poll::Ready(Err(_)) => {}
         }
-        result
+        Poll::Ready(Err(error))
     }
 }
 
@@ -211,8 +244,9 @@ impl AsyncRead for Watched {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let result = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
-        self.note(&result);
+        self.note(result.as_ref().map(|()| &buffer.filled()[before..]));
         Poll::Ready(result)
     }
 }
@@ -223,8 +257,11 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = ready!(Pin::new(&mut self.stream).poll_write(context, bytes));
-        Poll::Ready(self.look(context, result))
+        let wrote = match self.failed.take() {
+            Some(error) => Err(error),
+            None => ready!(Pin::new(&mut self.stream).poll_write(context, bytes)),
+        };
+        self.wrote(context, wrote)
     }
 
     fn poll_write_vectored(
@@ -232,8 +269,11 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, pieces));
-        Poll::Ready(self.look(context, result))
+        let wrote = match self.failed.take() {
+            Some(error) => Err(error),
+            None => ready!(Pin::new(&mut self.stream).poll_write_vectored(context, pieces)),
+        };
+        self.wrote(context, wrote)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -241,8 +281,11 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = ready!(Pin::new(&mut self.stream).poll_flush(context));
-        Poll::Ready(self.look(context, result))
+        let wrote = match self.failed.take() {
+            Some(error) => Err(error),
+            None => ready!(Pin::new(&mut self.stream).poll_flush(context)),
+        };
+        self.wrote(context, wrote)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

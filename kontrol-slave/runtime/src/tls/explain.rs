@@ -9,7 +9,7 @@ use std::time::Duration;
 /// How rustls begins the text of an alert.
 const ALERT: &str = "received fatal alert: ";
 
-/// What HTTP/2 says of bytes that are none of its own, such as those of TLS.
+/// What HTTP/2 says of bytes that are none of its own.
 const NO_FRAME: &str = "frame with invalid size";
 
 /// What an error of the handshake means to whoever dialled.
@@ -36,10 +36,8 @@ pub fn explain_text(text: &str) -> Option<String> {
         let known = EXPLAINED.iter().find(|one| format!("{one:?}") == name);
         return Some(known.map_or_else(|| gave_up(name), |known| alert(*known)));
     }
-    text.contains(NO_FRAME).then(|| {
-        "what the other end answers is no HTTP/2 in clear text: use https:// if it speaks TLS"
-            .to_owned()
-    })
+    text.contains(NO_FRAME)
+        .then(|| "what the other end answers is no HTTP/2: is it a kontrol-master?".to_owned())
 }
 
 fn certificate(error: &CertificateError) -> String {
