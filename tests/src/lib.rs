@@ -17,7 +17,6 @@
 )]
 
 pub mod action;
-pub mod authority;
 pub mod client;
 pub mod cluster;
 pub mod crew;
