@@ -272,9 +272,19 @@ pub async fn update<T>(
 ) -> Result<(T, Revision), Error> {
     let (record, revision) = view.operate();
     let mut current = (OperateRecord::clone(record), revision);
+    // The view may be late. A write compares the record and so finds that out, and what a leader misses it sees to later;
+    // but to tell somebody that there is nothing to do, or that it can't be done, takes a look at the store.
+    let mut late = fence.is_none();
     for _ in 0..MAX_ATTEMPTS {
         let mut record = current.0.clone();
-        let told = change(&mut record)?;
+        let told = change(&mut record);
+        if late && (told.is_err() || record == current.0) {
+            let found = store.read(&[OPERATE.to_owned()]).await;
+            let found = found.map_err(|error| Error::from_store(&error))?;
+            (current, late) = (OperateRecord::find(&found), false);
+            continue;
+        }
+        let told = told?;
         if record == current.0 {
             return Ok((told, current.1));
         }
@@ -294,7 +304,7 @@ pub async fn update<T>(
                 if fence.is_some_and(|fence| fence.is_lost(&found)) {
                     return Err(Error::Superseded("another master leads".to_owned()));
                 }
-                current = OperateRecord::find(&found);
+                (current, late) = (OperateRecord::find(&found), false);
                 if current.0 == record {
                     // It was committed, though the answer was not clear.
                     return Ok((told, current.1));
@@ -306,3 +316,6 @@ pub async fn update<T>(
         "others kept changing what operators asked for; try again".to_owned(),
     ))
 }
+
+#[cfg(test)]
+mod tests;
