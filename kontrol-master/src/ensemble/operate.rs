@@ -7,12 +7,12 @@ use crate::cluster::{
     store::{SharedStore, commit_or_read},
 };
 use kontrol_core::{
-    kv::{Compare, Fence, Op, Outcome, Revision, Txn},
-    model::{Digest, Invalid, Pod, PodKey, Reason},
+    kv::{Compare, Fence, Op, Outcome, Revision, Snapshot, Txn},
+    model::{Digest, Invalid, Pod, PodKey, Reason, Retired},
     view::{
         OPERATE, OperateRecord, RemovalRecord, View,
         operate::{Demand, Freeze, Hold, Released},
-        pod_key,
+        pod_key, tombstone_key,
     },
 };
 use kontrol_runtime::clock::now_ms;
@@ -230,7 +230,7 @@ pub async fn evict(
         let txn = Txn {
             compares: vec![Compare::ModRevision(name.clone(), revision)],
             ops,
-            otherwise: vec![name.clone()],
+            otherwise: vec![name.clone(), tombstone_key(key)],
         };
         let outcome = commit_or_read(store, txn).await;
         match outcome.map_err(|error| Error::from_store(&error))? {
@@ -238,22 +238,44 @@ pub async fn evict(
                 tracing::warn!(%key, id = pod.id(), seq = pod.seq(), by = asked.by, reason = asked.reason, "an operator evicted a pod");
                 return Ok((pod, revision));
             }
-            // It changed in between, or is gone; or this very removal was committed after all.
             Outcome::Conflict(found) => {
-                let Some(entry) = found.get(&name) else {
-                    return Ok((pod, found.revision));
-                };
-                let now = Pod::decode(&entry.value).map_err(|_| gone())?;
-                if now.seq() != pod.seq() {
-                    return Ok((pod, found.revision));
+                if let Some(entry) = found.get(&name)
+                    && let Ok(now) = Pod::decode(&entry.value)
+                    && now.seq() == pod.seq()
+                {
+                    (pod, revision) = (Arc::new(now), entry.mod_revision);
+                    continue;
                 }
-                (pod, revision) = (Arc::new(now), entry.mod_revision);
+                // It left for another reason; or this very removal was committed after all, or that of another operator.
+                let revision = evicted(&found, &pod).ok_or_else(|| {
+                    Error::NotFound(format!(
+                        "the pod {:?} with the key {key} and the seq {} left before it could be evicted; explain it to see why",
+                        pod.id(),
+                        pod.seq()
+                    ))
+                })?;
+                return Ok((pod, revision));
             }
         }
     }
     Err(Error::Unavailable(
         "the pod kept changing; try again".to_owned(),
     ))
+}
+
+/// The revision that shows that a pod that is gone was evicted.
+fn evicted(found: &Snapshot, pod: &Pod) -> Option<Revision> {
+    // Where somebody joined since, the tombstone is gone, and what it said is in the record of that one.
+    let (before, entry) = match found.get(&pod_key(pod.key())) {
+        Some(entry) => (Pod::decode(&entry.value).ok()?.retired().to_vec(), entry),
+        None => {
+            let entry = found.get(&tombstone_key(pod.key()))?;
+            let record: RemovalRecord = serde_json::from_slice(&entry.value).ok()?;
+            (record.predecessors(), entry)
+        }
+    };
+    let evicted = |one: &Retired| one.seq == pod.seq() && one.reason == Some(Reason::Evicted);
+    before.iter().any(evicted).then_some(entry.mod_revision)
 }
 
 /// The hold of a record, if it goes on.

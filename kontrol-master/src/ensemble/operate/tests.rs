@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::cluster::store::double::{Call, Fault, Faulty};
+use kontrol_core::testing::report;
+use tokio::time::Instant;
 
 fn asked(reason: &str) -> Asked {
     Asked::new("op@desk".to_owned(), reason.to_owned()).unwrap()
@@ -67,7 +69,7 @@ async fn a_hold_that_was_ended_elsewhere_refuses_no_run() {
         .await
         .unwrap();
     let snapshot = store.snapshot().await.unwrap();
-    let (late, _) = View::default().replace(&snapshot, tokio::time::Instant::now());
+    let (late, _) = View::default().replace(&snapshot, Instant::now());
     assert_eq!(late.operate().0.hold, Some(held));
     resume(&store, &View::default(), &asked("")).await.unwrap();
     let status = CallbackStatus {
@@ -76,4 +78,79 @@ async fn a_hold_that_was_ended_elsewhere_refuses_no_run() {
     };
     run(&store, &late, &status, asked(""), true).await.unwrap();
     assert!(record(&faulty).await.run.is_some());
+}
+
+fn pod(seq: u64) -> Pod {
+    Pod::join(report(1), seq, 0)
+}
+
+/// The view of a roster of one pod, which the store has as well.
+async fn one_pod(faulty: &Faulty) -> View {
+    let key = report(1).key();
+    faulty.edit(&pod_key(key), pod(7).encode()).await;
+    let snapshot = shared(faulty).snapshot().await.unwrap();
+    View::default().replace(&snapshot, Instant::now()).0
+}
+
+/// What becomes of a pod before its eviction is written: it leaves for this reason, and somebody may join in its place.
+async fn leaves(faulty: &Faulty, reason: Reason, joins: bool) {
+    let key = report(1).key();
+    let tombstone = RemovalRecord::of(&pod(7), reason, Duration::ZERO, 1, "m2");
+    let joined = pod(8).after(tombstone.predecessors());
+    let ops = if joins {
+        vec![Op::put(pod_key(key), joined.encode())]
+    } else {
+        let mut ops = RemovalRecord::writes(&[tombstone]);
+        ops.push(Op::Delete(pod_key(key)));
+        ops
+    };
+    let txn = Txn {
+        ops,
+        ..Txn::default()
+    };
+    faulty.inner.commit(txn).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_left_by_itself_was_not_evicted() {
+    for joins in [false, true] {
+        for (reason, evicts) in [
+            (Reason::Expired, false),
+            (Reason::Down, false),
+            (Reason::Evicted, true),
+        ] {
+            let faulty = Faulty::new();
+            let late = one_pod(&faulty).await;
+            leaves(&faulty, reason, joins).await;
+            let before = all_of(&faulty).await;
+            let (store, key) = (shared(&faulty), report(1).key());
+            let answer = evict(&store, &late, key, &asked(""), "m1").await;
+            match answer {
+                Ok((pod, revision)) => {
+                    assert!(evicts, "{reason:?} {joins}");
+                    assert_eq!((pod.seq(), revision), (7, before.revision));
+                }
+                Err(Error::NotFound(told)) => assert!(!evicts, "{reason:?} {joins}: {told}"),
+                Err(error) => panic!("{error}"),
+            }
+            assert_eq!(all_of(&faulty).await, before, "it changed nothing");
+        }
+    }
+}
+
+async fn all_of(faulty: &Faulty) -> Snapshot {
+    faulty.inner.snapshot().await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_eviction_without_a_clear_answer_is_read_back() {
+    for fault in [Fault::Unanswered, Fault::Silent] {
+        let faulty = Faulty::new();
+        let view = one_pod(&faulty).await;
+        faulty.fault(Call::Commit("pods/"), fault, 1);
+        let (store, key) = (shared(&faulty), report(1).key());
+        let (pod, _) = evict(&store, &view, key, &asked(""), "m1").await.unwrap();
+        assert_eq!(pod.seq(), 7);
+        assert!(!faulty.holds("pods/").await);
+    }
 }
