@@ -271,7 +271,9 @@ impl Term {
         }
         self.adopt_freeze(&view, Instant::now());
         self.attention = Attention::new(Instant::now());
-        self.work(detached).await;
+        if let Err(Deposed) = self.work(detached).await {
+            tracing::info!("another master leads; this term changes nothing any more");
+        }
         let unstored = self.stop_running().await;
         self.context.metrics.leading.set(0);
         unstored
@@ -286,21 +288,16 @@ impl Term {
         }
     }
 
-    async fn work(&mut self, detached: &mut mpsc::Receiver<Detached>) {
+    async fn work(&mut self, detached: &mut mpsc::Receiver<Detached>) -> Result<(), Deposed> {
         let mut changes = self.context.roster.changes();
         loop {
             let now = Instant::now();
             self.attend(now);
             self.observe(now);
             self.heed(now);
-            if let Err(Deposed) = self.see_to_pods(now).await {
-                tracing::info!("another master leads; this term changes nothing any more");
-                return;
-            }
+            self.see_to_pods(now).await?;
             self.start_due();
-            if let Err(Deposed) = self.settle_orders(Instant::now()).await {
-                return;
-            }
+            self.settle_orders(Instant::now()).await?;
             self.tell();
             let wake = self.wake(Instant::now());
             let finished = async {
@@ -311,13 +308,9 @@ impl Term {
             };
             // All arms are cancel safe: a JoinHandle is polled by reference, and the rest loses nothing.
             tokio::select! {
-                () = self.over.cancelled() => return,
-                finished = finished => {
-                    if let Err(Deposed) = self.on_finished(finished) {
-                        return;
-                    }
-                }
-                more = changes.next() => if !more { return },
+                () = self.over.cancelled() => return Ok(()),
+                finished = finished => self.on_finished(finished)?,
+                more = changes.next() => if !more { return Ok(()) },
                 Some(one) = detached.recv() => {
                     self.deadlines.detach(one);
                     while let Ok(one) = detached.try_recv() {
@@ -402,8 +395,9 @@ impl Term {
             return;
         }
         let now = Instant::now();
-        // Pods may have been removed since: the schedule has to know what the run would be handed.
+        // Pods may have been removed since: the schedule has to know what the run would be handed. And a hold may have come.
         self.observe(now);
+        self.heed(now);
         let digest = self.seen.digest();
         match self.schedule.decide(now, digest, self.handled.digest()) {
             Decision::Start => {}

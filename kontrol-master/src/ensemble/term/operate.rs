@@ -9,7 +9,7 @@ use kontrol_core::{
     view::{OperateRecord, operate},
 };
 use kontrol_runtime::clock::now_ms;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// When a write is tried again that the store did not take.
@@ -22,7 +22,7 @@ pub(super) struct Orders {
     hold: Option<(operate::Hold, Instant)>,
     /// The run that was asked for last.
     demanded: Option<String>,
-    /// The revision that this leader wrote last: before it is seen, the record is out of date.
+    /// The revision that this leader wrote last: a view from before it is out of date.
     wrote: Revision,
     retry_at: Option<Instant>,
 }
@@ -30,11 +30,10 @@ pub(super) struct Orders {
 impl Term {
     /// Takes in what operators asked for.
     pub(super) fn heed(&mut self, now: Instant) {
-        let view = &self.seen;
-        let (record, revision) = view.operate();
-        if revision < self.orders.wrote {
+        if self.seen.revision() < self.orders.wrote {
             return;
         }
+        let (record, _) = self.seen.operate();
         let known = self.orders.hold.as_ref().map(|(hold, _)| hold);
         if known != record.hold.as_ref() {
             self.orders.hold = record.hold.clone().map(|hold| {
@@ -61,17 +60,13 @@ impl Term {
 
     /// Writes back what was done.
     pub(super) async fn settle_orders(&mut self, now: Instant) -> Result<(), Deposed> {
-        let view = std::sync::Arc::clone(&self.seen);
-        let (record, revision) = view.operate();
-        if revision < self.orders.wrote || self.orders.retry_at.is_some_and(|at| at > now) {
+        let view = Arc::clone(&self.seen);
+        if view.revision() < self.orders.wrote || self.orders.retry_at.is_some_and(|at| at > now) {
             return Ok(());
         }
-        let hold_is_over = self
-            .orders
-            .hold
-            .as_ref()
-            .is_some_and(|(_, until)| *until <= now);
-        let over = self.orders.hold.as_ref().filter(|_| hold_is_over);
+        let (record, _) = view.operate();
+        let over = self.orders.hold.as_ref();
+        let over = over.filter(|(_, until)| *until <= now);
         let over = over.map(|(hold, _)| hold.clone());
         let done = self.orders.demanded.clone();
         let done = done.filter(|_| !self.schedule.is_demanded());
