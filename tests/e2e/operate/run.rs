@@ -168,7 +168,7 @@ async fn it_is_tried_again_at_once_and_behind_a_run_that_goes_on() {
     let api = cluster.api(0);
     join(&api, 0..1).await;
     // Until the next try by itself is far away.
-    let retry = Duration::from_secs(4);
+    let retry = Duration::from_secs(2);
     let view = cluster
         .ensemble(0, "failures", |view| {
             let status = view.callback.clone().unwrap_or_default();
