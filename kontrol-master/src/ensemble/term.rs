@@ -24,8 +24,10 @@ use crate::{
     ensemble::callback::{self, Runner},
     metrics::Metrics,
 };
+pub use handled::{Handled, Memory};
+pub use run::next_input;
+
 use futures::FutureExt as _;
-use handled::Handled;
 use imbl::ordmap::DiffItem;
 use kontrol_core::{
     damper::Damper,
@@ -72,6 +74,8 @@ pub struct Context {
     pub election: Election,
     /// Where the callback's status is told.
     pub status: Status,
+    /// Where it is told what was handled last.
+    pub memory: Memory,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The id of this master.
@@ -99,12 +103,6 @@ pub struct Settings {
 
 /// How many ends of channels may wait for the term; more are left to the TTL.
 const DETACHED: usize = 65_536;
-
-/// What a run would be handed that starts at this view.
-pub async fn input(store: &SharedStore, view: &View) -> Result<callback::Input, String> {
-    let epoch = view.leader().map_or(0, |leader| leader.epoch);
-    run::input(store, view, &Handled::recorded(view), epoch).await
-}
 
 /// Where the ends of channels are told, and where the term reads them.
 pub fn detachments() -> (mpsc::Sender<Detached>, mpsc::Receiver<Detached>) {
@@ -240,7 +238,7 @@ impl Term {
         }
         self.context.metrics.leading.set(1);
         let view = self.context.roster.view();
-        self.handled = Handled::recorded(&view);
+        self.remember(Handled::recorded(&view));
         if let Some(before) = view.leader_before()
             && view
                 .leader()
@@ -275,6 +273,7 @@ impl Term {
             tracing::info!("another master leads; this term changes nothing any more");
         }
         let unstored = self.stop_running().await;
+        self.context.memory.set(None);
         self.context.metrics.leading.set(0);
         unstored
     }
@@ -329,6 +328,12 @@ impl Term {
         self.sweep_relayed(now).await
     }
 
+    /// This was handled last.
+    fn remember(&mut self, handled: Handled) {
+        self.context.memory.set(Some(handled.clone()));
+        self.handled = handled;
+    }
+
     /// Notices whether the process stood still. To wait for the store is not to stand still: keepalives count meanwhile.
     fn attend(&mut self, now: Instant) {
         if let Some(blind) = self.attention.tick(now) {
@@ -371,9 +376,9 @@ impl Term {
             }
         }
         let first = self.seen.revision() == 0;
-        if self.seen.state().is_err() && !self.handled.is_known() {
+        if self.seen.state().is_err() && self.handled.known().is_none() {
             // Whoever repaired the record may have put back what was handled.
-            self.handled = Handled::recorded(&view);
+            self.remember(Handled::recorded(&view));
         }
         self.seen = view;
         if first {

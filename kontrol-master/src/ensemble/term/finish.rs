@@ -44,7 +44,7 @@ impl Term {
         });
         if let Some(handled) = finished.handled {
             tracing::info!(digest = %handled.digest(), took = ?finished.run.duration, "the callback handled the roster");
-            self.handled = handled;
+            self.remember(handled);
         }
         if finished.deposed {
             Err(Deposed)

@@ -100,7 +100,9 @@ impl OperateService for Service {
         _: Request<PreviewCallbackRequest>,
     ) -> Result<Response<PreviewCallbackResponse>, Status> {
         let status = self.context.status.now();
-        let preview = preview::preview(&self.context.store, &self.context.view()?, &status).await?;
+        let Context { store, memory, .. } = &self.context;
+        let view = self.context.view()?;
+        let preview = preview::preview(store, &view, &status, memory).await?;
         let input = String::from_utf8(preview.input)
             .map_err(|error| Error::Internal(format!("the input is no text: {error}")))?;
         Ok(Response::new(PreviewCallbackResponse {
