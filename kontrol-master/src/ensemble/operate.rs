@@ -1,6 +1,7 @@
 //! What operators ask for: to hold the callback, to have it run, to release the safeguard, to evict a pod. Any master writes
 //! it to the store, where the leader finds it, and the next one as well.
 
+use super::term::Handled;
 use crate::cluster::{
     error::Error,
     status::CallbackStatus,
@@ -129,15 +130,14 @@ pub async fn run(
         return Err(Error::Superseded(reason.to_owned()));
     }
     let digest = view.digest();
-    let (state, _) = view
-        .state()
+    view.state()
         .map_err(|unreadable| Error::Superseded(unreadable.to_string()))?;
     // A run of another digest that goes on may leave another one as handled. This master may hear late of the end of one for
     // this very digest.
     let runs_other = status
         .running
         .is_some_and(|running| running.digest != digest);
-    if !again && state.digest == digest.to_string() && !runs_other {
+    if !again && !runs_other && Handled::recorded(view).covers(view) {
         return Ok(Asking {
             digest,
             handled: true,

@@ -62,6 +62,19 @@ async fn that_there_is_nothing_to_do_is_what_the_store_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_empty_roster_needs_no_run_before_the_first_time() {
+    let (store, view) = (shared(&Faulty::new()), View::default());
+    let status = CallbackStatus {
+        configured: true,
+        ..CallbackStatus::default()
+    };
+    for again in [false, true] {
+        let asking = run(&store, &view, &status, asked(""), again).await;
+        assert_eq!(asking.unwrap().handled, !again);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hold_that_was_ended_elsewhere_refuses_no_run() {
     let faulty = Faulty::new();
     let store = shared(&faulty);
