@@ -36,7 +36,7 @@ use kontrol_core::{
     model::{Digest, Pod},
     safeguard::{Policy, Safeguard},
     schedule::{Decision, Schedule},
-    view::{View, operate::Freeze},
+    view::View,
 };
 use run::{Finished, RunTask};
 use std::{
@@ -179,8 +179,9 @@ struct Term {
     running: Option<Running>,
     orders: operate::Orders,
     safeguard: Safeguard,
-    /// What the safeguard holds back, as the store is to say.
-    frozen: Option<Freeze>,
+    /// Since when the safeguard holds removals back, and until when at the most, in milliseconds since 1970; of the last time
+    /// while it does not.
+    frozen_ms: (u64, u64),
     /// When silence was judged last, and whether whoever was due could leave.
     judged: Option<(Instant, bool)>,
     /// When the schedule is to be asked again.
@@ -214,7 +215,7 @@ impl Term {
             running: None,
             orders: operate::Orders::default(),
             safeguard: Safeguard::new(settings.safeguard, settings.ttl),
-            frozen: None,
+            frozen_ms: (0, 0),
             judged: None,
             decide_at: None,
             trouble: watch::Sender::new(String::new()),

@@ -6,7 +6,10 @@ use crate::{cluster::error::Error, ensemble::operate::update};
 use kontrol_core::{
     kv::Revision,
     schedule::Demand,
-    view::{OperateRecord, operate},
+    view::{
+        OperateRecord,
+        operate::{Freeze, Hold},
+    },
 };
 use kontrol_runtime::clock::now_ms;
 use std::{sync::Arc, time::Duration};
@@ -19,7 +22,7 @@ const RETRY: Duration = Duration::from_millis(500);
 #[derive(Default)]
 pub(super) struct Orders {
     /// The hold that stands, and when it ends by the clock of this process.
-    hold: Option<(operate::Hold, Instant)>,
+    hold: Option<(Hold, Instant)>,
     /// The run that was asked for last.
     demanded: Option<String>,
     /// The revision that this leader wrote last: a view from before it is out of date.
@@ -49,11 +52,10 @@ impl Term {
             self.orders.demanded = Some(run.id.clone());
             self.schedule.demand(Demand { again: run.again });
         }
-        if record
-            .safeguard
-            .as_ref()
-            .is_some_and(|freeze| freeze.released.is_some())
-        {
+        // The release of a freeze before, whose end is not written yet, does not end the one of now.
+        let since_ms = self.frozen_ms.0;
+        let releases = |freeze: &Freeze| freeze.released.is_some() && freeze.since_ms == since_ms;
+        if record.safeguard.as_ref().is_some_and(releases) {
             self.safeguard.release();
         }
     }
@@ -70,7 +72,7 @@ impl Term {
         let over = over.map(|(hold, _)| hold.clone());
         let done = self.orders.demanded.clone();
         let done = done.filter(|_| !self.schedule.is_demanded());
-        let frozen = self.frozen.clone();
+        let frozen = self.freeze();
         let change = |record: &mut OperateRecord| {
             if over.is_some() && record.hold == over {
                 record.hold = None;
@@ -78,9 +80,13 @@ impl Term {
             if record.run.as_ref().map(|run| &run.id) == done.as_ref() {
                 record.run = None;
             }
-            record.safeguard = frozen.clone().map(|freeze| operate::Freeze {
-                released: record.safeguard.take().and_then(|freeze| freeze.released),
-                ..freeze
+            let before = record.safeguard.take();
+            record.safeguard = frozen.clone().map(|freeze| {
+                let before = before.filter(|before| before.since_ms == freeze.since_ms);
+                Freeze {
+                    released: before.and_then(|before| before.released),
+                    ..freeze
+                }
             });
         };
         let mut wanted = OperateRecord::clone(record);

@@ -17,7 +17,7 @@ const POLICY: Policy = Policy {
 };
 
 fn guarded(store: &Faulty, number: u64) -> Harness {
-    let store = Arc::new(store.client());
+    let store = Arc::new(store.clone());
     Harness::guarded(store, number, Clock::of_runtime(), None, POLICY)
 }
 
@@ -105,10 +105,34 @@ async fn a_release_lets_the_silent_leave_and_guards_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_release_is_of_the_freeze_that_it_was_asked_for() {
+    let store = Faulty::new();
+    let master = frozen(&store).await;
+    // The leader can't write that the first is over.
+    store.fault(Call::Commit(OPERATE), Fault::Down, usize::MAX);
+    let view = master.roster.view();
+    operate::release(&store.inner, &view, asked("they are dead"))
+        .await
+        .unwrap();
+    let living: Vec<u8> = (13..=20).collect();
+    master.alive_for(&living, TTL).await;
+    assert_eq!(master.roster.view().len(), 8);
+    master.alive_for(&(13..=32).collect::<Vec<_>>(), TTL).await;
+    master.alive_for(&living, 3 * TTL).await;
+    assert_eq!(master.roster.view().len(), 20, "nobody released that one");
+    store.heal();
+    master.alive_for(&living, TTL).await;
+    let view = master.roster.view();
+    let freeze = view.operate().0.safeguard.as_ref().unwrap();
+    assert_eq!((freeze.silent, &freeze.released), (12, &None));
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_leader_keeps_what_is_frozen_beyond_its_grace() {
     let store = Faulty::new();
     let one = frozen(&store).await;
-    let two = guarded(&store, 2);
+    let two = guarded(&store.client(), 2);
     one.stop().await;
     two.elected().await;
     let living: Vec<u8> = (13..=20).collect();
