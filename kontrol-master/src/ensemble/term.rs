@@ -186,6 +186,7 @@ struct Term {
     judged: Option<(Instant, bool)>,
     /// When the schedule is to be asked again.
     decide_at: Option<Instant>,
+    told: finish::Told,
     /// Why nothing goes on, as the run that goes on or did not start tells it; empty when all is well.
     trouble: watch::Sender<String>,
 }
@@ -218,6 +219,7 @@ impl Term {
             frozen_ms: (0, 0),
             judged: None,
             decide_at: None,
+            told: finish::Told::default(),
             trouble: watch::Sender::new(String::new()),
             context,
             fence,

@@ -209,6 +209,21 @@ async fn what_changes_and_changes_back_during_a_run_needs_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_time_that_the_damper_is_put_off_is_told_and_stays_as_it_was_told() {
+    let store = Faulty::new();
+    let (master, _acts) = leader(&store).await;
+    master.ping(report(1)).await.unwrap();
+    let first = master.told(|now| now.due.is_some()).await;
+    sleep(DAMPER / 50).await;
+    master.ping(report(2)).await.unwrap();
+    let second = master.told(|now| now.due != first.due).await;
+    assert_eq!(second.pending_since, first.pending_since);
+    sleep(DAMPER / 2).await;
+    assert_eq!(master.status.now(), second);
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_preview_is_of_what_the_leader_remembers_and_elsewhere_of_what_the_store_does() {
     let store = Faulty::new();
     let (master, mut acts) = leader(&store).await;
