@@ -1,5 +1,6 @@
 //! What the next run of the callback would be handed, and what it waits for. Any master tells it: what is handed is in the
-//! store, and how the schedule stands the leader tells with the callback's status.
+//! store, and how the schedule stands the leader tells with the callback's status. What was handled last the store may have
+//! forgotten; then only the leader can tell it.
 
 use super::{
     callback::standard_input,
