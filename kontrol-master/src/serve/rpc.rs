@@ -22,7 +22,7 @@ use crate::{
         election::Election, error::Error, readiness::Readiness, relay::Relay, roster::Roster,
         status::Status, store::SharedStore,
     },
-    ensemble::keepalive::Keepalives,
+    ensemble::{keepalive::Keepalives, term::Memory},
     metrics::Metrics,
     serve::access::{Caller, guarded},
 };
@@ -64,6 +64,8 @@ pub struct Context {
     pub election: Election,
     /// The callback's status.
     pub status: Status,
+    /// What this master handled last as the leader.
+    pub memory: Memory,
     /// The intake.
     pub keepalives: Keepalives,
     /// The way to the leader.
