@@ -17,7 +17,7 @@ use crate::{
     config::{Access, Config},
     metrics::Metrics,
     serve::{
-        access::{self, Credentials, Gate, hosts::Hosts},
+        access::{self, Audit, Credentials, Gate, hosts::Hosts},
         gateway,
         listener::Port,
         operations::Operations,
@@ -148,6 +148,7 @@ impl Server {
             "the look at tokens and certificates",
             reading.run(stages.last.clone()),
         );
+        let audit = Audit::new(Arc::clone(&metrics));
         let gate = Gate::new(
             access::Settings {
                 authenticates: access.files.authenticate(),
@@ -156,7 +157,7 @@ impl Server {
             credentials.clone(),
             Hosts::new(&access.hosts, advertised.clone(), credentials.clone()),
             core.services.roster.clone(),
-            Arc::clone(&metrics),
+            audit.clone(),
         );
         remark(&config.access, address, &metrics);
         let operations = Operations {
@@ -194,6 +195,7 @@ impl Server {
             let port = Port {
                 credentials,
                 metrics,
+                audit,
                 ..Port::new(listener, http)
             };
             port.serve(stages.close, DRAIN).await

@@ -18,11 +18,11 @@ mod lapse;
 #[cfg(test)]
 mod tests;
 
+pub use audit::Audit;
 pub use credentials::{Credentials, Files, Known};
 pub use guard::guarded;
 
 use crate::cluster::roster::Roster;
-use audit::Audit;
 use axum::{
     extract::{Request, State},
     middleware::Next,
@@ -125,14 +125,14 @@ impl Gate {
         credentials: Credentials,
         hosts: Hosts,
         roster: Roster,
-        metrics: Arc<crate::metrics::Metrics>,
+        audit: Audit,
     ) -> Self {
         Self(Arc::new(Inner {
             settings,
             credentials,
             hosts,
             roster,
-            audit: Audit::new(metrics),
+            audit,
         }))
     }
 

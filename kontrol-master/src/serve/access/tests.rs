@@ -44,7 +44,13 @@ fn gate(tokens: &str, settings: Settings) -> Gate {
         credentials.clone(),
     );
     let (roster, _) = Roster::new(Arc::new(EmbeddedStore::memory()));
-    Gate::new(settings, credentials, hosts, roster, Arc::default())
+    Gate::new(
+        settings,
+        credentials,
+        hosts,
+        roster,
+        Audit::new(Arc::default()),
+    )
 }
 
 const ASKS: Settings = Settings {
