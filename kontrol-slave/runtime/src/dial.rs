@@ -104,6 +104,13 @@ impl Channel {
     }
 }
 
+/// The token in the variable KONTROL_TOKEN, if that is set.
+pub fn token_variable() -> Option<String> {
+    // What is no UTF-8 is no token, which is told when it is checked.
+    let value = std::env::var_os(TOKEN_VARIABLE)?;
+    Some(value.to_string_lossy().into_owned())
+}
+
 /// The innermost cause of an error, explained where it is one of TLS.
 pub fn reason(error: &(dyn Error + 'static)) -> String {
     let mut next = Some(error);
