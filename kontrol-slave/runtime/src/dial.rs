@@ -98,6 +98,11 @@ impl Channel {
         self.tls
     }
 
+    /// Whether the master has said nothing over this connection, not even that it speaks HTTP/2: then it has done nothing.
+    pub fn is_unheard(&self) -> bool {
+        !self.shared.heard()
+    }
+
     /// Why a request found no answer, from its error: what broke the connection, and what to do.
     pub fn reason(&self, error: &(dyn Error + 'static)) -> String {
         self.shared.broke().unwrap_or_else(|| reason(error))
