@@ -36,7 +36,7 @@ const IMPURE_WORDS: [&str; 9] = [
     "std::env",
 ];
 /// Who may name a crate: the crate, and the beginnings of the paths.
-const OWNERS: [(&str, &[&str]); 7] = [
+const OWNERS: [(&str, &[&str]); 9] = [
     (
         "etcd_client",
         &["kontrol-master/src/cluster/store/etcd", "tests/"],
@@ -45,6 +45,7 @@ const OWNERS: [(&str, &[&str]); 7] = [
     (
         "axum",
         &[
+            "kontrol-master/src/serve/access",
             "kontrol-master/src/serve/gateway",
             "kontrol-master/src/serve/listener",
             "kontrol-master/src/serve/operations",
@@ -59,7 +60,18 @@ const OWNERS: [(&str, &[&str]); 7] = [
             "kontrol-master/src/cluster/store/measured",
         ],
     ),
-    ("glob", &["kontrol-slave/src/action/policy/rules"]),
+    (
+        "glob",
+        &[
+            "kontrol-slave/src/action/policy/rules",
+            "kontrol-master/core/src/access",
+        ],
+    ),
+    ("sha2", &["kontrol-master/core/src/access/tokens"]),
+    (
+        "x509_parser",
+        &["kontrol-master/src/serve/access/certificate"],
+    ),
     (
         "nix",
         &[
@@ -99,14 +111,18 @@ const CRATES: [(&str, &[&str]); 6] = [
     ),
 ];
 /// All that the pure core stands on. Of tokio it takes the `Instant`.
-const CORE: [&str; 9] = [
+const CORE: [&str; 13] = [
     "bytes",
+    "glob",
     "imbl",
+    "jiff",
     "md-5",
     "proptest",
     "serde",
     "serde_json",
     "serde_json_canonicalizer",
+    "sha2",
+    "subtle",
     "thiserror",
     "tokio",
 ];

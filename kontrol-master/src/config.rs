@@ -8,11 +8,14 @@ mod tests;
 
 pub use args::ServeArgs;
 
+use crate::serve::access::{Files, Known};
 use crate::{
     cluster::store::{EtcdOptions, EtcdTls, StoreUrl},
     ensemble::callback::Program,
 };
-use args::{CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs, SafeguardArgs, TimeArgs};
+use args::{
+    AccessArgs, CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs, SafeguardArgs, TimeArgs,
+};
 use kontrol_core::{
     safeguard::Policy,
     settings::{MIN_LOST, Settings},
@@ -49,6 +52,8 @@ pub struct Config {
     pub port: u16,
     /// Address to listen on.
     pub bind: IpAddr,
+    /// Who may come in.
+    pub access: Access,
     /// `host:port`, if it was given.
     pub advertise: Option<String>,
     /// Where the roster is kept.
@@ -75,6 +80,21 @@ pub struct Config {
     pub settings: Settings,
 }
 
+/// Who may come in.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// Where tokens, certificates and authorities are.
+    pub files: Files,
+    /// What they held at the start.
+    pub known: Known,
+    /// Host names beside the master's own.
+    pub hosts: Vec<String>,
+    /// Whether metrics and reflection are everybody's.
+    pub open_metrics: bool,
+    /// Whether it serves beyond loopback although nobody is asked who it is.
+    pub insecure: bool,
+}
+
 impl ServeArgs {
     /// Checks everything, and tells every mistake. `environment` looks a variable up.
     pub fn check(
@@ -83,8 +103,13 @@ impl ServeArgs {
     ) -> Result<Config, Vec<Mistake>> {
         let mut mistakes = Mistakes::default();
         let port = self.listen.port(&mut mistakes);
-        let bind = mistakes.one(self.listen.bind());
+        let access = self.access.check(&mut mistakes);
+        let bind = mistakes.one(self.listen.bind(access.files.authenticate()));
         let bind = bind.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let access = Access {
+            insecure: !bind.to_canonical().is_loopback() && !access.files.authenticate(),
+            ..access
+        };
         let advertise = mistakes.or_default(self.listen.advertise());
         let mut settings = self.times.settings(&mut mistakes);
         settings.safeguard = self.safeguard.policy(settings.ttl, &mut mistakes);
@@ -117,6 +142,7 @@ impl ServeArgs {
             Some(actions) if mistakes.0.is_empty() => Ok(Config {
                 port,
                 bind,
+                access,
                 advertise,
                 store,
                 etcd,
@@ -237,14 +263,14 @@ impl ListenArgs {
         })
     }
 
-    fn bind(&self) -> Result<IpAddr, Mistake> {
+    fn bind(&self, authenticates: bool) -> Result<IpAddr, Mistake> {
         let text = given(Some(&self.bind)).unwrap_or("127.0.0.1").trim();
         let bind: IpAddr = text
             .parse()
             .map_err(|_| Mistake::new("bind", format!("{text:?} is not an IP address")))?;
-        if !bind.to_canonical().is_loopback() && !self.insecure {
+        if !bind.to_canonical().is_loopback() && !authenticates && !self.insecure {
             let reason = format!(
-                "{bind} can be reached from elsewhere, and this version has no authentication: add --insecure if that network is yours alone"
+                "{bind} can be reached from elsewhere, and nobody is asked who it is: give --tokens or --client-ca (with --tls-cert), or add --insecure if that network is yours alone"
             );
             return Err(Mistake::new("bind", reason));
         }
@@ -274,6 +300,49 @@ impl ListenArgs {
             }
             None if numeric(&host) => Err(form()),
             Some(_) | None => Ok(Some(text.to_owned())),
+        }
+    }
+}
+
+impl AccessArgs {
+    fn check(&self, mistakes: &mut Mistakes) -> Access {
+        let file =
+            |path: &Option<std::path::PathBuf>| path.clone().filter(|path| path != Path::new(""));
+        let (cert, key) = (file(&self.tls_cert), file(&self.tls_key));
+        if cert.is_some() != key.is_some() {
+            let reason = "goes with --tls-key: give both or none";
+            mistakes.0.push(Mistake::new("tls-cert", reason));
+        }
+        let files = Files {
+            identity: cert.zip(key),
+            client_ca: file(&self.client_ca),
+            tokens: file(&self.tokens),
+        };
+        if files.client_ca.is_some() && files.identity.is_none() {
+            let reason = "goes with --tls-cert: a client certificate is shown over TLS alone";
+            mistakes.0.push(Mistake::new("client-ca", reason));
+        }
+        let known = mistakes.all(files.read()).unwrap_or_default();
+        let hosts = given(self.hosts.as_deref()).unwrap_or_default();
+        let hosts: Vec<String> = hosts
+            .split(',')
+            .map(|name| name.trim().to_owned())
+            .filter(|name| !name.is_empty())
+            .collect();
+        for name in &hosts {
+            let is_name = name.parse::<HostPort>().is_ok_and(|at| at.port.is_none());
+            if !is_name {
+                let reason =
+                    format!("{name:?} is no host name: write names without ports, or `any`");
+                mistakes.0.push(Mistake::new("hosts", reason));
+            }
+        }
+        Access {
+            files,
+            known,
+            hosts,
+            open_metrics: self.open_metrics,
+            insecure: false,
         }
     }
 }

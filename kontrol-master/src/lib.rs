@@ -49,4 +49,5 @@ pub mod ensemble;
 pub mod metrics;
 pub mod serve;
 pub mod server;
+pub mod token;
 pub mod trial;

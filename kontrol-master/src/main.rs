@@ -5,6 +5,7 @@ use kontrol_cli as cli;
 use kontrol_master::{
     config::ServeArgs,
     server::Server,
+    token::{self, TokenCommand},
     trial::{self, CallbackCommand},
 };
 use kontrol_runtime::{command_line, logging, process, supervise};
@@ -17,8 +18,8 @@ const NAME: &str = "kontrol-master";
 
 /// Keeps the roster of live pods in etcd, elects a leader, and runs your callback there when the roster changes.
 ///
-/// Without a command it serves. With one it asks a master that does; `callback test` needs none. Each flag can be given as a
-/// variable instead, but for most of `exec`, of `callback test`, and of what operates a tier: --some-flag is
+/// Without a command it serves. With one it asks a master that does; `callback test` and `token new` need none. Each flag can be given as a
+/// variable instead, but for most of `exec`, of `callback test`, of `token new`, and of what operates a tier: --some-flag is
 /// KONTROL_SOME_FLAG. Flags win. A DURATION is 25 (seconds), 25s, 500ms, 2m or 1h. Wrong settings end with
 /// code 2 before anything is bound.
 #[derive(Debug, Parser)]
@@ -44,6 +45,9 @@ enum Command {
     /// Try a callback here, before a master runs it
     #[command(subcommand, arg_required_else_help = false)]
     Callback(CallbackCommand),
+    /// Make a token, by which a master knows who asks
+    #[command(subcommand, arg_required_else_help = false)]
+    Token(TokenCommand),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +67,7 @@ fn run() -> ExitCode {
         Ok(cli) => match cli.command {
             Some(Command::Ask(command)) => ask(command),
             Some(Command::Callback(command)) => try_callback(command),
+            Some(Command::Token(command)) => make_token(command),
             None => serve(cli.serve),
         },
         Err(error) => command_line::refuse(NAME, &error),
@@ -103,6 +108,17 @@ fn try_callback(command: CallbackCommand) -> ExitCode {
             code
         }
         Err(error) => command_line::fail(NAME, &format_args!("can't start the runtime: {error}")),
+    }
+}
+
+fn make_token(command: TokenCommand) -> ExitCode {
+    match token::run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is_usage() => {
+            logging::say(format_args!("{NAME}: {error}; see {NAME} token new --help"));
+            ExitCode::from(command_line::WRONG_SETTINGS)
+        }
+        Err(error) => command_line::fail(NAME, &error),
     }
 }
 
@@ -153,6 +169,7 @@ mod tests {
     /// `exec`: `KONTROL_ID` or `KONTROL_TIMEOUT` of that would send its commands to other pods, or end them at another time,
     /// than it says. `run`, `hold`, `evict`: what was set once would go on with each of them. A callback that asks for a run
     /// would do so again and again, or wait for one that comes behind itself; and a reason would be told of what has another.
+    /// `new`: whose token is made is said each time.
     /// `test`: which callback is tried, and which tier it reads or acts on, is said where it is run.
     fn without_variable(command: &str) -> &'static [&'static str] {
         match command {
@@ -175,6 +192,7 @@ mod tests {
             "run" => &["again", "reason", "wait"],
             "hold" => &["for"],
             "evict" => &["reason"],
+            "new" => &["role", "name", "valid"],
             _ => &[],
         }
     }

@@ -12,6 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use std::{fmt, sync::atomic::Ordering, time::Duration};
+use tonic::Code;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
@@ -55,10 +56,12 @@ pub enum Queue {
     Notices,
     /// What a watch is told: it is cut off.
     Watches,
+    /// Connections of an address that has many: they are closed.
+    Connections,
 }
 
 impl Queue {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Relay,
         Self::Detour,
         Self::Changes,
@@ -68,6 +71,7 @@ impl Queue {
         Self::Links,
         Self::Notices,
         Self::Watches,
+        Self::Connections,
     ];
 
     fn label(self) -> QueueLabel {
@@ -81,6 +85,7 @@ impl Queue {
             Self::Links => "links",
             Self::Notices => "notices",
             Self::Watches => "watches",
+            Self::Connections => "connections",
         };
         QueueLabel { queue }
     }
@@ -118,6 +123,10 @@ pub struct Metrics {
     action_targets: Family<OutcomeLabel, Counter>,
     action_seconds: Histogram,
     turned_away: Family<QueueLabel, Counter>,
+    refused: Family<ResultLabel, Counter>,
+    handshakes_failed: Counter,
+    /// 1 while everybody who reaches this master may do everything.
+    pub insecure: Gauge,
     /// Log lines that nobody took in time.
     log_lines_dropped: Counter,
 }
@@ -153,6 +162,9 @@ impl Default for Metrics {
             action_targets: Family::default(),
             action_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 16)),
             turned_away: Family::default(),
+            refused: Family::default(),
+            handshakes_failed: Counter::default(),
+            insecure: Gauge::default(),
             log_lines_dropped: Counter::default(),
             registry: Registry::default(),
         };
@@ -240,6 +252,21 @@ impl Default for Metrics {
             drop(metrics.turned_away.get_or_create(&queue.label()));
         }
         registry.register(
+            "calls_refused",
+            "Calls refused for who asked, by the code of the refusal",
+            metrics.refused.clone(),
+        );
+        registry.register(
+            "tls_handshakes_failed",
+            "Connections whose TLS did not come about",
+            metrics.handshakes_failed.clone(),
+        );
+        registry.register(
+            "insecure",
+            "1 while everybody who reaches this master from elsewhere may do everything",
+            metrics.insecure.clone(),
+        );
+        registry.register(
             "turned_away",
             "What a full queue did not take: its sender is refused, cut off, or asks again",
             metrics.turned_away.clone(),
@@ -309,6 +336,23 @@ impl Metrics {
     /// Counts what a full queue did not take.
     pub fn turned_away(&self, queue: Queue) {
         self.turned_away.get_or_create(&queue.label()).inc();
+    }
+
+    /// Counts a call that was refused for who asked.
+    pub fn refused(&self, code: Code) {
+        let result = if code == Code::Unauthenticated {
+            "unauthenticated"
+        } else if code == Code::PermissionDenied {
+            "permission_denied"
+        } else {
+            "other"
+        };
+        self.refused.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Counts a connection whose TLS did not come about.
+    pub fn handshake_failed(&self) {
+        self.handshakes_failed.inc();
     }
 
     /// The text that `/metrics` serves.

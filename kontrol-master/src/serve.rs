@@ -1,5 +1,6 @@
 //! The one port: gRPC, its HTTP and JSON form, and the routes of operation.
 
+pub mod access;
 pub mod gateway;
 pub mod listener;
 pub mod operations;

@@ -14,11 +14,18 @@ pub mod pod;
 use crate::{
     action::dispatch::Dispatches,
     cluster::advertise,
-    config::Config,
+    config::{Access, Config},
     metrics::Metrics,
-    serve::{gateway, listener, operations::Operations, rpc},
+    serve::{
+        access::{self, Audit, Credentials, Gate, hosts::Hosts},
+        gateway,
+        listener::Port,
+        operations::Operations,
+        rpc,
+    },
 };
 use anyhow::Context as _;
+use axum::middleware::from_fn_with_state;
 use core::Core;
 use futures::future::join_all;
 use kontrol_core::view::PeerMaster;
@@ -135,10 +142,32 @@ impl Server {
             rpc::report_health(health, readiness.clone(), token.clone()),
         );
         tasks.spawn("the reaper", reaper::run(stages.last.clone()));
-        let operations = Operations { readiness, metrics };
+        let access = config.access.clone();
+        let (credentials, reading) = Credentials::follow(access.files.clone(), access.known);
+        tasks.spawn(
+            "the look at tokens and certificates",
+            reading.run(stages.last.clone()),
+        );
+        let audit = Audit::new(Arc::clone(&metrics));
+        let gate = Gate::new(
+            access::Settings {
+                authenticates: access.files.authenticate(),
+                open_metrics: access.open_metrics,
+            },
+            credentials.clone(),
+            Hosts::new(&access.hosts, advertised.clone(), credentials.clone()),
+            core.services.roster.clone(),
+            audit.clone(),
+        );
+        remark(&config.access, address, &metrics);
+        let operations = Operations {
+            readiness,
+            metrics: Arc::clone(&metrics),
+        };
         let http = gateway::router(grpc)
             .context("read the HTTP routes from the descriptors")?
-            .merge(operations.router());
+            .merge(operations.router())
+            .layer(from_fn_with_state(gate, access::identify));
         let agents = pod::agents(
             &config,
             own,
@@ -163,7 +192,13 @@ impl Server {
         );
         tasks.spawn("the listener", async move {
             let _then = stages.drained.drop_guard();
-            listener::serve(listener, http, stages.close, DRAIN).await
+            let port = Port {
+                credentials,
+                metrics,
+                audit,
+                ..Port::new(listener, http)
+            };
+            port.serve(stages.close, DRAIN).await
         });
 
         let settings = &config.settings;
@@ -190,6 +225,24 @@ async fn report(
         let _ = timeout(DRAIN, dispatches.joined()).await;
     };
     join!(agents, dispatches);
+}
+
+/// Says what is open that may not be meant to be.
+fn remark(access: &Access, address: SocketAddr, metrics: &Metrics) {
+    metrics.insecure.set(access.insecure.into());
+    if access.insecure {
+        tracing::warn!(
+            %address,
+            "insecure: whoever reaches this port can report pods, replace the state and run commands (--insecure); give --tokens or --client-ca, with --tls-cert, to have it ask"
+        );
+    }
+    let beyond = !address.ip().to_canonical().is_loopback();
+    if beyond && access.files.tokens.is_some() && access.files.identity.is_none() {
+        tracing::warn!(
+            %address,
+            "tokens pass this port in clear text, for everybody on the way to read; give --tls-cert and --tls-key"
+        );
+    }
 }
 
 /// What people call this master. Masters of one host share its name, but not a port.

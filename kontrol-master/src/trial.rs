@@ -222,6 +222,7 @@ impl Trial {
                 state: state.clone(),
                 changes,
                 epoch: *epoch,
+                token: None,
             };
             let digest = input.digest;
             let run = self.one(number, pods.len(), input, output, token).await?;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use axum::{Router, routing::get};
-use kontrol_master::serve::listener;
+use kontrol_master::serve::listener::Port;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{fs, time::Duration};
 use tokio::{
@@ -40,7 +40,7 @@ async fn connections_wait_while_no_file_can_be_opened() {
     files.pop().expect("one connection has room");
     let token = CancellationToken::new();
     let drain = Duration::from_secs(10);
-    let serving = tokio::spawn(listener::serve(port, router, token.clone(), drain));
+    let serving = tokio::spawn(Port::new(port, router).serve(token.clone(), drain));
 
     let mut first = [0; 15];
     timeout(drain, clients[0].read_exact(&mut first))

@@ -4,6 +4,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
+pub mod access;
 pub mod contest;
 pub mod damper;
 pub mod json;

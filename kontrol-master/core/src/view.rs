@@ -4,6 +4,7 @@ mod draft;
 pub mod operate;
 pub mod relayed;
 mod removal;
+mod run;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -11,9 +12,11 @@ mod tests;
 pub use operate::OperateRecord;
 pub use relayed::{RelayRecord, Relayed, RelayedSign};
 pub use removal::{Removal, RemovalRecord, Tombstone};
+pub use run::CallbackRecord;
 pub use state::{StateRecord, Unreadable};
 
 use crate::{
+    access::tokens::TokenDigest,
     kv::{Entry, Event, Events, Revision, Snapshot},
     liveness::{Heard, Instance},
     model::{
@@ -38,6 +41,8 @@ pub const SEQ: &str = "seq";
 pub const STATE: &str = "state";
 /// Key of what operators asked for, and of the safeguard.
 pub const OPERATE: &str = "operate";
+/// Key of the run of the callback that goes on.
+pub const CALLBACK: &str = "callback";
 /// Key of the last removals and their reasons.
 pub const REMOVALS: &str = "removals";
 /// Prefix of the pods.
@@ -210,6 +215,7 @@ pub struct View {
     unreadable_state: Option<Unreadable>,
     operate: Arc<OperateRecord>,
     operate_revision: Revision,
+    callback: Option<CallbackRecord>,
     removals: imbl::HashMap<PodKey, Arc<Removal>>,
     removal_order: imbl::Vector<PodKey>,
     tombstones: imbl::HashMap<PodKey, Tombstone>,
@@ -299,6 +305,14 @@ impl View {
             Some(unreadable) => Err(unreadable),
             None => Ok((&self.state, self.state_revision)),
         }
+    }
+    /// The digest of the token that the callback was given, while it runs on the leader.
+    pub fn callback_token(&self) -> Option<&TokenDigest> {
+        let run = self.callback.as_ref()?;
+        let leads = self
+            .leader()
+            .is_some_and(|leader| leader.epoch == run.epoch);
+        leads.then_some(&run.token)
     }
     /// What operators asked for, and the safeguard; and the revision that wrote it (0: never).
     pub fn operate(&self) -> (&Arc<OperateRecord>, Revision) {
@@ -416,7 +430,7 @@ impl View {
                 .map(|id| format!("{RELAY}{id}")),
         );
         keys.extend(self.tombstones.keys().map(|key| tombstone_key(*key)));
-        keys.extend([SEQ, STATE, OPERATE].map(String::from));
+        keys.extend([SEQ, STATE, OPERATE, CALLBACK].map(String::from));
         keys
     }
 }

@@ -97,11 +97,12 @@ impl Sessions {
         self.tasks.joined(self.token).await
     }
 
-    /// Opens the channel of a slave, once the leader knows of it.
+    /// Opens the channel of a slave, once the leader knows of it. `may` says whether its caller speaks for a pod's id.
     pub async fn open(
         &self,
         mut requests: Streaming<AttachRequest>,
         ending: Ending,
+        may: impl Fn(&str) -> Result<(), Status>,
     ) -> Result<Orders, Status> {
         let first = timeout(HELLO_LIMIT, requests.message()).await;
         let first =
@@ -112,7 +113,7 @@ impl Sessions {
         if self.token.is_cancelled() {
             return Err(stopping());
         }
-        let slave = self.count(&hello).await?;
+        let slave = self.count(&hello, may).await?;
         let actions = hello.actions.iter().take(MAX_ACTIONS);
         let actions = actions.filter_map(|id| id.parse().ok()).collect();
         let attachment = Attachment {
@@ -136,17 +137,21 @@ impl Sessions {
     }
 
     /// Checks who the slave is, and has the leader count that it is attached: a sign of life, like a keepalive.
-    async fn count(&self, hello: &Hello) -> Result<Slave, Error> {
+    async fn count(
+        &self,
+        hello: &Hello,
+        may: impl Fn(&str) -> Result<(), Status>,
+    ) -> Result<Slave, Status> {
         let slave = Slave {
-            key: key("key", &hello.key)?,
+            key: key("key", &hello.key).map_err(Error::from)?,
             nonce: hello.nonce.as_str().into(),
         };
         if hello.attachment == 0 {
-            return Err(Invalid::new("attachment", "counts from 1").into());
+            return Err(Error::from(Invalid::new("attachment", "counts from 1")).into());
         }
         self.relay.check()?;
         for _ in 0..MAX_COUNTS {
-            let sign = self.sign(&slave, hello.attachment)?;
+            let sign = self.sign(&slave, hello.attachment, &may)?;
             match self.relay.count(sign).await? {
                 Counted::Yes => return Ok(slave),
                 Counted::Again(revision) => {
@@ -154,12 +159,15 @@ impl Sessions {
                 }
             }
         }
-        Err(Error::Unavailable(
-            "the pod's record keeps changing; try again".to_owned(),
-        ))
+        Err(Error::Unavailable("the pod's record keeps changing; try again".to_owned()).into())
     }
 
-    fn sign(&self, slave: &Slave, attachment: u64) -> Result<Sign, Error> {
+    fn sign(
+        &self,
+        slave: &Slave,
+        attachment: u64,
+        may: impl Fn(&str) -> Result<(), Status>,
+    ) -> Result<Sign, Status> {
         let now = Instant::now();
         let view = self.roster.peek();
         let member = view.member(slave.key).filter(|member| is(member, slave));
@@ -169,6 +177,7 @@ impl Sessions {
                 slave.key
             ))
         })?;
+        may(member.pod.id())?;
         member.heard.touch(now, 0, Some(self.me));
         member.heard.attach(attachment);
         Ok(Sign {

@@ -12,6 +12,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub(super) listen: ListenArgs,
     #[command(flatten)]
+    pub(super) access: AccessArgs,
+    #[command(flatten)]
     pub(super) ensemble: EnsembleArgs,
     #[command(flatten)]
     pub(super) times: TimeArgs,
@@ -50,7 +52,7 @@ pub(super) struct ListenArgs {
     )]
     pub(super) port: String,
 
-    /// Address to listen on. Beyond loopback it takes --insecure, as long as there is no authentication
+    /// Address to listen on. Beyond loopback it takes --tokens or --client-ca, or else --insecure
     #[arg(
         long,
         env = "KONTROL_BIND",
@@ -71,10 +73,66 @@ pub(super) struct ListenArgs {
     )]
     pub(super) advertise: Option<String>,
 
-    /// Serve beyond loopback without authentication: whoever reaches the port can report pods, replace the state and run
+    /// Serve beyond loopback without --tokens and --client-ca: whoever reaches the port can report pods, replace the state and run
     /// commands on slaves; and on this master, if it is a pod itself, within --actions. Default: no
     #[arg(long, env = "KONTROL_INSECURE", value_parser = switch, hide_env_values = true)]
     pub(super) insecure: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Who may come in (files are read again when they change)")]
+pub(super) struct AccessArgs {
+    /// Certificate of this master, a PEM file with those that lead to its authority: turns TLS on; goes with --tls-key.
+    /// Default: none, in clear text
+    #[arg(
+        long,
+        env = "KONTROL_TLS_CERT",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(super) tls_cert: Option<PathBuf>,
+
+    /// Key of that certificate, a PEM file. Default: none
+    #[arg(
+        long,
+        env = "KONTROL_TLS_KEY",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(super) tls_key: Option<PathBuf>,
+
+    /// Authorities, a PEM file: a client certificate that they signed counts, its CN as the name, its O as the role
+    /// (kontrol:slave, kontrol:reader, kontrol:operator, kontrol:peer). Default: none
+    #[arg(
+        long,
+        env = "KONTROL_CLIENT_CA",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(super) client_ca: Option<PathBuf>,
+
+    /// Tokens that count, a file with one line each, as `token new` prints it. Default: none
+    #[arg(
+        long,
+        env = "KONTROL_TOKENS",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(super) tokens: Option<PathBuf>,
+
+    /// Host names that requests over HTTP may use for this master, with commas; `any`: every one. Addresses, localhost,
+    /// --advertise and the names of --tls-cert always count. Default: none beside those
+    #[arg(
+        long,
+        env = "KONTROL_HOSTS",
+        value_name = "NAMES",
+        hide_env_values = true
+    )]
+    pub(super) hosts: Option<String>,
+
+    /// Show /metrics and the reflection of gRPC to everybody, rather than to readers. Default: no
+    #[arg(long, env = "KONTROL_OPEN_METRICS", value_parser = switch, hide_env_values = true)]
+    pub(super) open_metrics: bool,
 }
 
 #[derive(Debug, Clone, Args)]

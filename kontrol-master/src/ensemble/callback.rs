@@ -16,7 +16,10 @@ pub use program::{Program, ProgramError};
 pub use run::{Log, run};
 
 use async_trait::async_trait;
-use kontrol_core::model::{Digest, Exact, exact::MAX_STATE_BYTES};
+use kontrol_core::{
+    access::tokens::Token,
+    model::{Digest, Exact, exact::MAX_STATE_BYTES},
+};
 use kontrol_runtime::{clock::Moment, process::OWN_EXECUTABLE};
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
@@ -112,6 +115,8 @@ pub struct Input {
     pub changes: Vec<u8>,
     /// The epoch of the leader that runs it.
     pub epoch: i64,
+    /// What it calls back with; none where nobody is asked who it is.
+    pub token: Option<Token>,
 }
 
 /// What the program finds on its standard input.

@@ -28,11 +28,11 @@ mod tests;
 
 use axum::{Router, extract::Request, response::Response, routing::any};
 use endpoint::Endpoint;
-use http::header::CONTENT_TYPE;
+use http::{StatusCode, header::CONTENT_TYPE};
 use prost_reflect::DescriptorPool;
 use rule::Operation;
 use std::{collections::BTreeMap, sync::Arc};
-use tonic::service::Routes;
+use tonic::{Status, service::Routes};
 use tower::ServiceExt;
 
 /// Largest request body, in bytes: a state or an input of 1 MiB has room however its JSON is written. A larger one is
@@ -96,6 +96,18 @@ fn router_of(descriptors: &[u8], grpc: Routes) -> Result<Router, GatewayError> {
         router = router.route(&pattern, any(handler));
     }
     Ok(router.fallback(move |request: Request| fallback(grpc.clone(), request)))
+}
+
+/// A refusal that stands before every route, in the form of all errors.
+pub fn refusal(code: StatusCode, status: &Status) -> Response {
+    error::refusal(code, status)
+}
+
+/// A status, as every route says it.
+pub fn refused(status: &Status) -> Response {
+    let mut response = error::refusal(error::http_status(status.code()), status);
+    error::challenge(&mut response, status);
+    response
 }
 
 /// gRPC, or nothing that is here.

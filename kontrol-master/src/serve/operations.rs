@@ -1,13 +1,15 @@
 //! The routes of operation: `/healthz`, `/readyz`, `/metrics`. They answer without the store.
 
+use super::{access::Caller, gateway};
 use crate::{cluster::readiness::Readiness, metrics::Metrics};
 use axum::{
-    Router,
+    Extension, Router,
     extract::State,
     http::{StatusCode, header},
-    response::IntoResponse,
+    response::{IntoResponse, Response},
     routing::get,
 };
+use kontrol_core::access::table::METRICS;
 use std::{future::ready, sync::Arc};
 
 /// What the routes answer from.
@@ -30,7 +32,11 @@ impl Operations {
             )
             .route(
                 "/metrics",
-                get(|State(this): State<Self>| ready(this.metrics())),
+                get(
+                    |State(this): State<Self>, Extension(caller): Extension<Caller>| {
+                        ready(this.metrics(&caller))
+                    },
+                ),
             )
             .with_state(self)
     }
@@ -45,8 +51,11 @@ impl Operations {
         }
     }
 
-    fn metrics(&self) -> impl IntoResponse + use<> {
+    fn metrics(&self, caller: &Caller) -> Response {
+        if let Err(status) = caller.authorize(METRICS) {
+            return gateway::refused(&status);
+        }
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        ([(header::CONTENT_TYPE, kind)], self.metrics.encode())
+        ([(header::CONTENT_TYPE, kind)], self.metrics.encode()).into_response()
     }
 }

@@ -22,8 +22,9 @@ use crate::{
         election::Election, error::Error, readiness::Readiness, relay::Relay, roster::Roster,
         status::Status, store::SharedStore,
     },
-    ensemble::keepalive::Keepalives,
+    ensemble::{keepalive::Keepalives, term::Memory},
     metrics::Metrics,
+    serve::access::{Caller, guarded},
 };
 use kontrol_core::{model::invalid::clip, settings::Settings, view::View};
 use kontrol_proto::{
@@ -63,6 +64,8 @@ pub struct Context {
     pub election: Election,
     /// The callback's status.
     pub status: Status,
+    /// What this master handled last as the leader.
+    pub memory: Memory,
     /// The intake.
     pub keepalives: Keepalives,
     /// The way to the leader.
@@ -101,14 +104,16 @@ impl Context {
     }
 }
 
-/// Who calls: the address, and what the client calls itself.
+/// Who calls: the principal, the address, and what the client calls itself.
 fn caller<T>(request: &Request<T>) -> String {
+    let caller = request.extensions().get::<Caller>();
+    let principal = caller.and_then(Caller::principal).map(ToString::to_string);
     let address = request
         .remote_addr()
         .map(|address| address.ip().to_string());
     let agent = request.metadata().get("user-agent");
     let agent = agent.and_then(|agent| agent.to_str().ok()).map(clip);
-    [address.as_deref(), agent]
+    [principal.as_deref(), address.as_deref(), agent]
         .into_iter()
         .flatten()
         .collect::<Vec<_>>()
@@ -138,6 +143,10 @@ pub fn routes(
         .max_decoding_message_size(MAX_EXCHANGE_BYTES);
     let peer = PeerServiceServer::new(peer::Service::new(context))
         .max_decoding_message_size(MAX_RELAY_BYTES);
+    let described = described.into_iter().chain([
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ]);
     let routes = Routes::new(keepalive)
         .add_service(ensemble)
         .add_service(action)
@@ -147,7 +156,7 @@ pub fn routes(
         .add_service(health)
         .add_service(reflection)
         .add_service(reflection_alpha);
-    Ok((routes, reporter))
+    Ok((guarded(routes, described)?, reporter))
 }
 
 /// Keeps the health service true, until the token is cancelled: serving while this master is ready.

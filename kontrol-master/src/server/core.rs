@@ -58,7 +58,7 @@ impl Core {
             ..myself
         };
         let store = open_store(config, metrics)?;
-        let status = Status::default();
+        let (status, memory) = (Status::default(), term::Memory::default());
         let (roster, mirror) = Roster::new(Arc::clone(&store));
         let (election, campaign) = Campaign::advertising(
             Clock::default(),
@@ -127,6 +127,7 @@ impl Core {
             roster: roster.clone(),
             election: election.clone(),
             status: status.clone(),
+            memory: memory.clone(),
             metrics: Arc::clone(metrics),
             id: Arc::clone(&id),
             settings: Arc::new(term_settings(config, own)),
@@ -139,6 +140,7 @@ impl Core {
             roster,
             election,
             status,
+            memory,
             keepalives,
             relay,
             dispatches: actions.dispatches,
@@ -214,6 +216,7 @@ fn term_settings(config: &Config, own: SocketAddr) -> term::Settings {
         damper: config.settings.damper,
         damper_max: config.settings.damper_max,
         safeguard: config.settings.safeguard,
+        authenticates: config.access.files.authenticate(),
         callback,
     }
 }

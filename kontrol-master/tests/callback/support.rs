@@ -58,6 +58,7 @@ pub(crate) fn input(count: u32, state: Option<Value>) -> Input {
         pods: pods_document(pods.iter()),
         state: state.map(exact),
         epoch: 42,
+        token: None,
     }
 }
 

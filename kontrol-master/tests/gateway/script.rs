@@ -1,7 +1,7 @@
 //! Scripted services behind the real gateway and the real listener, on a port of 127.0.0.1.
 
 use futures::{Stream, StreamExt, stream};
-use kontrol_master::serve::{gateway, listener};
+use kontrol_master::serve::{gateway, listener::Port};
 use kontrol_proto::v1::{
     self,
     ensemble_service_server::{EnsembleService, EnsembleServiceServer},
@@ -321,7 +321,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let token = script.0.token.clone();
-        let serving = tokio::spawn(listener::serve(listener, router, token, drain));
+        let serving = tokio::spawn(Port::new(listener, router).serve(token, drain));
         Self {
             address,
             script,

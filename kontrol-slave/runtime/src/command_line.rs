@@ -5,7 +5,7 @@ use clap::{Command, Parser, builder::Resettable};
 use std::{ffi::OsStr, fmt, process::ExitCode};
 
 /// Exit code of wrong settings.
-const WRONG_SETTINGS: u8 = 2;
+pub const WRONG_SETTINGS: u8 = 2;
 
 /// A setting that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
@@ -39,17 +39,46 @@ impl Ending {
     }
 }
 
+/// How much was received of a connection. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Received {
+    bytes: Arc<AtomicU64>,
+    wanted: u64,
+}
+
+impl Received {
+    /// Asks for so many more bytes than there were until now.
+    pub fn after(&self, more: u64) -> Self {
+        Self {
+            bytes: Arc::clone(&self.bytes),
+            wanted: self.bytes.load(Ordering::Relaxed) + more,
+        }
+    }
+
+    /// Whether they have not come yet.
+    pub fn is_missing(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) < self.wanted
+    }
+}
+
 /// A connection whose end is noted before anybody else learns of it.
 #[derive(Debug)]
 pub struct Observed<S> {
     stream: S,
     ending: Ending,
+    received: Received,
 }
 
 impl<S> Observed<S> {
-    /// The connection, and where its end is noted.
-    pub fn new(stream: S, ending: Ending) -> Self {
-        Self { stream, ending }
+    /// The connection, where its end is noted, and how much of it is received.
+    pub fn new(stream: S, ending: Ending) -> (Self, Received) {
+        let received = Received::default();
+        let observed = Self {
+            stream,
+            ending,
+            received: received.clone(),
+        };
+        (observed, received)
     }
 
     fn judge<T>(&self, result: &Poll<io::Result<T>>) {
@@ -70,7 +99,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
     ) -> Poll<io::Result<()>> {
         let room = buffer.remaining();
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if matches!(result, Poll::Ready(Ok(()))) && room > 0 && buffer.remaining() == room {
+        let read = room - buffer.remaining();
+        self.received
+            .bytes
+            .fetch_add(read as u64, Ordering::Relaxed);
+        if matches!(result, Poll::Ready(Ok(()))) && room > 0 && read == 0 {
             self.ending.set(BY_PEER);
         }
         self.judge(&result);
@@ -115,14 +148,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test]
     async fn the_first_to_end_it_is_remembered() {
-        let (peer, stream) = tokio::io::duplex(16);
+        let (mut peer, stream) = tokio::io::duplex(16);
         let ending = Ending::default();
-        let mut observed = Observed::new(stream, ending.clone());
+        let (mut observed, received) = Observed::new(stream, ending.clone());
         assert!(!ending.is_by_us());
+        peer.write_all(b"hello").await.unwrap();
+        let more = received.after(5);
+        assert!(more.is_missing());
+        assert_eq!(observed.read(&mut [0; 8]).await.unwrap(), 5);
+        assert!(!more.is_missing() && received.after(1).is_missing());
         drop(peer);
         assert_eq!(observed.read(&mut [0; 8]).await.unwrap(), 0);
         ending.give_up();

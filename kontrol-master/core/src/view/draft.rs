@@ -1,9 +1,9 @@
 //! A view in the making: the one before, with the store's events put in one by one.
 
 use super::{
-    ACTIONS, Candidate, Change, KnownAction, LEADER, MASTERS, MAX_REMOVALS, Member, OPERATE,
-    OperateRecord, PODS, PeerMaster, RELAY, REMOVALS, Reason, RelayRecord, Removal, RemovalRecord,
-    SEQ, STATE, StateRecord, TOMBSTONES, Tombstone, Trouble, View,
+    ACTIONS, CALLBACK, Candidate, Change, KnownAction, LEADER, MASTERS, MAX_REMOVALS, Member,
+    OPERATE, OperateRecord, PODS, PeerMaster, RELAY, REMOVALS, Reason, RelayRecord, Removal,
+    RemovalRecord, SEQ, STATE, StateRecord, TOMBSTONES, Tombstone, Trouble, View,
     relayed::{Latest, RelayedEnd},
 };
 use crate::{
@@ -50,6 +50,7 @@ impl Draft {
             unreadable_state: before.unreadable_state.clone(),
             operate: Arc::clone(&before.operate),
             operate_revision: before.operate_revision,
+            callback: before.callback.clone(),
             removals: before.removals.clone(),
             removal_order: before.removal_order.clone(),
             tombstones: before.tombstones.clone(),
@@ -167,6 +168,8 @@ impl Draft {
             self.put_state(entry);
         } else if entry.key == OPERATE {
             self.put_operate(entry);
+        } else if entry.key == CALLBACK {
+            self.view.callback = self.read(entry);
         }
     }
 
@@ -346,6 +349,8 @@ impl Draft {
         } else if key == OPERATE {
             self.view.operate_revision = 0;
             self.set_operate(OperateRecord::default());
+        } else if key == CALLBACK {
+            self.view.callback = None;
         }
     }
 

@@ -233,7 +233,8 @@ async fn follow(answer: Answer) -> Follower {
     tasks.spawn(detour.run(CancellationToken::new()));
     tasks.spawn(async move {
         let token = CancellationToken::new();
-        crate::serve::listener::serve(listener, routes, token, Duration::ZERO)
+        crate::serve::listener::Port::new(listener, routes)
+            .serve(token, Duration::ZERO)
             .await
             .unwrap();
     });

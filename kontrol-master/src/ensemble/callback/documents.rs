@@ -4,7 +4,10 @@
 //! anything with a longer one.
 
 use super::Input;
-use kontrol_core::model::{Digest, Exact};
+use kontrol_core::{
+    access::tokens::Token,
+    model::{Digest, Exact},
+};
 use kontrol_runtime::process::DEFAULT_PATH;
 use std::{
     env,
@@ -38,12 +41,16 @@ const CHANGES: Names = Names {
     file: "changes.json",
 };
 
+/// The variable of the token that it calls back with.
+const TOKEN: &str = "KONTROL_TOKEN";
+
 /// Variables that are about one run, so that none must come from the master's own environment.
-const OWN: [&str; 10] = [
+const OWN: [&str; 11] = [
     "HASH",
     "MD5",
     "KONTROL_EPOCH",
     "KONTROL_ENDPOINT",
+    TOKEN,
     PODS.variable,
     PODS.file_variable,
     STATE.variable,
@@ -59,6 +66,7 @@ pub(super) struct Documents {
     pods: Vec<u8>,
     state: Option<Exact>,
     changes: Vec<u8>,
+    token: Option<Token>,
 }
 
 /// The environment of one run.
@@ -78,6 +86,7 @@ impl Documents {
             pods: input.pods,
             state: input.state,
             changes: input.changes,
+            token: input.token,
         }
     }
 
@@ -138,6 +147,9 @@ impl Documents {
         set("MD5", digest.into());
         set("KONTROL_EPOCH", self.epoch.to_string().into());
         set("KONTROL_ENDPOINT", endpoint.into());
+        if let Some(token) = &self.token {
+            set(TOKEN, token.as_str().into());
+        }
         for (names, document) in self.parts() {
             set(
                 names.file_variable,
@@ -212,6 +224,7 @@ mod tests {
             state: state.map(|state| Exact::of(&state).unwrap()),
             changes: br#"{"since":null}"#.to_vec(),
             epoch: 7,
+            token: None,
         })
     }
 
@@ -297,6 +310,24 @@ mod tests {
         assert_eq!(value(&environment, "KONTROL_TTL"), Some("25s"));
         assert!(value(&environment, "PATH").is_some());
         assert_eq!(value(&environment, "MY_TOKEN"), Some("mine"));
+    }
+
+    #[test]
+    fn the_callback_is_given_its_own_token_and_never_the_masters() {
+        let masters = [("KONTROL_TOKEN", "masters")];
+        let without = documents("[]", None);
+        assert_eq!(value(&environment(&without, &masters), TOKEN), None);
+        let token = Token::of([1; 32]);
+        let with = Documents {
+            token: Some(token.clone()),
+            ..without
+        };
+        assert_eq!(
+            value(&environment(&with, &masters), TOKEN),
+            Some(token.as_str())
+        );
+        let input = String::from_utf8(with.input()).unwrap();
+        assert!(!input.contains(token.as_str()), "{input}");
     }
 
     #[test]

@@ -40,6 +40,7 @@ struct Harness {
     keepalives: Keepalives,
     election: Election,
     status: Status,
+    memory: Memory,
     metrics: Arc<Metrics>,
     clock: Clock,
     token: CancellationToken,
@@ -113,14 +114,17 @@ impl Harness {
             relay.clone(),
             metrics.clone(),
         );
+        let memory = Memory::default();
         let context = Context {
             store: store.clone(),
             roster: roster.clone(),
             election: election.clone(),
             status: status.clone(),
+            memory: memory.clone(),
             metrics: metrics.clone(),
             id: id.into(),
             settings: Arc::new(Settings {
+                authenticates: false,
                 ttl: TTL,
                 lost: LOST,
                 damper: DAMPER,
@@ -154,6 +158,7 @@ impl Harness {
             keepalives,
             election,
             status,
+            memory,
             metrics,
             clock,
             token,

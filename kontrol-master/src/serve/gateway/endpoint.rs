@@ -6,6 +6,7 @@ use super::{
     rule::Operation,
     template::split_verb,
 };
+use crate::serve::access::Caller;
 use axum::{body::Body, extract::Request, response::Response};
 use http::{Method, request::Parts};
 use prost_reflect::DescriptorPool;
@@ -77,6 +78,10 @@ impl Endpoint {
         body: Body,
     ) -> Result<Response, Status> {
         let rpc = &operation.rpc;
+        // The service asks as well, but only once the body is read.
+        if let Some(caller) = parts.extensions.get::<Caller>() {
+            caller.authorize(rpc.uri.path().trim_start_matches('/'))?;
+        }
         let message = request::message(operation, &parts, body).await?;
         let format = Format::of(&parts.headers);
         let frames = call::start(self.grpc.clone(), rpc, parts, &message).await?;

@@ -94,11 +94,26 @@ pub(super) fn http_status(code: Code) -> StatusCode {
 /// The response that says a status.
 pub(super) fn response(status: &Status, pool: &DescriptorPool) -> Response {
     let mut response = plain(http_status(status.code()), &ErrorBody::new(status, pool));
+    challenge(&mut response, status);
+    response
+}
+
+/// Says how to show who one is, where that was missing (RFC 6750, 3).
+pub(super) fn challenge(response: &mut Response, status: &Status) {
     if status.code() == Code::Unauthenticated {
         let scheme = HeaderValue::from_static("Bearer");
         response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
     }
-    response
+}
+
+/// A status without details, under another number than the table's.
+pub(super) fn refusal(code: StatusCode, status: &Status) -> Response {
+    let body = ErrorBody {
+        code: status.code() as i32,
+        message: status.message(),
+        details: Vec::new(),
+    };
+    plain(code, &body)
 }
 
 /// Nothing is at this path.

@@ -23,13 +23,14 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let token = CancellationToken::new();
-        let task = tokio::spawn(serve_at_most(
-            listener,
-            router,
-            token.clone(),
-            PATIENCE,
-            most,
-        ));
+        let port = Port {
+            limits: Limits {
+                connections: most,
+                ..Limits::default()
+            },
+            ..Port::new(listener, router)
+        };
+        let task = tokio::spawn(port.serve(token.clone(), PATIENCE));
         Self {
             address,
             token,

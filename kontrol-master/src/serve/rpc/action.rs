@@ -1,22 +1,20 @@
 //! ActionService.
 
 use super::{Context, stream::alive};
+use crate::serve::access::Caller;
 use crate::{
     action::{cancel, session::Orders, wire},
     cluster::error::Error,
 };
 use futures::Stream;
-use kontrol_core::{
-    model::{Invalid, action::ActionId, invalid::clip},
-    view::View,
-};
+use kontrol_core::model::{Invalid, action::ActionId, invalid::clip};
 use kontrol_proto::v1::{
     AttachRequest, CancelActionRequest, CancelActionResponse, DispatchRequest, DispatchResponse,
     GetActionRequest, GetActionResponse, ListActionsRequest, ListActionsResponse,
     action_service_server::ActionService,
 };
 use kontrol_runtime::connection::Ending;
-use std::{pin::Pin, sync::Arc};
+use std::pin::Pin;
 use tonic::{Request, Response, Status, Streaming};
 
 /// How many actions a page has unless the caller says otherwise, and at the most.
@@ -37,16 +35,6 @@ impl Service {
     pub(super) fn new(context: Context) -> Self {
         Self { context }
     }
-
-    /// What is known of all actions, once it is.
-    fn view(&self) -> Result<Arc<View>, Error> {
-        if self.context.roster.started() {
-            return Ok(self.context.roster.view());
-        }
-        Err(Error::Unavailable(
-            "this master has not read the history yet; try another master".to_owned(),
-        ))
-    }
 }
 
 #[tonic::async_trait]
@@ -58,8 +46,14 @@ impl ActionService for Service {
         request: Request<Streaming<AttachRequest>>,
     ) -> Result<Response<Orders>, Status> {
         let ending = request.extensions().get::<Ending>().cloned();
+        let caller = request.extensions().get::<Caller>().cloned();
+        let may = move |id: &str| {
+            caller
+                .as_ref()
+                .map_or(Ok(()), |caller| caller.speaks_for(id))
+        };
         let sessions = &self.context.sessions;
-        let orders = sessions.open(request.into_inner(), ending.unwrap_or_default());
+        let orders = sessions.open(request.into_inner(), ending.unwrap_or_default(), may);
         orders.await.map(Response::new)
     }
 
@@ -109,7 +103,7 @@ impl ActionService for Service {
                 ))
             })?),
         };
-        let view = self.view()?;
+        let view = self.context.view()?;
         let actions = view.actions().iter().rev();
         let mut rest = actions
             .filter(|(id, _)| before.as_ref().is_none_or(|before| *id < before))

@@ -1,6 +1,7 @@
 //! KeepaliveService.
 
 use super::{Context, convert, stream::why_it_ended};
+use crate::serve::access::Caller;
 use futures::{Stream, StreamExt};
 use kontrol_proto::v1::{
     PingError, PingRequest, PingResponse, PingStreamRequest, PingStreamResponse,
@@ -22,7 +23,15 @@ impl Service {
         Self { context }
     }
 
-    async fn take(&self, request: PingRequest) -> Result<PingResponse, Status> {
+    /// `caller`: who says it; none inside this process.
+    async fn take(
+        &self,
+        caller: Option<&Caller>,
+        request: PingRequest,
+    ) -> Result<PingResponse, Status> {
+        if let Some(caller) = caller {
+            caller.speaks_for(&request.id)?;
+        }
         let (report, key) = convert::report(request).map_err(crate::cluster::error::Error::from)?;
         let accepted = self.context.keepalives.accept(report, &key).await?;
         let settings = &self.context.settings;
@@ -38,7 +47,9 @@ impl Service {
 #[tonic::async_trait]
 impl KeepaliveService for Service {
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
-        self.take(request.into_inner()).await.map(Response::new)
+        let caller = request.extensions().get::<Caller>().cloned();
+        let taken = self.take(caller.as_ref(), request.into_inner()).await;
+        taken.map(Response::new)
     }
 
     type PingStreamStream = Pin<Box<dyn Stream<Item = Result<PingStreamResponse, Status>> + Send>>;
@@ -48,15 +59,16 @@ impl KeepaliveService for Service {
         request: Request<Streaming<PingStreamRequest>>,
     ) -> Result<Response<Self::PingStreamStream>, Status> {
         let service = self.clone();
+        let caller = request.extensions().get::<Caller>().cloned();
         let end = self.context.token.clone().cancelled_owned();
         let answers = request
             .into_inner()
             .take_until(end)
             .map(move |request| {
-                let service = service.clone();
+                let (service, caller) = (service.clone(), caller.clone());
                 async move {
                     let ping = request?.ping.unwrap_or_default();
-                    let result = match service.take(ping).await {
+                    let result = match service.take(caller.as_ref(), ping).await {
                         Ok(response) => StreamResult::Response(response),
                         Err(status) => StreamResult::Error(PingError {
                             code: status.code().into(),

@@ -123,6 +123,7 @@ impl Leader {
             roster,
             election,
             status,
+            memory: Memory::default(),
             keepalives,
             relay,
             dispatches,

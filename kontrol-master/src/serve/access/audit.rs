@@ -1,0 +1,148 @@
+//! The audit: who did what, from where, and who was refused. Log events of the target `kontrol::audit`, at INFO.
+//!
+//! What was done is always told. Refusals are told up to a number each second, so that whoever tries tokens fills no disk;
+//! all of them are counted in the metrics.
+
+use super::{Caller, Identity, Proof};
+use crate::metrics::Metrics;
+use kontrol_core::access::table::{self, Kind};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+/// Most refusals that are told in each second.
+const MOST: u32 = 10;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Tells what there is to tell. Cheap to clone: all clones share the number of each second.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    metrics: Arc<Metrics>,
+    told: Arc<Mutex<Told>>,
+}
+
+/// How many refusals were told since when, and how many were not.
+#[derive(Debug)]
+struct Told {
+    since: Instant,
+    told: u32,
+    left_out: u64,
+}
+
+impl Audit {
+    /// Counts in these metrics.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        let told = Told {
+            since: Instant::now(),
+            told: 0,
+            left_out: 0,
+        };
+        Self {
+            metrics,
+            told: Arc::new(Mutex::new(told)),
+        }
+    }
+
+    /// Somebody changed something, or had it done; or it was not done after all.
+    pub(super) fn done(&self, caller: &Caller, rpc: &str, code: Code) {
+        if table::find(rpc).is_none_or(|rule| rule.kind != Kind::Act) {
+            return;
+        }
+        let (principal, role) = named(caller);
+        let peer = caller.address;
+        tracing::info!(
+            target: "kontrol::audit", principal, role, shown = shown(caller), %peer, rpc, ?code, "audit: called"
+        );
+    }
+
+    /// Somebody may not do what was asked for.
+    pub(super) fn refused(&self, caller: &Caller, rpc: &str, status: &Status) {
+        self.metrics.refused(status.code());
+        if !self.tells() {
+            return;
+        }
+        let (principal, role) = named(caller);
+        let peer = caller.address;
+        tracing::info!(
+            target: "kontrol::audit", principal, role, shown = shown(caller), %peer, rpc, code = ?status.code(),
+            reason = status.message(), "audit: refused"
+        );
+    }
+
+    /// Somebody came to the port, and TLS did not come about.
+    pub fn no_tls(&self, peer: SocketAddr, reason: &dyn fmt::Display) {
+        self.metrics.handshake_failed();
+        if self.tells() {
+            let peer = peer.ip();
+            tracing::info!(target: "kontrol::audit", %peer, %reason, "audit: TLS refused");
+        }
+    }
+
+    /// Whether one more refusal may be told; tells how many were left out before it.
+    fn tells(&self) -> bool {
+        let left_out = self.may_tell(Instant::now());
+        if let Some(left_out @ 1..) = left_out {
+            tracing::info!(target: "kontrol::audit", left_out, "audit: more was refused");
+        }
+        left_out.is_some()
+    }
+
+    /// Whether one more may be told, and how many were not before it.
+    fn may_tell(&self, now: Instant) -> Option<u64> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.saturating_duration_since(told.since) >= SECOND {
+            told.since = now;
+            told.told = 0;
+        }
+        if told.told == MOST {
+            told.left_out += 1;
+            return None;
+        }
+        told.told += 1;
+        Some(std::mem::take(&mut told.left_out))
+    }
+}
+
+fn named(caller: &Caller) -> (&str, &str) {
+    match caller.principal() {
+        Some(principal) => (principal.name(), principal.role().as_str()),
+        None => ("", ""),
+    }
+}
+
+/// By what somebody is known; never the thing itself.
+fn shown(caller: &Caller) -> &'static str {
+    match &caller.identity {
+        Identity::Anyone => "nothing (no authentication)",
+        Identity::Nobody => "nothing",
+        Identity::Refused(_) => "something that does not count",
+        Identity::Known(_, Proof::Token(_)) => "a token",
+        Identity::Known(_, Proof::Run(_)) => "the token of the callback's run",
+        Identity::Known(_, Proof::Certificate(_)) => "a certificate",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_are_told_up_to_a_number_each_second_and_the_rest_is_counted() {
+        let audit = Audit::new(Arc::default());
+        let tell = || audit.may_tell(Instant::now());
+        for _ in 0..MOST {
+            assert_eq!(tell(), Some(0));
+        }
+        for _ in 0..1000 {
+            assert_eq!(tell(), None);
+        }
+        tokio::time::advance(SECOND).await;
+        assert_eq!(tell(), Some(1000));
+        assert_eq!(tell(), Some(0));
+    }
+}

@@ -1,0 +1,289 @@
+//! What counts as a proof of who somebody is, as the files have it now: tokens, authorities, and this master's own
+//! certificate. They are read again when they change; what can't be read is told, and what counted goes on counting.
+
+use super::certificate;
+use kontrol_core::access::tokens::Tokens;
+use kontrol_runtime::{
+    command_line::Mistake,
+    folder::{Content, Reader},
+    tls,
+};
+use rustls::{
+    ServerConfig,
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+use std::{collections::BTreeMap, fmt, fs, mem, path::PathBuf, sync::Arc, time::Duration};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Largest file of tokens, in bytes: each of its lines takes some 100.
+const MAX_FILE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Where the proofs are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Files {
+    /// The certificate of the port and its key, PEM; none: the port speaks clear text.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// The authorities whose client certificates count, PEM.
+    pub client_ca: Option<PathBuf>,
+    /// The file of tokens.
+    pub tokens: Option<PathBuf>,
+}
+
+/// What counts now.
+#[derive(Clone, Default)]
+pub struct Known {
+    tokens: Tokens,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+    tls: Option<Arc<ServerConfig>>,
+    names: Vec<String>,
+}
+
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Known")
+            .field("tokens", &self.tokens.len())
+            .field("authorities", &self.verifier.is_some())
+            .field("names", &self.names)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Known {
+    /// Tokens alone, in clear text.
+    #[cfg(test)]
+    pub(super) fn of_tokens(tokens: Tokens) -> Self {
+        Self {
+            tokens,
+            ..Self::default()
+        }
+    }
+
+    /// The tokens.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// What checks client certificates.
+    pub fn verifier(&self) -> Option<&Arc<dyn ClientCertVerifier>> {
+        self.verifier.as_ref()
+    }
+
+    /// TLS of the port.
+    pub fn tls(&self) -> Option<&Arc<ServerConfig>> {
+        self.tls.as_ref()
+    }
+
+    /// The names that this master's certificate is for.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+}
+
+impl Files {
+    /// Whether there is anything by which somebody can be known.
+    pub fn authenticate(&self) -> bool {
+        self.client_ca.is_some() || self.tokens.is_some()
+    }
+
+    /// Reads all of them, on this thread; tells each one that is of no use.
+    pub fn read(&self) -> Result<Known, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
+        let mut known = Known::default();
+        let mut wrong = |mistake: Mistake| mistakes.push(mistake);
+        if let Some(path) = &self.tokens {
+            match read_tokens(path) {
+                Ok(tokens) => known.tokens = tokens,
+                Err(reasons) => reasons
+                    .into_iter()
+                    .for_each(|reason| wrong(Mistake::new("tokens", reason))),
+            }
+        }
+        if let Some(path) = &self.client_ca {
+            match verifier(path) {
+                Ok(verifier) => known.verifier = Some(verifier),
+                Err(reason) => wrong(Mistake::new("client-ca", reason)),
+            }
+        }
+        if let Some((certificate, key)) = &self.identity {
+            let chain = tls::certificates(certificate)
+                .map_err(|error| wrong(Mistake::new("tls-cert", error)));
+            let secret =
+                tls::private_key(key).map_err(|error| wrong(Mistake::new("tls-key", error)));
+            if let (Ok(chain), Ok(secret)) = (chain, secret) {
+                known.names = chain.first().map(certificate::names).unwrap_or_default();
+                match port(chain, secret, known.verifier.clone()) {
+                    Ok(config) => known.tls = Some(Arc::new(config)),
+                    Err(error) => wrong(Mistake::new(
+                        "tls-cert",
+                        format!(
+                            "{} and {} don't serve: {error}",
+                            certificate.display(),
+                            key.display()
+                        ),
+                    )),
+                }
+            }
+        }
+        if mistakes.is_empty() {
+            Ok(known)
+        } else {
+            Err(mistakes)
+        }
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        let identity = self
+            .identity
+            .iter()
+            .flat_map(|(certificate, key)| [certificate, key]);
+        identity
+            .chain(&self.client_ca)
+            .chain(&self.tokens)
+            .cloned()
+            .collect()
+    }
+}
+
+fn read_tokens(path: &PathBuf) -> Result<Tokens, Vec<String>> {
+    let shown = path.display();
+    let failed = |error: &dyn fmt::Display| vec![format!("can't read {shown}: {error}")];
+    let length = fs::metadata(path).map_err(|error| failed(&error))?.len();
+    if length > MAX_FILE_BYTES {
+        return Err(failed(&format_args!(
+            "it has more than {} MiB",
+            MAX_FILE_BYTES >> 20
+        )));
+    }
+    let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
+    Tokens::parse(&text).map_err(|lines| {
+        lines
+            .into_iter()
+            .map(|line| format!("{shown}, {line}"))
+            .collect()
+    })
+}
+
+fn verifier(path: &std::path::Path) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let roots = tls::roots(path).map_err(|error| error.to_string())?;
+    // Who shows none may still have a token.
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider());
+    let verifier = builder.allow_unauthenticated().build();
+    verifier.map_err(|error| format!("{} can't be used: {error}", path.display()))
+}
+
+fn port(
+    chain: Vec<rustls::pki_types::CertificateDer<'static>>,
+    key: rustls::pki_types::PrivateKeyDer<'static>,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<ServerConfig, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()?;
+    let builder = match verifier {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // A session that is taken up again would be that of a client whose certificate nobody checked anew.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// What counts, as it goes on. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Credentials(watch::Receiver<Arc<Known>>);
+
+impl Default for Credentials {
+    /// Nothing counts, and the port speaks clear text.
+    fn default() -> Self {
+        Self(watch::channel(Arc::default()).1)
+    }
+}
+
+impl Credentials {
+    /// What was read at the start, and the task that follows the files.
+    pub fn follow(files: Files, known: Known) -> (Self, Following) {
+        let (sender, receiver) = watch::channel(Arc::new(known));
+        (Self(receiver), Following { files, sender })
+    }
+
+    /// What counts now.
+    pub fn now(&self) -> Arc<Known> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// Waits until something else counts; for good where that never happens any more. Cancel safe.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Reads the files again when they change.
+#[derive(Debug)]
+pub struct Following {
+    files: Files,
+    sender: watch::Sender<Arc<Known>>,
+}
+
+impl Following {
+    /// Follows them until the token is cancelled.
+    pub async fn run(self, token: CancellationToken) {
+        let reader = Reader::new(1);
+        let paths = self.files.paths();
+        let mut seen: BTreeMap<PathBuf, Content> = BTreeMap::new();
+        // Read once more at the start: something may have changed since, and this is what later looks are compared with.
+        let mut due = true;
+        let mut told = Vec::new();
+        while token
+            .run_until_cancelled(tokio::time::sleep(LOOK))
+            .await
+            .is_some()
+        {
+            for path in &paths {
+                let before = seen.entry(path.clone()).or_default();
+                if !before.is_current(path, &reader).await {
+                    *before = reader.read(path, 0).await;
+                    due = true;
+                }
+            }
+            if !mem::take(&mut due) {
+                continue;
+            }
+            let files = self.files.clone();
+            match reader.look(move || files.read()).await {
+                Ok(Ok(known)) => {
+                    if !told.is_empty() {
+                        tracing::info!("tokens, certificates and authorities can be read again");
+                    }
+                    told.clear();
+                    tracing::debug!(
+                        tokens = known.tokens.len(),
+                        "read tokens, certificates and authorities"
+                    );
+                    self.sender.send_replace(Arc::new(known));
+                }
+                Ok(Err(mistakes)) => {
+                    // Files that go together are replaced one after the other: it is told when that lasts.
+                    due = true;
+                    if mistakes == told {
+                        continue;
+                    }
+                    for mistake in &mistakes {
+                        tracing::error!("{mistake}; what counted before goes on counting");
+                    }
+                    told = mistakes;
+                }
+                Err(error) => {
+                    due = true;
+                    tracing::warn!(%error, "could not look at tokens, certificates and authorities");
+                }
+            }
+        }
+    }
+}
