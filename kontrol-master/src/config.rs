@@ -22,6 +22,7 @@ use kontrol_core::{
 };
 use kontrol_runtime::{
     command_line::{Mistake, given},
+    dial::{Credentials, TOKEN_VARIABLE},
     duration,
     host::{HostPort, Reach, address, reach},
 };
@@ -54,6 +55,8 @@ pub struct Config {
     pub bind: IpAddr,
     /// Who may come in.
     pub access: Access,
+    /// What is shown to other masters, and whom to trust.
+    pub credentials: Credentials,
     /// `host:port`, if it was given.
     pub advertise: Option<String>,
     /// Where the roster is kept.
@@ -110,6 +113,11 @@ impl ServeArgs {
             insecure: !bind.to_canonical().is_loopback() && !access.files.authenticate(),
             ..access
         };
+        let credentials = mistakes.all(self.dial.check(environment(TOKEN_VARIABLE)));
+        let mut credentials = credentials.unwrap_or_default();
+        if let Some((cert, key)) = &access.files.identity {
+            credentials = credentials.or_identity(cert, key);
+        }
         let advertise = mistakes.or_default(self.listen.advertise());
         let mut settings = self.times.settings(&mut mistakes);
         settings.safeguard = self.safeguard.policy(settings.ttl, &mut mistakes);
@@ -143,6 +151,7 @@ impl ServeArgs {
                 port,
                 bind,
                 access,
+                credentials,
                 advertise,
                 store,
                 etcd,

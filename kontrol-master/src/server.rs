@@ -116,6 +116,7 @@ impl Server {
             id: name(&config, address),
             address: advertised.borrow().address.clone().unwrap_or_default(),
             instance: String::new(),
+            tls: config.access.files.identity.is_some(),
         };
         let stages = Stages::new(token.clone());
         let metrics = Arc::new(Metrics::default());

@@ -2,7 +2,7 @@
 //! one that is not set (compose files and manifests can't leave one out), and so that all mistakes are told at once.
 
 use clap::Args;
-use kontrol_runtime::{command_line::switch, logging::Format};
+use kontrol_runtime::{command_line::switch, dial::DialArgs, logging::Format};
 use kontrol_slave::config::{ActionArgs, PodArgs};
 use std::path::PathBuf;
 
@@ -23,6 +23,11 @@ pub struct ServeArgs {
     pub(super) callback: CallbackArgs,
     #[command(flatten)]
     pub(super) etcd: EtcdArgs,
+    #[command(
+        flatten,
+        next_help_heading = "Dialling other masters, also as a pod (files are read again at each connection)"
+    )]
+    pub(super) dial: DialArgs,
     #[command(flatten)]
     pub(super) modes: ModeArgs,
     #[command(flatten)]

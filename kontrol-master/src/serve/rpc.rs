@@ -19,8 +19,8 @@ mod watch;
 use crate::{
     action::{dispatch::Dispatches, history::History, session::Sessions, switchboard::Switchboard},
     cluster::{
-        election::Election, error::Error, readiness::Readiness, relay::Relay, roster::Roster,
-        status::Status, store::SharedStore,
+        election::Election, error::Error, peers::Dialer, readiness::Readiness, relay::Relay,
+        roster::Roster, status::Status, store::SharedStore,
     },
     ensemble::{keepalive::Keepalives, term::Memory},
     metrics::Metrics,
@@ -76,6 +76,8 @@ pub struct Context {
     pub sessions: Sessions,
     /// The way to every slave.
     pub switchboard: Switchboard,
+    /// The way to other masters.
+    pub dialer: Dialer,
     /// What became of actions.
     pub history: History,
     /// The id of this master.

@@ -8,6 +8,7 @@ use crate::{
     cluster::{
         advertise::Advertised,
         election::Campaign,
+        peers::Dialer,
         readiness::Readiness,
         relay::{self, Relay},
         roster::{Roster, gauges},
@@ -58,6 +59,7 @@ impl Core {
             ..myself
         };
         let store = open_store(config, metrics)?;
+        let dialer = Dialer::new(config.credentials.clone());
         let (status, memory) = (Status::default(), term::Memory::default());
         let (roster, mirror) = Roster::new(Arc::clone(&store));
         let (election, campaign) = Campaign::advertising(
@@ -80,6 +82,7 @@ impl Core {
             interval: settings.interval(),
             detached: detachments,
             metrics: Arc::clone(metrics),
+            dialer: dialer.clone(),
         });
         let hurried = store::serving(&store, settings.patience());
         let (committer, committer_task) = Committer::new(
@@ -105,6 +108,7 @@ impl Core {
                 relay: &relay,
                 metrics,
                 settings: &settings,
+                dialer: &dialer,
             },
             stages,
             tasks,
@@ -146,6 +150,7 @@ impl Core {
             dispatches: actions.dispatches,
             sessions: actions.sessions,
             switchboard: actions.switchboard,
+            dialer,
             history: actions.history,
             streams: actions.streams,
             metrics: Arc::clone(metrics),

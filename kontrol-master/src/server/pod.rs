@@ -13,7 +13,7 @@ use kontrol_slave::{
     agent::{Agent, AgentConfig},
     config::PodConfig,
     identity::Identity,
-    masters,
+    masters::{self, Tier},
     program::follow_pod,
 };
 use serde_json::{Value, json};
@@ -40,19 +40,28 @@ pub async fn agents(
     let Some(pod) = &config.pod else {
         return Ok(agents);
     };
-    config.actions.remark();
-    if let Some(given) = &config.mixed {
-        let tiers = match given {
-            Some(tiers) => tiers.clone(),
-            None => masters::parse(&own.to_string())
-                .map_err(|_| anyhow::anyhow!("read the own address {own}"))?,
-        };
+    let mixed = match &config.mixed {
+        Some(None) => Some(own_tier(config, own, advertised)?),
+        Some(given) => given.clone(),
+        None => None,
+    };
+    let tiers = [mixed.as_deref(), config.upstream.as_deref()];
+    config.actions.remark(
+        &tiers
+            .into_iter()
+            .flatten()
+            .flatten()
+            .cloned()
+            .collect::<Vec<_>>(),
+    );
+    if let Some(tiers) = mixed {
         let (identity, payload) = follow_pod(pod, tasks).await?;
         let identity = placed(identity, advertised, |_| true, tasks);
         agents.push(Agent::new(AgentConfig {
             identity,
             payload,
             tiers,
+            credentials: config.credentials.clone(),
             actions: Some(config.actions.clone()),
         }));
     }
@@ -77,10 +86,27 @@ pub async fn agents(
             identity,
             payload,
             tiers: tiers.clone(),
+            credentials: config.credentials.clone(),
             actions: Some(config.actions.clone()),
         }));
     }
     Ok(agents)
+}
+
+/// This master alone. Its certificate, if it has one, is for the address that others know it by.
+fn own_tier(
+    config: &Config,
+    own: SocketAddr,
+    advertised: &watch::Receiver<Advertised>,
+) -> anyhow::Result<Vec<Tier>> {
+    let at = match config.access.files.identity {
+        Some(_) => {
+            let known = advertised.borrow().address.clone();
+            format!("https://{}", known.unwrap_or_else(|| own.to_string()))
+        }
+        None => own.to_string(),
+    };
+    masters::parse(&at).map_err(|_| anyhow::anyhow!("read the own address {at}"))
 }
 
 /// The identity at the address that this master is known by, where none is given and that one will do; as all that goes on.

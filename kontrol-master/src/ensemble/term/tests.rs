@@ -85,6 +85,7 @@ impl Harness {
             id: id.clone(),
             address: format!("127.0.0.1:{number}"),
             instance: me.to_string(),
+            tls: false,
         };
         let (election, campaign) =
             Campaign::by(clock.clone(), store.clone(), roster.clone(), myself, TTL);
@@ -100,6 +101,7 @@ impl Harness {
             interval: TTL / 5,
             detached: sender,
             metrics: Arc::default(),
+            dialer: crate::cluster::peers::Dialer::default(),
         });
         let (committer, committer_task) = Committer::new(
             store.clone(),

@@ -125,7 +125,13 @@ impl ActionService for Service {
         request: Request<CancelActionRequest>,
     ) -> Result<Response<CancelActionResponse>, Status> {
         let id = id(&request.into_inner().id)?;
-        let finished = cancel::cancel(&self.context.dispatches, &self.context.roster, &id).await?;
+        let finished = cancel::cancel(
+            &self.context.dispatches,
+            &self.context.roster,
+            &self.context.dialer,
+            &id,
+        )
+        .await?;
         Ok(Response::new(CancelActionResponse { finished }))
     }
 }
