@@ -4,7 +4,7 @@ use super::Known;
 use kontrol_core::access::{Principal, Role};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
@@ -15,17 +15,20 @@ pub struct Certificate {
     chain: Vec<CertificateDer<'static>>,
     principal: Option<Result<Arc<Principal>, &'static str>>,
     until: SystemTime,
+    /// By which authorities it was checked last, and whether they signed it: a connection has many requests.
+    checked: Mutex<Option<(u64, bool)>>,
 }
 
 impl Certificate {
     /// Reads what the client showed: its own certificate first. None where there is nothing to read.
     pub fn new(chain: &[CertificateDer<'static>]) -> Option<Self> {
         let (_, own) = X509Certificate::from_der(chain.first()?).ok()?;
-        let seconds = u64::try_from(own.validity().not_after.timestamp()).unwrap_or_default();
         Some(Self {
             principal: principal(&own),
-            until: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+            // What leads to the authority may expire first.
+            until: chain.iter().filter_map(expiry).min()?,
             chain: chain.to_vec(),
+            checked: Mutex::default(),
         })
     }
 
@@ -47,19 +50,39 @@ impl Certificate {
         now: SystemTime,
     ) -> Result<Arc<Principal>, &'static str> {
         const NOT_OURS: &str = "the client certificate does not count any more: it expired, it was revoked, or its authority was taken out of --client-ca";
-        let verifier = known.verifier().ok_or(NOT_OURS)?;
-        let since = now
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let (own, others) = self.chain.split_first().ok_or(NOT_OURS)?;
-        verifier
-            .verify_client_cert(own, others, UnixTime::since_unix_epoch(since))
-            .map_err(|_| NOT_OURS)?;
+        if now >= self.until || !self.is_signed(known, now) {
+            return Err(NOT_OURS);
+        }
         let principal = self.principal.as_ref();
         principal
             .cloned()
             .unwrap_or(Err("the client certificate names no role"))
     }
+
+    /// Whether the authorities that count now have signed it, and have not revoked it.
+    fn is_signed(&self, known: &Known, now: SystemTime) -> bool {
+        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        match *checked {
+            Some((authorities, signed)) if authorities == known.authorities() => return signed,
+            Some(_) | None => {}
+        }
+        let since = now.duration_since(SystemTime::UNIX_EPOCH);
+        let since = UnixTime::since_unix_epoch(since.unwrap_or_default());
+        let signed = match (known.verifier(), self.chain.split_first()) {
+            (Some(verifier), Some((own, others))) => {
+                verifier.verify_client_cert(own, others, since).is_ok()
+            }
+            _ => false,
+        };
+        *checked = Some((known.authorities(), signed));
+        signed
+    }
+}
+
+fn expiry(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or_default();
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 fn principal(certificate: &X509Certificate<'_>) -> Option<Result<Arc<Principal>, &'static str>> {

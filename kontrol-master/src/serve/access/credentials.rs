@@ -46,6 +46,8 @@ pub struct Files {
 pub struct Known {
     tokens: Tokens,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// Which authorities those are: another number at each reading that made them other ones.
+    authorities: u64,
     tls: Option<Arc<ServerConfig>>,
     names: Vec<String>,
 }
@@ -54,7 +56,7 @@ impl fmt::Debug for Known {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Known")
             .field("tokens", &self.tokens.len())
-            .field("authorities", &self.verifier.is_some())
+            .field("authorities", &self.authorities)
             .field("names", &self.names)
             .finish_non_exhaustive()
     }
@@ -78,6 +80,11 @@ impl Known {
     /// What checks client certificates.
     pub fn verifier(&self) -> Option<&Arc<dyn ClientCertVerifier>> {
         self.verifier.as_ref()
+    }
+
+    /// The number of the authorities, by which a certificate that they were asked about is not asked about again.
+    pub fn authorities(&self) -> u64 {
+        self.authorities
     }
 
     /// TLS of the port.
@@ -106,7 +113,7 @@ impl Files {
     }
 
     /// Reads all of them over what counted before: of one that is of no use, that goes on counting.
-    fn read_over(&self, mut known: Known) -> (Known, Vec<Mistake>) {
+    pub(super) fn read_over(&self, mut known: Known) -> (Known, Vec<Mistake>) {
         let mut mistakes = Vec::new();
         if let Some(path) = &self.tokens {
             match read_tokens(path) {
@@ -121,7 +128,10 @@ impl Files {
         }
         if let Some(path) = &self.client_ca {
             match self.verifier(path) {
-                Ok(verifier) => known.verifier = Some(verifier),
+                Ok(verifier) => {
+                    known.verifier = Some(verifier);
+                    known.authorities += 1;
+                }
                 Err(mistake) => mistakes.push(mistake),
             }
         }
