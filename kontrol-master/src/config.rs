@@ -231,6 +231,7 @@ impl TimeArgs {
             lost,
             history,
             safeguard: Policy::default(),
+            limits: kontrol_core::limits::Limits::default(),
         }
     }
 }

@@ -86,6 +86,7 @@ impl Core {
             hurried,
             roster.clone(),
             Arc::clone(&id),
+            settings.limits.clone(),
             Arc::clone(metrics),
         );
         let keepalives = Keepalives::new(
@@ -204,6 +205,7 @@ fn term_settings(config: &Config, own: SocketAddr) -> term::Settings {
     let callback = config.callback.clone().map(|program| {
         let runner: Arc<dyn callback::Runner> = Arc::new(callback::Settings {
             timeout: config.callback_timeout,
+            limits: config.settings.limits.clone(),
             ..callback::Settings::new(program, format!("http://{own}"))
         });
         runner
