@@ -24,6 +24,7 @@ use kontrol_core::{
 };
 use kontrol_runtime::{
     command_line::{Mistake, given},
+    dial::{Credentials, TOKEN_VARIABLE},
     duration,
     host::{HostPort, Reach, address, reach},
 };
@@ -56,6 +57,8 @@ pub struct Config {
     pub bind: IpAddr,
     /// Who may come in.
     pub access: Access,
+    /// What is shown to other masters, and whom to trust.
+    pub credentials: Credentials,
     /// `host:port`, if it was given.
     pub advertise: Option<String>,
     /// Where the roster is kept.
@@ -114,6 +117,11 @@ impl ServeArgs {
             insecure: !bind.to_canonical().is_loopback() && !access.files.authenticate(),
             ..access
         };
+        let credentials = mistakes.all(self.dial.check(environment(TOKEN_VARIABLE)));
+        let mut credentials = credentials.unwrap_or_default();
+        if let Some((cert, key)) = &access.files.identity {
+            credentials = credentials.or_identity(cert, key);
+        }
         let advertise = mistakes.or_default(self.listen.advertise());
         let mut settings = self.times.settings(&mut mistakes);
         settings.safeguard = self.safeguard.policy(settings.ttl, &mut mistakes);
@@ -149,6 +157,7 @@ impl ServeArgs {
                 port,
                 bind,
                 access,
+                credentials,
                 advertise,
                 store,
                 etcd,
@@ -324,11 +333,16 @@ impl AccessArgs {
         let files = Files {
             identity: cert.zip(key),
             client_ca: file(&self.client_ca),
+            client_crl: file(&self.client_crl),
             tokens: file(&self.tokens),
         };
         if files.client_ca.is_some() && files.identity.is_none() {
             let reason = "goes with --tls-cert: a client certificate is shown over TLS alone";
             mistakes.0.push(Mistake::new("client-ca", reason));
+        }
+        if files.client_crl.is_some() && files.client_ca.is_none() {
+            let reason = "goes with --client-ca: it says what those have revoked";
+            mistakes.0.push(Mistake::new("client-crl", reason));
         }
         let known = mistakes.all(files.read()).unwrap_or_default();
         let hosts = given(self.hosts.as_deref()).unwrap_or_default();

@@ -216,7 +216,9 @@ mod tests {
             else {
                 continue;
             };
-            let variable = format!("KONTROL_{}", flag.to_uppercase().replace('-', "_"));
+            // There --key is that of a pod.
+            let name = if flag == "cert-key" { "key" } else { flag };
+            let variable = format!("KONTROL_{}", name.to_uppercase().replace('-', "_"));
             let without = without_variable(command.get_name()).contains(&flag);
             assert_eq!(
                 arg.get_env().and_then(OsStr::to_str),

@@ -13,11 +13,11 @@ pub mod pod;
 
 use crate::{
     action::dispatch::Dispatches,
-    cluster::advertise,
+    cluster::advertise::{self, Advertised},
     config::{Access, Config},
     metrics::Metrics,
     serve::{
-        access::{self, Credentials, Gate, Meter, hosts::Hosts},
+        access::{self, Audit, Credentials, Gate, Meter, hosts::Hosts},
         gateway,
         listener::Port,
         operations::Operations,
@@ -36,7 +36,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{join, net::TcpListener, time::timeout};
+use tokio::{join, net::TcpListener, sync::watch, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long connections may take to finish what they are at, once this master stops.
@@ -116,7 +116,9 @@ impl Server {
             id: name(&config, address),
             address: advertised.borrow().address.clone().unwrap_or_default(),
             instance: String::new(),
+            tls: config.access.files.identity.is_some(),
         };
+        let own = own_url(&config, own, &advertised);
         let stages = Stages::new(token.clone());
         let metrics = Arc::new(Metrics::default());
         let mut tasks = Tasks::new(token.clone());
@@ -124,7 +126,7 @@ impl Server {
             &config,
             myself,
             advertised.clone(),
-            own,
+            own.clone(),
             &metrics,
             &stages,
             &mut tasks,
@@ -148,6 +150,7 @@ impl Server {
             "the look at tokens and certificates",
             reading.run(stages.last.clone()),
         );
+        let audit = Audit::new(Arc::clone(&metrics));
         let gate = Gate::new(
             access::Settings {
                 authenticates: access.files.authenticate(),
@@ -156,7 +159,7 @@ impl Server {
             credentials.clone(),
             Hosts::new(&access.hosts, advertised.clone(), credentials.clone()),
             core.services.roster.clone(),
-            Arc::clone(&metrics),
+            audit.clone(),
             Meter::new(
                 config.limits.traffic.clone(),
                 config.limits.said.request_bytes,
@@ -174,7 +177,7 @@ impl Server {
             .layer(from_fn_with_state(gate, access::identify));
         let agents = pod::agents(
             &config,
-            own,
+            &own,
             &advertised,
             &core.services.roster,
             &core.services.election,
@@ -200,6 +203,7 @@ impl Server {
                 limits: config.limits.port.clone(),
                 credentials,
                 metrics,
+                audit,
                 ..Port::new(listener, http)
             };
             port.serve(stages.close, DRAIN).await
@@ -255,6 +259,16 @@ fn name(config: &Config, address: SocketAddr) -> String {
         Some(id) => id.clone(),
         None => format!("{}-{}", host_name(), address.port()),
     }
+}
+
+/// The URL by which this master is reached from its own host: by its callback, and by itself as a pod. A certificate is for
+/// the address that others know it by.
+fn own_url(config: &Config, own: SocketAddr, advertised: &watch::Receiver<Advertised>) -> String {
+    if config.access.files.identity.is_none() {
+        return format!("http://{own}");
+    }
+    let known = advertised.borrow().address.clone();
+    format!("https://{}", known.unwrap_or_else(|| own.to_string()))
 }
 
 /// The address by which this process reaches its own listener.

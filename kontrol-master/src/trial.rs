@@ -18,7 +18,7 @@ use kontrol_cli::{
     tier,
 };
 use kontrol_core::model::{Digest, Pod, digest::pods_document};
-use kontrol_runtime::duration;
+use kontrol_runtime::{dial::DialArgs, duration};
 use report::{Changes, Handed, Heard, Report};
 use roster::{MAX_PODS, Scene};
 use std::{
@@ -85,6 +85,9 @@ pub struct TestArgs {
     #[arg(long, value_name = "URL,...", value_parser = masters)]
     from: Option<MasterUrls>,
 
+    #[command(flatten, next_help_heading = "Dialling the masters of --from")]
+    dial: DialArgs,
+
     /// Let the callback reach the masters of --from as KONTROL_ENDPOINT. What it does there is done. Default: no
     #[arg(long, requires = "from")]
     real_endpoint: bool,
@@ -146,7 +149,7 @@ async fn test(
         return Err(CliError::Usage("give a FILE, or --shell".to_owned()));
     };
     let Some(scene) = token
-        .run_until_cancelled(scene(args.from.as_ref(), args.pods))
+        .run_until_cancelled(scene(args.from.as_ref(), &args.dial, args.pods))
         .await
     else {
         return Ok(INTERRUPTED);
@@ -170,10 +173,10 @@ async fn test(
     trial.run(output, token).await
 }
 
-async fn scene(from: Option<&MasterUrls>, pods: u32) -> Result<Scene, CliError> {
+async fn scene(from: Option<&MasterUrls>, dial: &DialArgs, pods: u32) -> Result<Scene, CliError> {
     match from {
         None => Ok(Scene::made_up(pods)),
-        Some(urls) => Scene::of(tier(urls, "from").await?).map_err(CliError::Failed),
+        Some(urls) => Scene::of(tier(urls, dial, "from").await?).map_err(CliError::Failed),
     }
 }
 

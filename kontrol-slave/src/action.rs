@@ -26,6 +26,7 @@ pub mod variables;
 
 pub(crate) use executor::{Executor, ExecutorTask};
 
+use crate::masters::{Endpoint, Tier};
 use kontrol_runtime::process::{OWN_EXECUTABLE, User};
 use policy::Policy;
 use rustix::process::geteuid;
@@ -39,7 +40,8 @@ pub const DEFAULT_AT_ONCE: usize = 16;
 pub struct Settings {
     /// What may run.
     pub policy: Policy,
-    /// Whether whoever reaches the masters is trusted. Until masters and slaves know each other, nothing runs otherwise.
+    /// Whether whoever reaches the masters is trusted. Otherwise only what comes over TLS runs, where the master proved who it
+    /// is.
     pub trusted: bool,
     /// Whom commands run as, if not as this process.
     pub user: Option<User>,
@@ -62,10 +64,11 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Says in the log what an operator may not have meant.
-    pub fn remark(&self) {
-        if self.trusted && self.user.is_none() && self.policy != Policy::None && geteuid().is_root()
-        {
+    /// Says in the log what an operator may not have meant. `tiers`: whose actions run.
+    pub fn remark(&self, tiers: &[Tier]) {
+        let mut endpoints = tiers.iter().flat_map(Tier::endpoints);
+        let trusted = self.trusted || endpoints.any(Endpoint::is_tls);
+        if trusted && self.user.is_none() && self.policy != Policy::None && geteuid().is_root() {
             tracing::warn!(
                 "actions run as root, for there is no user `kontrol` on this host; name another with --user"
             );

@@ -13,6 +13,7 @@ use crate::{
     masters::Tier,
 };
 use futures::future::join_all;
+pub use kontrol_runtime::dial::Credentials;
 use serde_json::Value;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
@@ -29,6 +30,8 @@ pub struct AgentConfig {
     pub payload: watch::Receiver<Value>,
     /// The tiers; each gets every keepalive.
     pub tiers: Vec<Tier>,
+    /// What is shown to masters, and whom to trust.
+    pub credentials: Credentials,
     /// How actions run; without it they are all refused.
     pub actions: Option<Settings>,
 }
@@ -69,7 +72,14 @@ impl Agent {
                 haste: hastened,
             };
             let (report, sender) = (report.clone(), sender.clone());
-            tiers.push(TierTask::new(tier, report, sender, index, beside));
+            tiers.push(TierTask::new(
+                tier,
+                config.credentials.clone(),
+                report,
+                sender,
+                index,
+                beside,
+            ));
             sessions.push(SessionTask::new(
                 (index, tier.to_string()),
                 nonce.clone(),

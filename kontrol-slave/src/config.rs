@@ -15,6 +15,7 @@ use crate::{
 use clap::Parser;
 use kontrol_runtime::{
     command_line::{Mistake, given, switch},
+    dial::{Credentials, DialArgs},
     host::host_name,
     logging,
 };
@@ -35,7 +36,7 @@ use std::{
     args_override_self = true
 )]
 pub struct Args {
-    /// Masters: `host[:port]` or `http://host[:port]`, port 8000 unless given. `,` separates tiers, each of which gets
+    /// Masters: `host[:port]`, `http://host[:port]`, or `https://host[:port]` for TLS; port 8000 unless given. `,` separates tiers, each of which gets
     /// every keepalive; `|` separates the endpoints of one tier, of which one is in use at a time; a name stands for
     /// all its addresses. Default: the annotation `kontrol/master` in the folder of --podinfo.
     #[arg(
@@ -54,8 +55,12 @@ pub struct Args {
     #[command(flatten)]
     pub actions: ActionArgs,
 
-    /// Accepts that everybody who reaches the masters can run commands here: without it every action is refused, until
-    /// slaves and masters can know each other. Default: no.
+    /// What is shown to masters, and whom to trust.
+    #[command(flatten, next_help_heading = "Dialling masters")]
+    pub dial: DialArgs,
+
+    /// Accepts that everybody who reaches the masters can run commands here: without it actions run only over https://,
+    /// where a master proves who it is. Default: no.
     #[arg(long, env = "KONTROL_INSECURE", value_parser = switch, hide_env_values = true)]
     pub insecure: bool,
 
@@ -173,6 +178,8 @@ pub struct Config {
     pub tiers: Vec<Tier>,
     /// The pod.
     pub pod: PodConfig,
+    /// What is shown to masters, and whom to trust.
+    pub credentials: Credentials,
     /// How actions run.
     pub actions: action::Settings,
     /// Whether debug lines are logged.
@@ -241,9 +248,12 @@ impl PodArgs {
 }
 
 impl Args {
-    /// Checks all settings; reads the downward-API folder if there is one.
-    pub fn check(&self) -> Result<Config, Vec<Mistake>> {
+    /// Checks all settings; reads the downward-API folder if there is one, and what is shown to masters. `token`: the variable
+    /// KONTROL_TOKEN.
+    pub fn check(&self, token: Option<String>) -> Result<Config, Vec<Mistake>> {
         let mut mistakes = Vec::new();
+        let credentials = self.dial.check(token);
+        let credentials = credentials.map_err(|more| mistakes.extend(more)).ok();
         let pod = self.pod.check().map_err(|more| mistakes.extend(more)).ok();
         let actions = self.actions.check(self.insecure);
         let actions = actions.map_err(|more| mistakes.extend(more)).ok();
@@ -281,10 +291,11 @@ impl Args {
                 }
             }
         }
-        match (pod, actions) {
-            (Some(pod), Some(actions)) if mistakes.is_empty() => Ok(Config {
+        match (pod, actions, credentials) {
+            (Some(pod), Some(actions), Some(credentials)) if mistakes.is_empty() => Ok(Config {
                 tiers,
                 pod,
+                credentials,
                 actions,
                 verbose,
                 log_format: self.log_format,
@@ -311,6 +322,7 @@ mod tests {
                 ..PodArgs::default()
             },
             actions: ActionArgs::default(),
+            dial: DialArgs::default(),
             insecure: false,
             verbose: false,
             mode: "slave".into(),
@@ -319,7 +331,7 @@ mod tests {
     }
 
     fn lines(args: &Args) -> Vec<String> {
-        let mistakes = args.check().unwrap_err();
+        let mistakes = args.check(None).unwrap_err();
         mistakes.iter().map(Mistake::to_string).collect()
     }
 
@@ -377,14 +389,14 @@ mod tests {
 
     #[test]
     fn good_settings_pass_and_empty_ones_are_absent() {
-        let config = args().check().unwrap();
+        let config = args().check(None).unwrap();
         assert_eq!(config.tiers.len(), 2);
         assert_eq!(config.pod.given.ip, None);
         let mut empty = args();
         empty.pod.id = Some(String::new());
         empty.pod.ip = Some(" ".into());
         empty.pod.payload = Some(PathBuf::new());
-        let config = empty.check().unwrap();
+        let config = empty.check(None).unwrap();
         assert_eq!((config.pod.given.id, config.pod.payload), (None, None));
     }
 
@@ -392,7 +404,7 @@ mod tests {
     fn the_classic_mode_makes_it_verbose() {
         let mut args = args();
         args.mode = "slave,verbose".into();
-        assert!(args.check().unwrap().verbose);
+        assert!(args.check(None).unwrap().verbose);
         args.mode = "master".into();
         assert_eq!(
             lines(&args),
@@ -403,7 +415,7 @@ mod tests {
     #[test]
     fn every_mistake_is_told_at_once() {
         let mut args = args();
-        args.master = Some("https://m,m:0".into());
+        args.master = Some("ftp://m,m:0".into());
         args.pod.ip = Some("10.0.0".into());
         args.pod.labels = Some("{}".into());
         args.pod.annotations = Some("[1]".into());
@@ -459,7 +471,7 @@ mod tests {
         args.master = None;
         assert!(lines(&args)[0].starts_with("--master: give at least one master"));
         args.pod.podinfo = Some(folder.path().to_owned());
-        assert_eq!(args.check().unwrap().tiers[0].to_string(), "far:81");
+        assert_eq!(args.check(None).unwrap().tiers[0].to_string(), "far:81");
         args.pod.podinfo = Some(folder.path().join("nowhere"));
         assert_eq!(lines(&args).len(), 1);
     }

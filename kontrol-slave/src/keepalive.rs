@@ -13,18 +13,15 @@ use crate::{
     identity::Identity,
     masters::{
         Tier,
-        link::{Attached, Link, LinkError},
+        link::{Attached, Link},
     },
     payload::to_proto,
 };
 use futures::future::OptionFuture;
-use kontrol_proto::v1::{
-    PingRequest, PingResponse, keepalive_service_client::KeepaliveServiceClient,
-};
-use kontrol_runtime::cause::innermost;
+use kontrol_proto::v1::{PingRequest, PingResponse};
+use kontrol_runtime::dial::Credentials;
 use serde_json::Value;
 use std::{
-    error::Error,
     future::pending,
     net::{IpAddr, SocketAddr},
     pin::pin,
@@ -37,16 +34,18 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Status, transport::Channel};
 
 mod content;
 mod farewell;
 mod known_as;
 pub mod schedule;
+mod setback;
 
 use content::{Content, Contents};
 use known_as::KnownAs;
 use schedule::Schedule;
+pub(crate) use setback::stranger;
+use setback::{Setback, ping};
 
 /// How long a keepalive that is under way at the end may take, so that it does not arrive behind the goodbye.
 const LAST_KEEPALIVE: Duration = Duration::from_millis(300);
@@ -121,70 +120,6 @@ fn request(content: &Content, ip: IpAddr, nonce: &str, beat: u64, down: bool) ->
     }
 }
 
-/// Why a keepalive does not count.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Setback {
-    /// The master understood it and will not have it, and neither would another.
-    Refused(String),
-    /// So it is, and for what it says: something else may be taken.
-    Unfit(String),
-    /// There is no address to be known by.
-    Homeless(String),
-    /// This master cannot count it now; another may.
-    Failed(String),
-}
-
-impl From<LinkError> for Setback {
-    fn from(error: LinkError) -> Self {
-        Self::Failed(error.to_string())
-    }
-}
-
-impl From<Status> for Setback {
-    fn from(status: Status) -> Self {
-        // A status with a source was made on this side, of a broken connection.
-        if let Some(source) = status.source() {
-            return Self::Failed(format!("the connection broke: {}", innermost(source)));
-        }
-        let said = format!("{}: {}", status.code().description(), status.message());
-        match status.code() {
-            Code::InvalidArgument | Code::OutOfRange => Self::Unfit(status.message().to_owned()),
-            Code::FailedPrecondition
-            | Code::AlreadyExists
-            | Code::PermissionDenied
-            | Code::Unauthenticated => Self::Refused(status.message().to_owned()),
-            // Also UNIMPLEMENTED and NOT_FOUND: something that is no master answers there.
-            Code::Ok
-            | Code::Cancelled
-            | Code::Unknown
-            | Code::DeadlineExceeded
-            | Code::NotFound
-            | Code::ResourceExhausted
-            | Code::Aborted
-            | Code::Unimplemented
-            | Code::Internal
-            | Code::Unavailable
-            | Code::DataLoss => Self::Failed(said),
-        }
-    }
-}
-
-/// Sends one request, for `limit` at most; the master is told the limit too.
-async fn ping(
-    channel: Channel,
-    request: PingRequest,
-    limit: Duration,
-) -> Result<PingResponse, Setback> {
-    let mut request = Request::new(request);
-    request.set_timeout(limit);
-    let mut client = KeepaliveServiceClient::new(channel);
-    match timeout(limit, client.ping(request)).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(status.into()),
-        Err(_) => Err(Setback::Failed("no answer in time".into())),
-    }
-}
-
 /// The ends of what a tier shares with the session beside it.
 #[derive(Debug)]
 pub(crate) struct Beside {
@@ -207,6 +142,8 @@ pub(crate) struct TierTask {
     leaving: Option<IpAddr>,
     /// The connection of the last keepalive.
     serial: Option<u64>,
+    /// The connection that answered last.
+    known_on: Option<u64>,
     /// Of the last request sent; 0 before the first.
     beat: u64,
     /// Where this tier's status is published, and at which place.
@@ -226,6 +163,7 @@ pub(crate) struct TierTask {
 impl TierTask {
     pub(crate) fn new(
         tier: &Tier,
+        credentials: Credentials,
         mut report: Report,
         status: watch::Sender<Vec<TierStatus>>,
         index: usize,
@@ -233,7 +171,7 @@ impl TierTask {
     ) -> Self {
         Self {
             name: tier.to_string(),
-            link: Link::new(tier),
+            link: Link::new(tier, credentials),
             schedule: Schedule::new(Instant::now()),
             contents: Contents::new(report.latest()),
             report,
@@ -241,6 +179,7 @@ impl TierTask {
             ip: None,
             leaving: None,
             serial: None,
+            known_on: None,
             beat: 0,
             status,
             index,
@@ -289,7 +228,12 @@ impl TierTask {
         match self.send().await {
             Ok((attached, response)) => self.answered(&attached, response),
             Err(Setback::Refused(reason) | Setback::Unfit(reason)) => self.refused(reason),
-            Err(setback @ (Setback::Failed(_) | Setback::Homeless(_))) => self.failed(setback),
+            Err(Setback::Stranger(reason)) if self.serial == self.known_on => {
+                self.renew(&reason);
+            }
+            Err(setback @ (Setback::Failed(_) | Setback::Homeless(_) | Setback::Stranger(_))) => {
+                self.failed(setback);
+            }
         }
     }
 
@@ -377,6 +321,7 @@ impl TierTask {
         };
         let interval = length(response.interval).filter(|interval| !interval.is_zero());
         self.link.settle();
+        self.known_on = Some(attached.serial());
         self.schedule.answered(now, interval, rand::random());
         let status = TierStatus {
             tier: self.name.clone(),
@@ -433,8 +378,18 @@ impl TierTask {
         }
     }
 
+    /// The master let this slave in before: the files may have other contents by now. So the connection is made again, at
+    /// once; where that does not help, it is a failure like others.
+    fn renew(&mut self, reason: &str) {
+        tracing::info!(tier = %self.name, "{reason}; connecting again with what the files hold now");
+        self.link.renew();
+        self.known_on = None;
+        self.schedule.renewed(Instant::now());
+    }
+
     fn failed(&mut self, setback: Setback) {
         let (Setback::Refused(reason)
+        | Setback::Stranger(reason)
         | Setback::Unfit(reason)
         | Setback::Homeless(reason)
         | Setback::Failed(reason)) = &setback;
@@ -455,7 +410,13 @@ impl TierTask {
                 tracing::warn!(tier = %self.name, "the pod is not reported: {reason}");
                 self.said = Some(setback);
             }
-        } else if exhausted && !matches!(self.said, Some(Setback::Failed(_))) {
+        } else if let Setback::Stranger(_) = setback {
+            if self.said.as_ref() != Some(&setback) {
+                tracing::warn!(tier = %self.name, "the pod is not reported: {reason}");
+                self.said = Some(setback);
+            }
+        } else if exhausted && !matches!(self.said, Some(Setback::Failed(_) | Setback::Stranger(_)))
+        {
             tracing::warn!(tier = %self.name, "no master answers: {reason}; trying until one does");
             self.said = Some(setback);
         } else {
@@ -485,6 +446,3 @@ impl TierTask {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

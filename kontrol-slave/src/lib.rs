@@ -19,7 +19,9 @@
 //! 5. Wrong settings are told all at once, before anything is contacted.
 //! 6. No keepalive is lost to what it says: what masters refuse is told once, and what they took before goes on.
 //! 7. A pod whose address nobody gave is known by one that its masters' hosts can dial, and follows when it changes.
-//! 8. Actions never hold up a keepalive, and none runs twice; what they are bound by, [`action`] says.
+//! 8. A token or certificate that is replaced costs no keepalive: what is shown is read at each connection, and a master that
+//!    does not know it any more is connected to again, at once.
+//! 9. Actions never hold up a keepalive, and none runs twice; what they are bound by, [`action`] says.
 //!
 //! For masters: [`agent`] (mixed mode and chain), and [`config::PodArgs`] with [`program::follow_pod`].
 

@@ -1,6 +1,6 @@
 //! `kontrol-slave`: reports one pod to its masters. Exit codes: 0 stopped as told, 1 failed, 2 wrong settings.
 
-use kontrol_runtime::{command_line, logging, process};
+use kontrol_runtime::{command_line, dial, logging, process};
 use kontrol_slave::{config::Args, program};
 use std::process::ExitCode;
 
@@ -22,7 +22,7 @@ fn run() -> ExitCode {
         Ok(args) => args,
         Err(error) => return command_line::refuse("kontrol-slave", &error),
     };
-    let config = match args.check() {
+    let config = match args.check(dial::token_variable()) {
         Ok(config) => config,
         Err(mistakes) => return command_line::refuse_settings("kontrol-slave", &mistakes),
     };

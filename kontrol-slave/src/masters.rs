@@ -4,17 +4,24 @@
 //! ```text
 //! KONTROL_MASTER = tier , tier , ...         every tier gets every keepalive
 //! tier           = endpoint | endpoint | ... one endpoint in use, the next takes over
-//! endpoint       = [http://] host [:port]    a name stands for all its addresses; port 8000 unless given
+//! endpoint       = [scheme://] host [:port]  a name stands for all its addresses; port 8000 unless given
+//! scheme         = http | https              TLS for https, where a certificate is checked for the host; else clear text
 //! ```
 
-use kontrol_runtime::host::{HostPort, HostPortError, MASTER_PORT};
-use std::{collections::HashSet, fmt};
+use kontrol_runtime::{
+    dial::Target,
+    host::{HostPort, HostPortError, MASTER_PORT},
+};
+use std::{collections::HashSet, fmt, net::SocketAddr};
 
 pub mod link;
 
-/// One place where a tier's masters may be: a name or an address, and a port.
+/// One place where a tier's masters may be: a name or an address, a port, and whether TLS is spoken there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Endpoint(HostPort);
+pub struct Endpoint {
+    at: HostPort,
+    tls: bool,
+}
 
 /// The endpoints of one tier of masters: never empty, none twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,11 +37,10 @@ pub enum MasterError {
         "`{0}` has an empty entry: write host[:port], with `,` between tiers and `|` between the endpoints of a tier"
     )]
     Empty(String),
-    /// TLS is asked for.
-    #[error("`{0}`: https is not supported yet: use http://")]
-    Tls(String),
     /// Another scheme, a path or a user is given.
-    #[error("`{0}` is not an endpoint: write host[:port] or http://host[:port]")]
+    #[error(
+        "`{0}` is not an endpoint: write host[:port], http://host[:port] or https://host[:port]"
+    )]
     Form(String),
     /// The host is no name and no address.
     #[error(
@@ -98,25 +104,38 @@ impl fmt::Display for Tier {
 impl Endpoint {
     /// A name, or an address without brackets.
     pub fn host(&self) -> &str {
-        &self.0.host
+        &self.at.host
     }
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.0.port.unwrap_or(MASTER_PORT)
+        self.at.port.unwrap_or(MASTER_PORT)
+    }
+
+    /// Whether TLS is spoken there.
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// How to dial it, at one of its addresses.
+    pub fn target(&self, address: SocketAddr) -> Target {
+        Target {
+            host: self.host().to_owned(),
+            port: self.port(),
+            tls: self.tls,
+            address: Some(address),
+        }
     }
 
     fn parse(text: &str) -> Result<Self, MasterError> {
         if text.is_empty() {
             return Err(MasterError::Empty(String::new()));
         }
-        let rest = match text.split_once("://") {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
-            Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => {
-                return Err(MasterError::Tls(text.into()));
-            }
+        let (tls, rest) = match text.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
             Some(_) => return Err(MasterError::Form(text.into())),
-            None => text,
+            None => (false, text),
         };
         let at: HostPort = rest
             .strip_suffix('/')
@@ -130,16 +149,20 @@ impl Endpoint {
                 };
                 mistake(text.into())
             })?;
-        Ok(Self(HostPort {
+        let at = HostPort {
             host: at.host.to_ascii_lowercase(),
             port: at.port.or(Some(MASTER_PORT)),
-        }))
+        };
+        Ok(Self { at, tls })
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        if self.tls {
+            f.write_str("https://")?;
+        }
+        self.at.fmt(f)
     }
 }
 
@@ -163,6 +186,8 @@ mod tests {
             ("[fd00::1]:81", "[fd00::1]:81"),
             ("http://[::1]", "[::1]:8000"),
             ("fd00::1", "[fd00::1]:8000"),
+            ("https://Master", "https://master:8000"),
+            ("HTTPS://[::1]:81/", "https://[::1]:81"),
         ] {
             assert_eq!(shown(text), [endpoint], "{text}");
         }
@@ -175,6 +200,11 @@ mod tests {
             ["a:8000|b:1", "c:8000"],
             "an endpoint given twice counts once"
         );
+        assert_eq!(
+            shown("https://a|a|http://a,https://a"),
+            ["https://a:8000|a:8000", "https://a:8000"],
+            "with TLS it is another endpoint"
+        );
     }
 
     #[test]
@@ -183,7 +213,8 @@ mod tests {
             ("", "empty entry"),
             ("a,,b", "empty entry"),
             ("a|", "empty entry"),
-            ("https://a", "not supported yet"),
+            ("https://", "not an endpoint"),
+            ("https://a/path", "not an endpoint"),
             ("ftp://a", "not an endpoint"),
             ("http://a/path", "not an endpoint"),
             ("user@a", "not an endpoint"),
@@ -202,12 +233,12 @@ mod tests {
             let line = mistakes[0].to_string();
             assert!(line.contains(said), "{text}: {line}");
         }
-        assert_eq!(parse("https://a,b:0|ftp://c").unwrap_err().len(), 3);
+        assert_eq!(parse("https://,b:0|ftp://c").unwrap_err().len(), 3);
     }
 
     proptest! {
         #[test]
-        fn no_text_breaks_it_and_what_is_read_reads_back(text in "[a-z0-9:/.,|\\[\\]_ -]{0,24}") {
+        fn no_text_breaks_it_and_what_is_read_reads_back(text in "(https?://)?[a-z0-9:/.,|\\[\\]_ -]{0,24}") {
             if let Ok(tiers) = parse(&text) {
                 let again: Vec<String> = tiers.iter().map(Tier::to_string).collect();
                 prop_assert_eq!(parse(&again.join(",")).unwrap(), tiers);

@@ -47,11 +47,15 @@ async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
         return tasks.run(GRACE).await;
     };
     let (identity, payload) = followed?;
-    config.actions.remark();
+    config.actions.remark(&config.tiers);
+    if let Some(line) = config.credentials.remark() {
+        tracing::warn!("{line}");
+    }
     let agent = Agent::new(AgentConfig {
         identity,
         payload,
         tiers: config.tiers,
+        credentials: config.credentials,
         actions: Some(config.actions),
     });
     let version = env!("CARGO_PKG_VERSION");

@@ -6,6 +6,7 @@
     reason = "a failed unwrap of a test is a failed test"
 )]
 
+mod access;
 mod action;
 mod by_hand;
 mod callback;

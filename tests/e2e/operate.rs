@@ -11,6 +11,7 @@ use kontrol_proto::v1::{GetEnsembleResponse, WatchResponse};
 use kontrol_tests::{
     client::Api,
     cluster::Cluster,
+    etcd::Etcd,
     pod::PodSpec,
     script::{Recorder, Run},
     wait::throughout,
@@ -23,6 +24,25 @@ use std::time::Duration;
 fn seconds(time: Option<Timestamp>) -> f64 {
     let time = time.expect("a time");
     time.seconds as f64 + f64::from(time.nanos) / 1e9
+}
+
+/// A master on memory, of which nobody expires, with a callback that notes its runs.
+async fn alone() -> (Recorder, Cluster) {
+    let recorder = Recorder::python();
+    let tier = Cluster::on("memory:").patient().callback(&recorder);
+    let cluster = tier.start().await;
+    (recorder, cluster)
+}
+
+/// The same with two masters on etcd, and with another damper where that is said; nothing where there is no etcd.
+async fn pair(damper: Option<Duration>) -> Option<(Etcd, Recorder, Cluster)> {
+    let etcd = Etcd::start().await?;
+    let recorder = Recorder::python();
+    let tier = Cluster::on(&etcd.store()).masters(2).patient();
+    let damper = damper.unwrap_or(tier.damper);
+    let tier = tier.damper(damper).callback(&recorder);
+    let cluster = tier.start().await;
+    Some((etcd, recorder, cluster))
 }
 
 /// Panics when the callback starts within this time.

@@ -1,8 +1,11 @@
-//! How a user names a master: `http://host:port`, `host:port`, `host`, and IPv6 addresses with or without brackets.
+//! How a user names a master: `http://host:port`, `https://host:port` for TLS, `host:port`, `host`, and IPv6 addresses with
+//! or without brackets.
 
-use kontrol_runtime::host::{HostPort, HostPortError, MASTER_PORT};
+use kontrol_runtime::{
+    dial::Target,
+    host::{HostPort, HostPortError, MASTER_PORT},
+};
 use std::{fmt, str::FromStr};
-use tonic::transport::Endpoint;
 
 /// The master to ask unless another is given.
 pub(super) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:8000";
@@ -14,7 +17,7 @@ pub struct MasterUrls(pub(super) Vec<MasterUrl>);
 impl fmt::Display for MasterUrls {
     /// As `--endpoint` takes them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let urls: Vec<&str> = self.0.iter().map(|url| url.0.as_str()).collect();
+        let urls: Vec<String> = self.0.iter().map(MasterUrl::to_string).collect();
         f.write_str(&urls.join(","))
     }
 }
@@ -35,20 +38,20 @@ impl FromStr for MasterUrls {
     }
 }
 
-/// Where a master answers: `http://host:port`.
+/// Where a master answers: `http://host:port` or `https://host:port`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct MasterUrl(String);
+pub(super) struct MasterUrl(Target);
 
 impl MasterUrl {
     /// How to connect to it.
-    pub(super) fn endpoint(&self) -> Result<Endpoint, tonic::transport::Error> {
-        Endpoint::from_shared(self.0.clone())
+    pub(super) fn target(&self) -> Target {
+        self.0.clone()
     }
 }
 
 impl fmt::Display for MasterUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        self.0.fmt(f)
     }
 }
 
@@ -57,25 +60,35 @@ impl FromStr for MasterUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        let authority = match text.split_once("://") {
-            Some(("http", rest)) => rest.strip_suffix('/').unwrap_or(rest),
-            Some(("https", _)) => {
-                return Err("TLS is not in this version: use http://host:port".to_owned());
-            }
+        let (tls, authority) = match text.split_once("://") {
+            Some(("http", rest)) => (false, rest),
+            Some(("https", rest)) => (true, rest),
             Some((scheme, _)) => {
-                return Err(format!("unknown scheme {scheme}: use http://host:port"));
+                return Err(format!(
+                    "unknown scheme {scheme}: use http://host:port or https://host:port"
+                ));
             }
-            None => text,
+            None => (false, text),
+        };
+        let authority = match text.contains("://") {
+            true => authority.strip_suffix('/').unwrap_or(authority),
+            false => authority,
         };
         let at: HostPort = authority.parse().map_err(|error| match error {
-            HostPortError::Form => "is not a master: use http://host:port or host[:port]",
+            HostPortError::Form => {
+                "is not a master: use http://host:port, https://host:port or host[:port]"
+            }
             HostPortError::Host => {
                 "names no host: use a name, an IPv4 address, or an IPv6 address in brackets"
             }
             HostPortError::Port => "is not a port: use 1 to 65535",
         })?;
-        let port = at.port.or(Some(MASTER_PORT));
-        Ok(Self(format!("http://{}", HostPort { port, ..at })))
+        Ok(Self(Target {
+            host: at.host,
+            port: at.port.unwrap_or(MASTER_PORT),
+            tls,
+            address: None,
+        }))
     }
 }
 
@@ -97,6 +110,8 @@ mod tests {
         assert_eq!(url("::1"), "http://[::1]:8000");
         assert_eq!(url("[::1]"), "http://[::1]:8000");
         assert_eq!(url("http://[fd00::2]:81"), "http://[fd00::2]:81");
+        assert_eq!(url("https://m1/"), "https://m1:8000");
+        assert_eq!(url("https://[fd00::2]:81"), "https://[fd00::2]:81");
     }
 
     #[test]
@@ -108,16 +123,19 @@ mod tests {
             Ok(MasterUrls(vec![DEFAULT_ENDPOINT.parse().unwrap()]))
         );
         assert!(urls("m1,").is_err());
-        let shown = "m1, ::1".parse::<MasterUrls>().unwrap().to_string();
-        assert_eq!(shown, "http://m1:8000,http://[::1]:8000");
+        let shown = "m1, https://::1".parse::<MasterUrls>().unwrap().to_string();
+        assert_eq!(shown, "http://m1:8000,https://[::1]:8000");
     }
 
     #[test]
     fn what_names_no_master_is_refused_with_a_way_out() {
         for (text, reason) in [
             ("", "host[:port]"),
-            ("https://m1", "TLS is not in this version"),
-            ("ftp://m1", "unknown scheme ftp"),
+            ("https://", "host[:port]"),
+            (
+                "ftp://m1",
+                "unknown scheme ftp: use http://host:port or https",
+            ),
             ("m1:", "not a port"),
             ("m1:0", "not a port"),
             ("m1:+1", "not a port"),
@@ -135,9 +153,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic_and_what_is_accepted_can_be_dialled(text in "\\PC{0,20}|(http://)?[a-z0-9.:\\[\\]%/-]{0,12}") {
+        fn no_text_makes_it_panic_and_what_is_accepted_can_be_dialled(text in "\\PC{0,20}|(https?://)?[a-z0-9.:\\[\\]%/-]{0,12}") {
             if let Ok(url) = text.parse::<MasterUrl>() {
-                prop_assert!(url.endpoint().is_ok());
+                prop_assert!(url.to_string().parse::<http::Uri>().is_ok());
+                prop_assert_eq!(url.to_string().parse(), Ok(url));
             }
         }
     }

@@ -54,6 +54,11 @@ struct Dispatched {
     client: Client,
 }
 
+/// What is told of the settings of other commands, with the names that they have here.
+pub(super) fn renamed(line: &str) -> String {
+    line.replace("--key", &format!("--{}", request::CERT_KEY))
+}
+
 /// Dispatches an action and follows it to its end; tells the exit code.
 pub(super) async fn run(
     masters: &Masters,
@@ -80,7 +85,7 @@ pub(super) async fn run(
         ));
     }
     let id = accepted.action_id.clone();
-    let mut screen = Screen::new(output, args, &accepted.targets);
+    let mut screen = Screen::new(output, args, &accepted);
     let shown = async {
         screen.accepted(accepted, args.detach)?;
         if args.detach {

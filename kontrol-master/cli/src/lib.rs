@@ -41,9 +41,10 @@ pub mod show {
     };
 }
 
-use clap::{Args, Subcommand};
+use clap::{Arg, Args, Subcommand};
 use endpoint::DEFAULT_ENDPOINT;
 use error::CliError;
+use kontrol_runtime::dial::{self, Credentials, DialArgs};
 use masters::Masters;
 use output::{Choice, Output};
 use std::{io, mem, process::ExitCode, time::Duration};
@@ -74,14 +75,14 @@ pub enum Command {
     /// A run that goes on is not stopped: this one comes behind it. Nothing runs for a digest that was handled already, but
     /// with --again. The exit code is 1 when the callback is held, and with --wait when the run fails.
     ///
-    /// Only --endpoint, --timeout and --output can be given as variables: a callback inherits those of its master, and a
+    /// Only --endpoint, what is shown to masters, --timeout and --output can be given as variables: a callback inherits those of its master, and a
     /// run that waits for another run, or asks for one again, must be meant.
     Run(operate::run::RunArgs),
     /// Hold the callback: no run starts for a time, or until it is resumed
     ///
     /// Changes gather meanwhile, and one run follows. A run that goes on is not stopped. A hold that stands is replaced.
     ///
-    /// Only --endpoint, --timeout and --output can be given as variables: how long is said with each hold.
+    /// Only --endpoint, what is shown to masters, --timeout and --output can be given as variables: how long is said with each hold.
     Hold(operate::hold::HoldArgs),
     /// End the hold of the callback
     Resume(operate::hold::ResumeArgs),
@@ -89,7 +90,7 @@ pub enum Command {
     ///
     /// A pod that lives is back with its next keepalive, as a new one: stop its slave first if it is to stay away.
     ///
-    /// Only --endpoint, --timeout and --output can be given as variables: why is said with each pod.
+    /// Only --endpoint, what is shown to masters, --timeout and --output can be given as variables: why is said with each pod.
     Evict(operate::evict::EvictArgs),
     /// End the safeguard: the silent pods that it keeps in the roster leave now
     Release(operate::release::ReleaseArgs),
@@ -104,7 +105,7 @@ pub enum Command {
     ///
     /// Limits: 512 KiB of command and variables, 1 MiB of input, 7 days of --timeout, 1 GiB of --max-output.
     ///
-    /// Only --endpoint and --output can be given as variables: a callback inherits those of its master, which must not
+    /// Only --endpoint, what is shown to masters, and --output can be given as variables: a callback inherits those of its master, which must not
     /// choose where a command runs.
     Exec(exec::ExecArgs),
     /// List the actions of late, show one with its results, or cancel one
@@ -115,8 +116,9 @@ const DEFAULT_TIMEOUT: &str = "5s";
 
 /// Which masters to ask.
 #[derive(Debug, Clone, Args)]
+#[command(mut_args(everywhere))]
 pub struct EndpointArgs {
-    /// The master to ask: a URL or `host[:port]`, the port being 8000 unless given. Of several, separated by commas,
+    /// The master to ask: a URL (https:// for TLS) or `host[:port]`, the port being 8000 unless given. Of several, separated by commas,
     /// the first that can answer does
     #[arg(
         long = "endpoint",
@@ -126,6 +128,28 @@ pub struct EndpointArgs {
         default_value = DEFAULT_ENDPOINT
     )]
     urls: MasterUrls,
+    #[command(flatten, next_help_heading = "Dialling masters")]
+    dial: DialArgs,
+}
+
+impl EndpointArgs {
+    /// What is shown to masters, and whom to trust. `token`: the variable KONTROL_TOKEN.
+    fn credentials(&self, token: Option<String>) -> Result<Credentials, CliError> {
+        credentials(&self.dial, token)
+    }
+}
+
+/// What is said of dialling may stand behind any word of a command, as --endpoint may.
+fn everywhere(arg: Arg) -> Arg {
+    let dials = arg.get_id().as_str().starts_with("dial-");
+    if dials { arg.global(true) } else { arg }
+}
+
+fn credentials(dial: &DialArgs, token: Option<String>) -> Result<Credentials, CliError> {
+    dial.check(token).map_err(|mistakes| {
+        let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        CliError::Usage(lines.join("; "))
+    })
 }
 
 /// Which masters to ask, and how to show what they answer.
@@ -241,7 +265,15 @@ async fn execute(
     stop: &mut impl AsyncFnMut(),
 ) -> Result<u8, CliError> {
     let client = command.client();
-    let masters = Masters::new(&client.endpoint.urls, client.timeout);
+    let credentials = client.endpoint.credentials(dial::token_variable());
+    let credentials = credentials.map_err(|error| match (command, error) {
+        (Command::Exec(_), CliError::Usage(line)) => CliError::Usage(exec::renamed(&line)),
+        (_, error) => error,
+    })?;
+    if let Some(line) = credentials.remark() {
+        output.note(format_args!("warning: {line}"));
+    }
+    let masters = Masters::new(&client.endpoint.urls, credentials, client.timeout);
     match command {
         Command::Status(_) => status::run(&masters, output).await,
         Command::Pods(args) => pods::run(&masters, args, output).await,

@@ -11,9 +11,12 @@ use kontrol_proto::v1::{
     WatchRequest, WatchResponse, action_service_client::ActionServiceClient,
     ensemble_service_client::EnsembleServiceClient, operate_service_client::OperateServiceClient,
 };
-use kontrol_runtime::{cause::innermost, host::host_name};
+use kontrol_runtime::{
+    dial::{self, Channel, Credentials},
+    host::host_name,
+};
 use std::{env, error::Error, time::Duration};
-use tonic::{Code, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Response, Status, Streaming};
 
 /// Largest answer: a state of 1 MiB can take 7.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
@@ -45,6 +48,7 @@ impl Client {
 #[derive(Debug)]
 pub(super) struct Masters {
     urls: Vec<MasterUrl>,
+    credentials: Credentials,
     timeout: Duration,
 }
 
@@ -65,9 +69,10 @@ enum Failure {
 }
 
 impl Masters {
-    pub(super) fn new(urls: &MasterUrls, timeout: Duration) -> Self {
+    pub(super) fn new(urls: &MasterUrls, credentials: Credentials, timeout: Duration) -> Self {
         Self {
             urls: urls.0.clone(),
+            credentials,
             timeout,
         }
     }
@@ -125,24 +130,25 @@ impl Masters {
         url: &MasterUrl,
         call: &impl AsyncFn(Client) -> Result<Response<T>, Status>,
     ) -> Result<T, Failure> {
-        let endpoint = url
-            .endpoint()
-            .and_then(|endpoint| endpoint.user_agent(user_agent()))
-            .map_err(|error| Failure::Elsewhere(root_cause(&error)))?
-            .http2_keep_alive_interval(PROBE_INTERVAL)
-            .keep_alive_timeout(self.timeout)
-            .keep_alive_while_idle(true);
+        let options = dial::Options {
+            limit: self.timeout,
+            ping: PROBE_INTERVAL,
+            ping_timeout: self.timeout,
+            while_idle: true,
+            user_agent: Some(user_agent()),
+        };
         let deadline = tokio::time::Instant::now() + self.timeout;
-        let late = |_| format!("no answer within {}", super::text::span(self.timeout));
-        let channel = tokio::time::timeout_at(deadline, endpoint.connect())
+        let channel = dial::connect(url.target(), &self.credentials, options)
             .await
-            .map_err(late)
-            .and_then(|connected| connected.map_err(|error| root_cause(&error)))
-            .map_err(Failure::Elsewhere)?;
-        match tokio::time::timeout_at(deadline, call(Client(channel))).await {
+            .map_err(|error| Failure::Elsewhere(root_cause(&error)))?;
+        let client = Client(channel.clone());
+        match tokio::time::timeout_at(deadline, call(client)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(judge(url, &status)),
-            Err(elapsed) => Err(Failure::Unclear(late(elapsed))),
+            Ok(Err(status)) => Err(judge(url, &status, &channel)),
+            Err(_) => Err(Failure::Unclear(format!(
+                "no answer within {}",
+                super::text::span(self.timeout)
+            ))),
         }
     }
 }
@@ -159,9 +165,14 @@ fn user_agent() -> String {
         .replace(|c: char| c != ' ' && !c.is_ascii_graphic(), "?")
 }
 
-fn judge(url: &MasterUrl, status: &Status) -> Failure {
-    if is_broken(status) {
-        return Failure::Unclear(reason(status));
+fn judge(url: &MasterUrl, status: &Status, channel: &Channel) -> Failure {
+    if let Some(source) = status.source() {
+        let reason = readable(&channel.reason(source));
+        return if channel.is_unheard() {
+            Failure::Elsewhere(reason)
+        } else {
+            Failure::Unclear(reason)
+        };
     }
     if status.code() == Code::Unavailable {
         return Failure::Elsewhere(format!("not ready: {}", reason(status)));
@@ -191,6 +202,8 @@ pub(super) fn may_resume(status: &Status) -> bool {
                 | Code::DeadlineExceeded
                 | Code::Internal
                 | Code::Unknown
+                // The token of the stream may be over, and that in the file new.
+                | Code::Unauthenticated
         )
 }
 
@@ -201,7 +214,19 @@ pub(super) fn refusal(who: &str, status: &Status) -> CliError {
     if code == Code::InvalidArgument {
         return CliError::Usage(format!("{who} answers: {message}"));
     }
-    CliError::Failed(if code == Code::Unimplemented {
+    let said = |what: &str| match status.message() {
+        "" => format!("{who} {what}"),
+        _ => format!("{who} {what} ({message})"),
+    };
+    CliError::Failed(if code == Code::Unauthenticated {
+        let what = said("does not know who asks");
+        format!(
+            "{what}: give --token-file, or KONTROL_TOKEN, or a certificate with --cert and --key (UNAUTHENTICATED)"
+        )
+    } else if code == Code::PermissionDenied {
+        let what = said("does not allow it");
+        format!("{what}: it takes another token, or another certificate (PERMISSION_DENIED)")
+    } else if code == Code::Unimplemented {
         let version = env!("CARGO_PKG_VERSION");
         format!("{who} does not know this request: is it a kontrol-master {version}?")
     } else if matches!(code, Code::NotFound | Code::FailedPrecondition) {
@@ -222,12 +247,24 @@ pub(super) fn reason(status: &Status) -> String {
     super::text::clean(status.message())
 }
 
-/// The innermost error, without the number of the operating system.
-fn root_cause(error: &dyn Error) -> String {
-    let text = innermost(error);
-    let text = match text.find(" (os error") {
-        Some(end) => &text[..end],
-        None => &text,
+/// Why a connection failed, for a person.
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    readable(&dial::reason(error))
+}
+
+/// A cause within a sentence: without the number of the operating system, and without a capital in front.
+fn readable(cause: &str) -> String {
+    let text = match cause.find(" (os error") {
+        Some(end) => &cause[..end],
+        None => cause,
     };
-    super::text::clean(text).to_lowercase()
+    let mut letters = text.chars();
+    let text = match letters.next() {
+        // An abbreviation stays one.
+        Some(first) if !letters.as_str().starts_with(char::is_uppercase) => {
+            format!("{}{}", first.to_lowercase(), letters.as_str())
+        }
+        Some(_) | None => text.to_owned(),
+    };
+    super::text::clean(&text)
 }

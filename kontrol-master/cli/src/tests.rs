@@ -6,6 +6,7 @@ mod exec;
 mod failures;
 mod operate;
 mod script;
+mod tls;
 mod watch;
 
 use kontrol_proto::v1::{CallbackStatus, GetEnsembleResponse, Master as MasterInfo, Pod, Settings};

@@ -1,10 +1,11 @@
 //! What a tier holds, read for whoever tries something with it. Nothing here changes anything.
 
 use super::{
-    DEFAULT_TIMEOUT, endpoint::MasterUrls, error::CliError, masters::Masters, parse_timeout, pods,
-    state,
+    DEFAULT_TIMEOUT, credentials, endpoint::MasterUrls, error::CliError, masters::Masters,
+    parse_timeout, pods, state,
 };
 use kontrol_proto::v1::{GetEnsembleRequest, ListPodsRequest, Pod};
+use kontrol_runtime::dial::{DialArgs, token_variable};
 
 /// What a tier holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,10 +18,10 @@ pub struct Tier {
     pub epoch: i64,
 }
 
-/// Reads the pods, page by page, and the state from the first of the masters that can answer. An error names the flag that
-/// gave the masters.
-pub async fn tier(urls: &MasterUrls, flag: &str) -> Result<Tier, CliError> {
-    read(urls).await.map_err(|error| match error {
+/// Reads the pods, page by page, and the state from the first of the masters that can answer. What `dial` and the variable
+/// KONTROL_TOKEN say is shown to them. An error names the flag that gave the masters.
+pub async fn tier(urls: &MasterUrls, dial: &DialArgs, flag: &str) -> Result<Tier, CliError> {
+    read(urls, dial).await.map_err(|error| match error {
         CliError::Unreachable(reasons) => CliError::Failed(format!(
             "no master answers: {reasons}; start kontrol-master there, or name another with --{flag}"
         )),
@@ -32,9 +33,10 @@ pub async fn tier(urls: &MasterUrls, flag: &str) -> Result<Tier, CliError> {
     })
 }
 
-async fn read(urls: &MasterUrls) -> Result<Tier, CliError> {
+async fn read(urls: &MasterUrls, dial: &DialArgs) -> Result<Tier, CliError> {
+    let credentials = credentials(dial, token_variable())?;
     let timeout = parse_timeout(DEFAULT_TIMEOUT).map_err(CliError::Usage)?;
-    let masters = Masters::new(urls, timeout);
+    let masters = Masters::new(urls, credentials, timeout);
     let ensemble = masters
         .read(async |client| client.ensemble().get_ensemble(GetEnsembleRequest {}).await)
         .await?;

@@ -59,14 +59,12 @@ pub enum Verdict {
 /// Removals are frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frozen {
-    /// Since when.
-    pub since: Instant,
-    /// Until when at the most.
-    pub until: Instant,
     /// How many pods are silent.
     pub silent: usize,
     /// Of how many.
     pub pods: usize,
+    /// Until when at the most.
+    until: Instant,
     /// Before that time it can't be told who is silent: this leader has not listened for long enough.
     listened: Instant,
     released: bool,
@@ -99,10 +97,9 @@ impl Safeguard {
     /// A leader before froze it, for so much longer. Nothing is judged before this one has listened for a window.
     pub fn adopt(&mut self, now: Instant, left: Duration, silent: usize, pods: usize) {
         self.frozen = Some(Frozen {
-            since: now,
-            until: now + left.min(self.policy.max),
             silent,
             pods,
+            until: now + left.min(self.policy.max),
             listened: now + self.window,
             released: false,
         });
@@ -150,10 +147,9 @@ impl Safeguard {
                 return Verdict::Remove;
             }
             let frozen = Frozen {
-                since: now,
-                until: now + self.policy.max,
                 silent: count,
                 pods,
+                until: now + self.policy.max,
                 listened: now,
                 released: false,
             };

@@ -114,14 +114,20 @@ pub struct PeerMaster {
     pub address: String,
     /// Which start of it this is, 16 hex digits.
     pub instance: String,
+    /// Whether TLS is spoken there. In clear text the record does not have it, as older masters write and read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
 }
 
 impl PeerMaster {
     /// The record of it.
     pub fn encode(&self) -> Vec<u8> {
-        serde_json::json!({"id": self.id, "address": self.address, "instance": self.instance})
-            .to_string()
-            .into_bytes()
+        let mut record =
+            serde_json::json!({"id": self.id, "address": self.address, "instance": self.instance});
+        if self.tls {
+            record["tls"] = true.into();
+        }
+        record.to_string().into_bytes()
     }
 
     /// A candidate that is no master, such as `etcdctl elect`: nobody reaches it.
@@ -130,6 +136,7 @@ impl PeerMaster {
             id: format!("{key}, which is no master"),
             address: String::new(),
             instance: String::new(),
+            tls: false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Cancelling an action, whichever master carries it.
 
 use super::dispatch::Dispatches;
-use crate::cluster::{error::Error, peers::dial, roster::Roster};
+use crate::cluster::{error::Error, peers::Dialer, roster::Roster};
 use kontrol_core::{
     model::action::{ActionId, State},
     view::View,
@@ -18,6 +18,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 pub async fn cancel(
     dispatches: &Dispatches,
     roster: &Roster,
+    dialer: &Dialer,
     id: &ActionId,
 ) -> Result<bool, Error> {
     // An action that could not be recorded is known only to the master that carries it, so this comes first.
@@ -34,12 +35,17 @@ pub async fn cancel(
     if known.head.state == State::Finished || dispatches.is_mine(&known.head) {
         return Ok(true);
     }
-    elsewhere(&view, id, &known.head.instance).await?;
+    elsewhere(&view, dialer, id, &known.head.instance).await?;
     Ok(false)
 }
 
 /// Asks the master that carries the action to cancel it.
-async fn elsewhere(view: &View, id: &ActionId, instance: &str) -> Result<(), Error> {
+async fn elsewhere(
+    view: &View,
+    dialer: &Dialer,
+    id: &ActionId,
+    instance: &str,
+) -> Result<(), Error> {
     let master = view.masters().find(|master| master.instance == instance);
     let master = master.ok_or_else(|| {
         Error::Unavailable(
@@ -47,7 +53,7 @@ async fn elsewhere(view: &View, id: &ActionId, instance: &str) -> Result<(), Err
         )
     })?;
     let ask = async {
-        let channel = dial(master, LIMIT).await?;
+        let channel = dialer.dial(master, LIMIT).await?;
         let request = CancelRequest { id: id.to_string() };
         ExchangeServiceClient::new(channel).cancel(request).await
     };

@@ -4,7 +4,10 @@
 //! is held back by credit), so that one connection for all actions is enough.
 
 use super::switchboard::Switchboard;
-use crate::cluster::{peers::dial, roster::Roster};
+use crate::cluster::{
+    peers::{Dialer, reason},
+    roster::Roster,
+};
 use kontrol_core::{liveness::Instance, view::PeerMaster};
 use kontrol_proto::internal::v1::{
     ExchangeRequest, exchange_request, exchange_service_client::ExchangeServiceClient,
@@ -34,15 +37,17 @@ pub struct PeerLinks {
     me: Instance,
     roster: Roster,
     switchboard: Switchboard,
+    dialer: Dialer,
 }
 
 impl PeerLinks {
     /// The links of this master.
-    pub fn new(me: Instance, roster: Roster, switchboard: Switchboard) -> Self {
+    pub fn new(me: Instance, roster: Roster, switchboard: Switchboard, dialer: Dialer) -> Self {
         Self {
             me,
             roster,
             switchboard,
+            dialer,
         }
     }
 
@@ -79,6 +84,7 @@ impl PeerLinks {
                         instance,
                         master: master.clone(),
                         switchboard: self.switchboard.clone(),
+                        dialer: self.dialer.clone(),
                     };
                     let span = tracing::info_span!("link", peer = master.address);
                     let link = links.spawn(link.keep().instrument(span));
@@ -112,6 +118,7 @@ struct Link {
     instance: Instance,
     master: PeerMaster,
     switchboard: Switchboard,
+    dialer: Dialer,
 }
 
 impl Link {
@@ -120,7 +127,7 @@ impl Link {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
             let ended = self.stream(&mut backoff).await;
-            tracing::debug!(cause = %ended.message(), "the link for actions broke");
+            tracing::debug!(cause = %reason(&ended), "the link for actions broke");
             sleep(backoff.failed()).await;
         }
     }
@@ -136,7 +143,7 @@ impl Link {
         // The queue is new and empty.
         let _ = sender.try_send(hello);
         let open = async {
-            let channel = dial(&self.master, LIMIT).await?;
+            let channel = self.dialer.dial(&self.master, LIMIT).await?;
             ExchangeServiceClient::new(channel)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .exchange(ReceiverStream::new(receiver))

@@ -139,6 +139,7 @@ mod tests {
             id: "m".into(),
             address: "m:1".into(),
             instance: Instance(1).to_string(),
+            tls: false,
         };
         let second = Duration::from_secs(1);
         let (election, _campaign) = Campaign::new(store.clone(), roster.clone(), me, 5 * second);
@@ -153,6 +154,7 @@ mod tests {
             interval: second,
             detached: mpsc::channel(1).0,
             metrics: Arc::default(),
+            dialer: crate::cluster::peers::Dialer::default(),
         });
         let readiness = Readiness::new(roster, relay, election);
         let mut changes = readiness.changes();

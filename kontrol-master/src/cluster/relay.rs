@@ -31,6 +31,7 @@ use crate::{
     cluster::{
         election::Election,
         error::Error,
+        peers::Dialer,
         roster::Roster,
         status::Status,
         store::{self, SharedStore},
@@ -165,6 +166,8 @@ pub struct Parts {
     pub detached: mpsc::Sender<Detached>,
     /// Where a full queue is counted.
     pub metrics: Arc<Metrics>,
+    /// How the leader is dialled.
+    pub dialer: Dialer,
 }
 
 impl Relay {
@@ -205,6 +208,7 @@ impl Relay {
             echo: None,
             pending: Vec::new(),
             told_down: None,
+            dialer: parts.dialer,
         };
         (handle, task, detour)
     }

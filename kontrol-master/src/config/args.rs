@@ -3,7 +3,7 @@
 
 use super::limits::LimitArgs;
 use clap::Args;
-use kontrol_runtime::{command_line::switch, logging::Format};
+use kontrol_runtime::{command_line::switch, dial::DialArgs, logging::Format};
 use kontrol_slave::config::{ActionArgs, PodArgs};
 use std::path::PathBuf;
 
@@ -26,6 +26,11 @@ pub struct ServeArgs {
     pub(super) limits: LimitArgs,
     #[command(flatten)]
     pub(super) etcd: EtcdArgs,
+    #[command(
+        flatten,
+        next_help_heading = "Dialling other masters, also as a pod (files are read again at each connection)"
+    )]
+    pub(super) dial: DialArgs,
     #[command(flatten)]
     pub(super) modes: ModeArgs,
     #[command(flatten)]
@@ -113,6 +118,15 @@ pub(super) struct AccessArgs {
         hide_env_values = true
     )]
     pub(super) client_ca: Option<PathBuf>,
+
+    /// Certificates that those authorities have revoked, a PEM file of their lists (CRL). Default: none
+    #[arg(
+        long,
+        env = "KONTROL_CLIENT_CRL",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(super) client_crl: Option<PathBuf>,
 
     /// Tokens that count, a file with one line each, as `token new` prints it. Default: none
     #[arg(

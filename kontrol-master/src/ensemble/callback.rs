@@ -53,6 +53,8 @@ pub struct Settings {
     pub guard: PathBuf,
     /// Where the program reaches this master: `KONTROL_ENDPOINT`.
     pub endpoint: String,
+    /// The authorities by which it knows masters, if that is not those of the system: `KONTROL_CA`.
+    pub ca: Option<PathBuf>,
     /// Most bytes of standard output.
     pub max_output: usize,
     /// What this master takes as a state.
@@ -70,6 +72,7 @@ impl Settings {
             grace: Duration::from_secs(2),
             guard: OWN_EXECUTABLE.into(),
             endpoint: endpoint.into(),
+            ca: None,
             // Room for the largest state, indented.
             max_output: 4 * MAX_STATE_BYTES,
             limits: Limits::default(),

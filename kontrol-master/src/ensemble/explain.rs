@@ -1,6 +1,6 @@
 //! Why a pod is in the roster or not: what each master heard of it, and a sentence.
 
-use crate::cluster::peers::dial;
+use crate::cluster::peers::Dialer;
 use kontrol_core::{
     model::PodKey,
     view::{Member, PeerMaster, Reason, Removal, View, operate::Freeze},
@@ -29,7 +29,7 @@ pub struct Account {
 }
 
 /// Asks a master what it knows of a pod.
-pub async fn ask(master: &PeerMaster, key: PodKey) -> Account {
+pub async fn ask(dialer: &Dialer, master: &PeerMaster, key: PodKey) -> Account {
     let mut account = Account {
         master: master.clone(),
         leads: false,
@@ -38,7 +38,8 @@ pub async fn ask(master: &PeerMaster, key: PodKey) -> Account {
         error: String::new(),
     };
     let ask = async {
-        let channel = dial(master, INSPECT_LIMIT)
+        let channel = dialer
+            .dial(master, INSPECT_LIMIT)
             .await
             .map_err(|_| "can't be reached".to_owned())?;
         let request = InspectRequest {

@@ -1,18 +1,19 @@
 //! What operators ask for: to hold the callback, to have it run, to release the safeguard, to evict a pod. Any master writes
 //! it to the store, where the leader finds it, and the next one as well.
 
+use super::term::Handled;
 use crate::cluster::{
     error::Error,
     status::CallbackStatus,
     store::{SharedStore, commit_or_read},
 };
 use kontrol_core::{
-    kv::{Compare, Fence, Op, Outcome, Revision, Txn},
-    model::{Digest, Invalid, Pod, PodKey, Reason},
+    kv::{Compare, Fence, Op, Outcome, Revision, Snapshot, Txn},
+    model::{Digest, Invalid, Pod, PodKey, Reason, Retired},
     view::{
         OPERATE, OperateRecord, RemovalRecord, View,
         operate::{Demand, Freeze, Hold, Released},
-        pod_key,
+        pod_key, tombstone_key,
     },
 };
 use kontrol_runtime::clock::now_ms;
@@ -129,15 +130,14 @@ pub async fn run(
         return Err(Error::Superseded(reason.to_owned()));
     }
     let digest = view.digest();
-    let (state, _) = view
-        .state()
+    view.state()
         .map_err(|unreadable| Error::Superseded(unreadable.to_string()))?;
     // A run of another digest that goes on may leave another one as handled. This master may hear late of the end of one for
     // this very digest.
     let runs_other = status
         .running
         .is_some_and(|running| running.digest != digest);
-    if !again && state.digest == digest.to_string() && !runs_other {
+    if !again && !runs_other && Handled::recorded(view).covers(view) {
         return Ok(Asking {
             digest,
             handled: true,
@@ -230,7 +230,7 @@ pub async fn evict(
         let txn = Txn {
             compares: vec![Compare::ModRevision(name.clone(), revision)],
             ops,
-            otherwise: vec![name.clone()],
+            otherwise: vec![name.clone(), tombstone_key(key)],
         };
         let outcome = commit_or_read(store, txn).await;
         match outcome.map_err(|error| Error::from_store(&error))? {
@@ -238,22 +238,44 @@ pub async fn evict(
                 tracing::warn!(%key, id = pod.id(), seq = pod.seq(), by = asked.by, reason = asked.reason, "an operator evicted a pod");
                 return Ok((pod, revision));
             }
-            // It changed in between, or is gone; or this very removal was committed after all.
             Outcome::Conflict(found) => {
-                let Some(entry) = found.get(&name) else {
-                    return Ok((pod, found.revision));
-                };
-                let now = Pod::decode(&entry.value).map_err(|_| gone())?;
-                if now.seq() != pod.seq() {
-                    return Ok((pod, found.revision));
+                if let Some(entry) = found.get(&name)
+                    && let Ok(now) = Pod::decode(&entry.value)
+                    && now.seq() == pod.seq()
+                {
+                    (pod, revision) = (Arc::new(now), entry.mod_revision);
+                    continue;
                 }
-                (pod, revision) = (Arc::new(now), entry.mod_revision);
+                // It left for another reason; or this very removal was committed after all, or that of another operator.
+                let revision = evicted(&found, &pod).ok_or_else(|| {
+                    Error::NotFound(format!(
+                        "the pod {:?} with the key {key} and the seq {} left before it could be evicted; explain it to see why",
+                        pod.id(),
+                        pod.seq()
+                    ))
+                })?;
+                return Ok((pod, revision));
             }
         }
     }
     Err(Error::Unavailable(
         "the pod kept changing; try again".to_owned(),
     ))
+}
+
+/// The revision that shows that a pod that is gone was evicted.
+fn evicted(found: &Snapshot, pod: &Pod) -> Option<Revision> {
+    // Where somebody joined since, the tombstone is gone, and what it said is in the record of that one.
+    let (before, entry) = match found.get(&pod_key(pod.key())) {
+        Some(entry) => (Pod::decode(&entry.value).ok()?.retired().to_vec(), entry),
+        None => {
+            let entry = found.get(&tombstone_key(pod.key()))?;
+            let record: RemovalRecord = serde_json::from_slice(&entry.value).ok()?;
+            (record.predecessors(), entry)
+        }
+    };
+    let evicted = |one: &Retired| one.seq == pod.seq() && one.reason == Some(Reason::Evicted);
+    before.iter().any(evicted).then_some(entry.mod_revision)
 }
 
 /// The hold of a record, if it goes on.
@@ -272,9 +294,19 @@ pub async fn update<T>(
 ) -> Result<(T, Revision), Error> {
     let (record, revision) = view.operate();
     let mut current = (OperateRecord::clone(record), revision);
+    // The view may be late. A write compares the record and so finds that out, and what a leader misses it sees to later;
+    // but to tell somebody that there is nothing to do, or that it can't be done, takes a look at the store.
+    let mut late = fence.is_none();
     for _ in 0..MAX_ATTEMPTS {
         let mut record = current.0.clone();
-        let told = change(&mut record)?;
+        let told = change(&mut record);
+        if late && (told.is_err() || record == current.0) {
+            let found = store.read(&[OPERATE.to_owned()]).await;
+            let found = found.map_err(|error| Error::from_store(&error))?;
+            (current, late) = (OperateRecord::find(&found), false);
+            continue;
+        }
+        let told = told?;
         if record == current.0 {
             return Ok((told, current.1));
         }
@@ -294,7 +326,7 @@ pub async fn update<T>(
                 if fence.is_some_and(|fence| fence.is_lost(&found)) {
                     return Err(Error::Superseded("another master leads".to_owned()));
                 }
-                current = OperateRecord::find(&found);
+                (current, late) = (OperateRecord::find(&found), false);
                 if current.0 == record {
                     // It was committed, though the answer was not clear.
                     return Ok((told, current.1));
@@ -306,3 +338,6 @@ pub async fn update<T>(
         "others kept changing what operators asked for; try again".to_owned(),
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,16 @@
 //! What the next run of the callback would be handed, and what it waits for. Any master tells it: what is handed is in the
-//! store, and how the schedule stands the leader tells with the callback's status.
+//! store, and how the schedule stands the leader tells with the callback's status. What was handled last the store may have
+//! forgotten; then only the leader can tell it.
 
-use super::{callback::standard_input, operate::held, term};
+use super::{
+    callback::standard_input,
+    operate::held,
+    term::{self, Handled, Memory},
+};
 use crate::cluster::{error::Error, status::CallbackStatus, store::SharedStore};
 use kontrol_core::{model::Digest, view::View};
 use kontrol_runtime::duration::show;
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 /// What the next run would be handed.
 #[derive(Debug)]
@@ -60,21 +62,25 @@ pub enum Why {
 /// Shows what a run would be handed that starts now.
 pub async fn preview(
     store: &SharedStore,
-    view: &Arc<View>,
+    view: &View,
     status: &CallbackStatus,
+    memory: &Memory,
 ) -> Result<Preview, Error> {
-    let input = term::input(store, view).await.map_err(Error::Unavailable)?;
-    let handled = view.state().map(|(state, _)| state.digest.clone());
-    let handled = handled.unwrap_or_default();
+    let remembered = memory.now();
+    let leads = remembered.is_some();
+    let handled = remembered.unwrap_or_else(|| Handled::recorded(view));
+    let input = term::next_input(store, view, &handled, leads).await;
+    let input = input.map_err(Error::Unavailable)?;
+    let known = handled.known().map(|digest| digest.to_string());
     Ok(Preview {
         digest: input.digest,
+        handled: known.unwrap_or_default(),
         waits: waits(view, status, &handled, SystemTime::now()),
-        handled,
         input: standard_input(input),
     })
 }
 
-fn waits(view: &View, status: &CallbackStatus, handled: &str, now: SystemTime) -> Vec<Wait> {
+fn waits(view: &View, status: &CallbackStatus, handled: &Handled, now: SystemTime) -> Vec<Wait> {
     let mut waits = Vec::new();
     let mut add = |why, until: Option<SystemTime>, text: String| {
         waits.push(Wait { why, until, text });
@@ -108,7 +114,7 @@ fn waits(view: &View, status: &CallbackStatus, handled: &str, now: SystemTime) -
         );
         add(Why::Held, Some(until), text);
     }
-    if view.digest().to_string() == handled || (handled.is_empty() && view.is_empty()) {
+    if handled.covers(view) {
         add(
             Why::NothingNew,
             None,
@@ -141,13 +147,18 @@ fn waits(view: &View, status: &CallbackStatus, handled: &str, now: SystemTime) -
 mod tests {
     use super::*;
     use crate::cluster::status::Running;
+    use kontrol_core::{
+        kv::{Entry, Snapshot},
+        view::{STATE, StateRecord},
+    };
+    use tokio::time::Instant;
 
     #[test]
     fn each_thing_that_a_run_waits_for_is_told() {
         let view = View::default();
         let now = SystemTime::now();
         let later = now + Duration::from_secs(3);
-        let whys = |status: &CallbackStatus, handled: &str| -> Vec<Why> {
+        let whys = |status: &CallbackStatus, handled: &Handled| -> Vec<Why> {
             let waits = waits(&view, status, handled, now);
             waits.iter().map(|wait| wait.why).collect()
         };
@@ -155,7 +166,9 @@ mod tests {
             configured: true,
             ..CallbackStatus::default()
         };
-        assert_eq!(whys(&idle, ""), [Why::NoLeader, Why::NothingNew]);
+        // An empty roster needs no run before the first time.
+        let nothing = Handled::default();
+        assert_eq!(whys(&idle, &nothing), [Why::NoLeader, Why::NothingNew]);
         let busy = CallbackStatus {
             running: Some(Running {
                 digest: Digest::of_nothing(),
@@ -166,8 +179,22 @@ mod tests {
             error: "the state can't be read".to_owned(),
             ..idle
         };
+        let state = StateRecord {
+            digest: "0".repeat(32),
+            ..StateRecord::default()
+        };
+        let snapshot = Snapshot {
+            revision: 1,
+            entries: vec![Entry {
+                key: STATE.to_owned(),
+                value: serde_json::to_vec(&state).unwrap().into(),
+                create_revision: 1,
+                mod_revision: 1,
+            }],
+        };
+        let (of_another, _) = view.replace(&snapshot, Instant::now());
         assert_eq!(
-            whys(&busy, "0"),
+            whys(&busy, &Handled::recorded(&of_another)),
             [
                 Why::NoLeader,
                 Why::Trouble,

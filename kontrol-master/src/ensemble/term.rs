@@ -25,8 +25,10 @@ use crate::{
     ensemble::callback::{self, Runner},
     metrics::Metrics,
 };
+pub use handled::{Handled, Memory};
+pub use run::next_input;
+
 use futures::FutureExt as _;
-use handled::Handled;
 use imbl::ordmap::DiffItem;
 use kontrol_core::{
     damper::Damper,
@@ -35,7 +37,7 @@ use kontrol_core::{
     model::{Digest, Pod},
     safeguard::{Policy, Safeguard},
     schedule::{Decision, Schedule},
-    view::{View, operate::Freeze},
+    view::View,
 };
 use run::{Finished, RunTask};
 use std::{
@@ -73,6 +75,8 @@ pub struct Context {
     pub election: Election,
     /// Where the callback's status is told.
     pub status: Status,
+    /// Where it is told what was handled last.
+    pub memory: Memory,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The id of this master.
@@ -102,12 +106,6 @@ pub struct Settings {
 
 /// How many ends of channels may wait for the term; more are left to the TTL.
 const DETACHED: usize = 65_536;
-
-/// What a run would be handed that starts at this view.
-pub async fn input(store: &SharedStore, view: &View) -> Result<callback::Input, String> {
-    let epoch = view.leader().map_or(0, |leader| leader.epoch);
-    run::input(store, view, &Handled::recorded(view), epoch).await
-}
 
 /// Where the ends of channels are told, and where the term reads them.
 pub fn detachments() -> (mpsc::Sender<Detached>, mpsc::Receiver<Detached>) {
@@ -184,12 +182,14 @@ struct Term {
     running: Option<Running>,
     orders: operate::Orders,
     safeguard: Safeguard,
-    /// What the safeguard holds back, as the store is to say.
-    frozen: Option<Freeze>,
+    /// Since when the safeguard holds removals back, and until when at the most, in milliseconds since 1970; of the last time
+    /// while it does not.
+    frozen_ms: (u64, u64),
     /// When silence was judged last, and whether whoever was due could leave.
     judged: Option<(Instant, bool)>,
     /// When the schedule is to be asked again.
     decide_at: Option<Instant>,
+    told: finish::Told,
     /// Why nothing goes on, as the run that goes on or did not start tells it; empty when all is well.
     trouble: watch::Sender<String>,
 }
@@ -219,9 +219,10 @@ impl Term {
             running: None,
             orders: operate::Orders::default(),
             safeguard: Safeguard::new(settings.safeguard, settings.ttl),
-            frozen: None,
+            frozen_ms: (0, 0),
             judged: None,
             decide_at: None,
+            told: finish::Told::default(),
             trouble: watch::Sender::new(String::new()),
             context,
             fence,
@@ -243,7 +244,7 @@ impl Term {
         }
         self.context.metrics.leading.set(1);
         let view = self.context.roster.view();
-        self.handled = Handled::recorded(&view);
+        self.remember(Handled::recorded(&view));
         if let Some(before) = view.leader_before()
             && view
                 .leader()
@@ -274,8 +275,11 @@ impl Term {
         }
         self.adopt_freeze(&view, Instant::now());
         self.attention = Attention::new(Instant::now());
-        self.work(detached).await;
+        if let Err(Deposed) = self.work(detached).await {
+            tracing::info!("another master leads; this term changes nothing any more");
+        }
         let unstored = self.stop_running().await;
+        self.context.memory.set(None);
         self.context.metrics.leading.set(0);
         unstored
     }
@@ -289,21 +293,16 @@ impl Term {
         }
     }
 
-    async fn work(&mut self, detached: &mut mpsc::Receiver<Detached>) {
+    async fn work(&mut self, detached: &mut mpsc::Receiver<Detached>) -> Result<(), Deposed> {
         let mut changes = self.context.roster.changes();
         loop {
             let now = Instant::now();
             self.attend(now);
             self.observe(now);
             self.heed(now);
-            if let Err(Deposed) = self.see_to_pods(now).await {
-                tracing::info!("another master leads; this term changes nothing any more");
-                return;
-            }
+            self.see_to_pods(now).await?;
             self.start_due();
-            if let Err(Deposed) = self.settle_orders(Instant::now()).await {
-                return;
-            }
+            self.settle_orders(Instant::now()).await?;
             self.tell();
             let wake = self.wake(Instant::now());
             let finished = async {
@@ -314,13 +313,9 @@ impl Term {
             };
             // All arms are cancel safe: a JoinHandle is polled by reference, and the rest loses nothing.
             tokio::select! {
-                () = self.over.cancelled() => return,
-                finished = finished => {
-                    if let Err(Deposed) = self.on_finished(finished) {
-                        return;
-                    }
-                }
-                more = changes.next() => if !more { return },
+                () = self.over.cancelled() => return Ok(()),
+                finished = finished => self.on_finished(finished)?,
+                more = changes.next() => if !more { return Ok(()) },
                 Some(one) = detached.recv() => {
                     self.deadlines.detach(one);
                     while let Ok(one) = detached.try_recv() {
@@ -337,6 +332,12 @@ impl Term {
         self.look_at_silence(now);
         self.expire(now).await?;
         self.sweep_relayed(now).await
+    }
+
+    /// This was handled last.
+    fn remember(&mut self, handled: Handled) {
+        self.context.memory.set(Some(handled.clone()));
+        self.handled = handled;
     }
 
     /// Notices whether the process stood still. To wait for the store is not to stand still: keepalives count meanwhile.
@@ -381,9 +382,9 @@ impl Term {
             }
         }
         let first = self.seen.revision() == 0;
-        if self.seen.state().is_err() && !self.handled.is_known() {
+        if self.seen.state().is_err() && self.handled.known().is_none() {
             // Whoever repaired the record may have put back what was handled.
-            self.handled = Handled::recorded(&view);
+            self.remember(Handled::recorded(&view));
         }
         self.seen = view;
         if first {
@@ -405,8 +406,9 @@ impl Term {
             return;
         }
         let now = Instant::now();
-        // Pods may have been removed since: the schedule has to know what the run would be handed.
+        // Pods may have been removed since: the schedule has to know what the run would be handed. And a hold may have come.
         self.observe(now);
+        self.heed(now);
         let digest = self.seen.digest();
         match self.schedule.decide(now, digest, self.handled.digest()) {
             Decision::Start => {}

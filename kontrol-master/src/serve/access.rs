@@ -20,12 +20,12 @@ mod meter;
 #[cfg(test)]
 mod tests;
 
+pub use audit::Audit;
 pub use credentials::{Credentials, Files, Known};
 pub use guard::guarded;
 pub use meter::{Admission, Meter};
 
 use crate::cluster::roster::Roster;
-use audit::Audit;
 use axum::{
     extract::{Request, State},
     middleware::Next,
@@ -129,7 +129,7 @@ impl Gate {
         credentials: Credentials,
         hosts: Hosts,
         roster: Roster,
-        metrics: Arc<crate::metrics::Metrics>,
+        audit: Audit,
         meter: Meter,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -137,7 +137,7 @@ impl Gate {
             credentials,
             hosts,
             roster,
-            audit: Audit::new(metrics),
+            audit,
             meter,
         }))
     }

@@ -12,7 +12,7 @@ mod connection;
 #[cfg(test)]
 mod tests;
 
-use super::access::{Credentials, Link, certificate::Certificate};
+use super::access::{Audit, Credentials, Link, certificate::Certificate};
 use crate::metrics::{Metrics, Queue};
 use axum::Router;
 use connection::{Activity, Counted};
@@ -116,6 +116,8 @@ pub struct Port {
     pub limits: Limits,
     /// Where it is counted who was turned away.
     pub metrics: Arc<Metrics>,
+    /// Where it is told who was.
+    pub audit: Audit,
 }
 
 impl Port {
@@ -127,6 +129,7 @@ impl Port {
             credentials: Credentials::default(),
             limits: Limits::default(),
             metrics: Arc::default(),
+            audit: Audit::new(Arc::default()),
         }
     }
 
@@ -143,6 +146,7 @@ impl Port {
             limits: self.limits,
             token: token.clone(),
             metrics: self.metrics,
+            audit: self.audit,
         });
         let mut open = Open::default();
         let mut pause = FIRST_PAUSE;
@@ -252,6 +256,7 @@ struct Shared {
     limits: Limits,
     token: CancellationToken,
     metrics: Arc<Metrics>,
+    audit: Audit,
 }
 
 fn server(streams: TaskTracker, limits: &Limits) -> Builder<Tracked> {
@@ -324,13 +329,13 @@ impl Connection {
                 let stream = match shaken {
                     Ok(Ok(stream)) => stream,
                     Ok(Err(error)) => {
-                        shared.metrics.handshake_failed();
-                        tracing::debug!(%peer, %error, "TLS failed");
+                        shared.audit.no_tls(peer, &error);
                         return;
                     }
                     Err(_) => {
-                        shared.metrics.handshake_failed();
-                        tracing::debug!(%peer, "TLS did not come to its end in time");
+                        shared
+                            .audit
+                            .no_tls(peer, &"it did not come to its end in time");
                         return;
                     }
                 };

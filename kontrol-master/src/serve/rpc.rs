@@ -19,10 +19,10 @@ mod watch;
 use crate::{
     action::{dispatch::Dispatches, history::History, session::Sessions, switchboard::Switchboard},
     cluster::{
-        election::Election, error::Error, readiness::Readiness, relay::Relay, roster::Roster,
-        status::Status, store::SharedStore,
+        election::Election, error::Error, peers::Dialer, readiness::Readiness, relay::Relay,
+        roster::Roster, status::Status, store::SharedStore,
     },
-    ensemble::keepalive::Keepalives,
+    ensemble::{keepalive::Keepalives, term::Memory},
     metrics::Metrics,
     serve::access::{Caller, guarded},
 };
@@ -64,6 +64,8 @@ pub struct Context {
     pub election: Election,
     /// The callback's status.
     pub status: Status,
+    /// What this master handled last as the leader.
+    pub memory: Memory,
     /// The intake.
     pub keepalives: Keepalives,
     /// The way to the leader.
@@ -74,6 +76,8 @@ pub struct Context {
     pub sessions: Sessions,
     /// The way to every slave.
     pub switchboard: Switchboard,
+    /// The way to other masters.
+    pub dialer: Dialer,
     /// What became of actions.
     pub history: History,
     /// The id of this master.

@@ -7,7 +7,7 @@ use crate::{
         session::Sessions, switchboard::Switchboard,
     },
     cluster::{
-        attention::Wakefulness, election::Election, relay::Relay, roster::Roster,
+        attention::Wakefulness, election::Election, peers::Dialer, relay::Relay, roster::Roster,
         store::SharedStore,
     },
     metrics::Metrics,
@@ -26,6 +26,7 @@ pub(super) struct Parts<'a> {
     pub(super) relay: &'a Relay,
     pub(super) metrics: &'a Arc<Metrics>,
     pub(super) settings: &'a Settings,
+    pub(super) dialer: &'a Dialer,
 }
 
 /// Handles on the parts.
@@ -74,7 +75,12 @@ impl Actions {
             settings,
             stop.clone(),
         );
-        let links = PeerLinks::new(me, roster.clone(), switchboard.clone());
+        let links = PeerLinks::new(
+            me,
+            roster.clone(),
+            switchboard.clone(),
+            parts.dialer.clone(),
+        );
         let custody = Custody::new(
             parts.myself.instance.clone(),
             roster,

@@ -8,6 +8,7 @@ use crate::{
     cluster::{
         advertise::Advertised,
         election::Campaign,
+        peers::Dialer,
         readiness::Readiness,
         relay::{self, Relay},
         roster::{Roster, gauges},
@@ -29,7 +30,7 @@ use kontrol_core::{
     view::PeerMaster,
 };
 use kontrol_runtime::{clock::Clock, supervise::Tasks};
-use std::{net::SocketAddr, sync::Arc};
+use std::{path::Path, sync::Arc};
 use tokio::sync::{mpsc, watch};
 
 /// Handles on the parts.
@@ -40,12 +41,13 @@ pub(super) struct Core {
 }
 
 impl Core {
-    /// Builds the parts and starts their tasks. `advertised`: the address of `myself`, as it goes on.
+    /// Builds the parts and starts their tasks. `advertised`: the address of `myself`, as it goes on. `own`: the URL by which the
+    /// callback reaches this master.
     pub(super) fn start(
         config: &Config,
         myself: PeerMaster,
         advertised: watch::Receiver<Advertised>,
-        own: SocketAddr,
+        own: String,
         metrics: &Arc<Metrics>,
         stages: &Stages,
         tasks: &mut Tasks,
@@ -58,7 +60,8 @@ impl Core {
             ..myself
         };
         let store = open_store(config, metrics)?;
-        let status = Status::default();
+        let dialer = Dialer::new(config.credentials.clone());
+        let (status, memory) = (Status::default(), term::Memory::default());
         let (roster, mirror) = Roster::new(Arc::clone(&store));
         let (election, campaign) = Campaign::advertising(
             Clock::default(),
@@ -80,6 +83,7 @@ impl Core {
             interval: settings.interval(),
             detached: detachments,
             metrics: Arc::clone(metrics),
+            dialer: dialer.clone(),
         });
         let hurried = store::serving(&store, settings.patience());
         let (committer, committer_task) = Committer::new(
@@ -106,6 +110,7 @@ impl Core {
                 relay: &relay,
                 metrics,
                 settings: &settings,
+                dialer: &dialer,
             },
             stages,
             tasks,
@@ -128,6 +133,7 @@ impl Core {
             roster: roster.clone(),
             election: election.clone(),
             status: status.clone(),
+            memory: memory.clone(),
             metrics: Arc::clone(metrics),
             id: Arc::clone(&id),
             settings: Arc::new(term_settings(config, own)),
@@ -140,11 +146,13 @@ impl Core {
             roster,
             election,
             status,
+            memory,
             keepalives,
             relay,
             dispatches: actions.dispatches,
             sessions: actions.sessions,
             switchboard: actions.switchboard,
+            dialer,
             history: actions.history,
             streams: actions.streams,
             metrics: Arc::clone(metrics),
@@ -201,12 +209,13 @@ fn lead(
     });
 }
 
-fn term_settings(config: &Config, own: SocketAddr) -> term::Settings {
+fn term_settings(config: &Config, own: String) -> term::Settings {
     let callback = config.callback.clone().map(|program| {
         let runner: Arc<dyn callback::Runner> = Arc::new(callback::Settings {
             timeout: config.callback_timeout,
             limits: config.settings.limits.clone(),
-            ..callback::Settings::new(program, format!("http://{own}"))
+            ca: config.credentials.ca().map(Path::to_owned),
+            ..callback::Settings::new(program, own)
         });
         runner
     });

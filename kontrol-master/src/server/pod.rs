@@ -17,20 +17,17 @@ use kontrol_slave::{
     program::follow_pod,
 };
 use serde_json::{Value, json};
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 /// The payload for the masters above changes at most this often.
 const PACE: Duration = Duration::from_millis(500);
 
-/// The agents that report this master, ready to run. What they follow is started among the tasks.
+/// The agents that report this master, ready to run. `own`: the URL of it. What they follow is started among the tasks.
 pub async fn agents(
     config: &Config,
-    own: SocketAddr,
+    own: &str,
     advertised: &watch::Receiver<Advertised>,
     roster: &Roster,
     election: &Election,
@@ -40,19 +37,30 @@ pub async fn agents(
     let Some(pod) = &config.pod else {
         return Ok(agents);
     };
-    config.actions.remark();
-    if let Some(given) = &config.mixed {
-        let tiers = match given {
-            Some(tiers) => tiers.clone(),
-            None => masters::parse(&own.to_string())
-                .map_err(|_| anyhow::anyhow!("read the own address {own}"))?,
-        };
+    let mixed = match &config.mixed {
+        Some(None) => {
+            Some(masters::parse(own).map_err(|_| anyhow::anyhow!("read the own address {own}"))?)
+        }
+        Some(given) => given.clone(),
+        None => None,
+    };
+    let tiers = [mixed.as_deref(), config.upstream.as_deref()];
+    config.actions.remark(
+        &tiers
+            .into_iter()
+            .flatten()
+            .flatten()
+            .cloned()
+            .collect::<Vec<_>>(),
+    );
+    if let Some(tiers) = mixed {
         let (identity, payload) = follow_pod(pod, tasks).await?;
         let identity = placed(identity, advertised, |_| true, tasks);
         agents.push(Agent::new(AgentConfig {
             identity,
             payload,
             tiers,
+            credentials: config.credentials.clone(),
             actions: Some(config.actions.clone()),
         }));
     }
@@ -77,6 +85,7 @@ pub async fn agents(
             identity,
             payload,
             tiers: tiers.clone(),
+            credentials: config.credentials.clone(),
             actions: Some(config.actions.clone()),
         }));
     }

@@ -98,10 +98,22 @@ impl Channel {
         self.tls
     }
 
+    /// Whether the master has said nothing over this connection, not even that it speaks HTTP/2: then it has done nothing.
+    pub fn is_unheard(&self) -> bool {
+        !self.shared.heard()
+    }
+
     /// Why a request found no answer, from its error: what broke the connection, and what to do.
     pub fn reason(&self, error: &(dyn Error + 'static)) -> String {
         self.shared.broke().unwrap_or_else(|| reason(error))
     }
+}
+
+/// The token in the variable KONTROL_TOKEN, if that is set.
+pub fn token_variable() -> Option<String> {
+    // What is no UTF-8 is no token, which is told when it is checked.
+    let value = std::env::var_os(TOKEN_VARIABLE)?;
+    Some(value.to_string_lossy().into_owned())
 }
 
 /// The innermost cause of an error, explained where it is one of TLS.

@@ -53,6 +53,8 @@ const STOP: Duration = Duration::from_millis(900);
 /// An order, from the session of a tier.
 struct Ordered {
     tier: usize,
+    /// Whether its master proved who it is.
+    proved: bool,
     /// The pod's key in that tier.
     key: String,
     order: Order,
@@ -140,10 +142,17 @@ impl Executor {
     }
 
     /// Takes an order; the answer is to be sent at once. Nothing answers when the slave stops.
-    pub(crate) async fn order(&self, tier: usize, key: &str, order: Order) -> Option<Event> {
+    /// `proved`: whether the master proved who it is.
+    pub(crate) async fn order(
+        &self,
+        (tier, proved): (usize, bool),
+        key: &str,
+        order: Order,
+    ) -> Option<Event> {
         let (reply, answer) = oneshot::channel();
         let ordered = Ordered {
             tier,
+            proved,
             key: key.to_owned(),
             order,
             reply,
@@ -239,11 +248,12 @@ impl ExecutorTask {
             Message::Ordered(ordered) => {
                 let Ordered {
                     tier,
+                    proved,
                     key,
                     order,
                     reply,
                 } = *ordered;
-                let answer = self.order(tier, &key, order, stopping);
+                let answer = self.order((tier, proved), &key, order, stopping);
                 let _ = reply.send(answer);
             }
         }
@@ -252,7 +262,7 @@ impl ExecutorTask {
     /// Passes an order on to its action, or sees to one that is not at hand.
     fn order(
         &mut self,
-        tier: usize,
+        (tier, proved): (usize, bool),
         key: &str,
         order: Order,
         stopping: &CancellationToken,
@@ -263,7 +273,7 @@ impl ExecutorTask {
             Order::Run(run) if of.actions.contains_key(&run.action_id) => {
                 (run.action_id, Told::Again)
             }
-            Order::Run(run) => return self.begin(tier, key, run, stopping),
+            Order::Run(run) => return self.begin((tier, proved), key, run, stopping),
             Order::Resume(resume) => {
                 let (stdout, stderr) = (resume.stdout_offset, resume.stderr_offset);
                 (resume.action_id, Told::Resume { stdout, stderr })
@@ -294,13 +304,13 @@ impl ExecutorTask {
     /// Takes an action that is new; or tells what became of it, or why it will not run.
     fn begin(
         &mut self,
-        tier: usize,
+        (tier, proved): (usize, bool),
         key: &str,
         run: Run,
         stopping: &CancellationToken,
     ) -> Option<Event> {
         let of = self.tiers.get(tier)?;
-        let (work, waits) = match of.allows(&run).and_then(|()| self.admit(&run, key)) {
+        let (work, waits) = match of.allows(&run).and_then(|()| self.admit(&run, key, proved)) {
             Ok(admitted) => admitted,
             // Not kept: whoever did not get this answer orders again, and gets one as good.
             Err(not_run) => {
@@ -344,7 +354,7 @@ impl ExecutorTask {
     }
 
     /// What is to run, and its place among those that wait; or how it ends at once.
-    fn admit(&self, run: &Run, key: &str) -> Result<(Work, Waits), NotRun> {
+    fn admit(&self, run: &Run, key: &str, proved: bool) -> Result<(Work, Waits), NotRun> {
         let settings = self.settings.as_ref();
         let settings = settings.ok_or_else(|| NotRun::refused("this pod runs no actions"))?;
         let full = || NotRun::refused("too many actions wait on this slave; try again later");
@@ -355,6 +365,10 @@ impl ExecutorTask {
             key: key.to_owned(),
             id: self.identity.borrow().id.clone(),
         };
+        if !settings.trusted && !proved {
+            let reason = "this slave runs actions only over a link where its master proves who it is: give it its masters as https:// (or --insecure, if everybody who reaches them may run commands here)";
+            return Err(NotRun::refused(reason));
+        }
         let spec = command::spec(run, &pod, settings, env::vars_os());
         let spec = spec.map_err(NotRun::refused)?;
         let command = run.command.clone().unwrap_or_default();

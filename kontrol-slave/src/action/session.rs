@@ -11,7 +11,7 @@
 //! keepalives, and its flow control not: what it can't send waits in the actions, not in front of a keepalive.
 
 use super::{Executor, run::Channel};
-use crate::masters::link::Attached;
+use crate::{keepalive::stranger, masters::link::Attached};
 use kontrol_proto::{
     MAX_MESSAGE_BYTES,
     v1::{
@@ -21,7 +21,8 @@ use kontrol_proto::{
         attach_response::Order,
     },
 };
-use std::{sync::Arc, time::Duration};
+use kontrol_runtime::dial;
+use std::{error::Error, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout},
@@ -92,6 +93,15 @@ enum Ended {
     Over,
 }
 
+/// What a status says: what to look at, where the master does not let this slave in, and why the connection broke.
+fn answered_so(channel: &dial::Channel, status: &Status) -> String {
+    match (status.source(), status.code()) {
+        (Some(source), _) => channel.reason(source),
+        (None, Code::Unauthenticated | Code::PermissionDenied) => stranger(status),
+        (None, _) => status.message().to_owned(),
+    }
+}
+
 impl std::fmt::Debug for SessionTask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SessionTask")
@@ -152,7 +162,7 @@ impl SessionTask {
                     haste = BROKEN_HASTE.min(haste * 2);
                 }
                 Ended::NotOpened(status) => {
-                    self.complain(&status);
+                    self.complain(&answered.attached.channel(), &status);
                     if status.code() != Code::Unimplemented {
                         self.haste.send_replace(haste);
                         haste = LONGEST_HASTE.min(haste * 2);
@@ -163,11 +173,11 @@ impl SessionTask {
         }
     }
 
-    fn complain(&mut self, status: &Status) {
+    fn complain(&mut self, channel: &dial::Channel, status: &Status) {
         let reason = if status.code() == Code::Unimplemented {
             "this master knows no actions".to_owned()
         } else {
-            status.message().to_owned()
+            answered_so(channel, status)
         };
         if self.said.as_ref() != Some(&reason) {
             tracing::info!(tier = %self.name, "no channel for actions yet: {reason}");
@@ -251,11 +261,15 @@ impl SessionTask {
             let order = match order {
                 Ok(Some(order)) => order.order,
                 Ok(None) => return Ended::Broke("the master closed it".to_owned()),
-                Err(status) => return Ended::Broke(status.message().to_owned()),
+                Err(status) => {
+                    return Ended::Broke(answered_so(&answered.attached.channel(), &status));
+                }
             };
             // An order that is none is of a newer master.
             let Some(order) = order else { continue };
-            let event = self.executor.order(self.tier, &answered.key, order).await;
+            let trusted = answered.attached.channel().is_tls();
+            let from = (self.tier, trusted);
+            let event = self.executor.order(from, &answered.key, order).await;
             reply = event.map(|event| AttachRequest { event: Some(event) });
         }
         self.close(orders, reports).await;

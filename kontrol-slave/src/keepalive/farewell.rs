@@ -10,6 +10,7 @@ use crate::masters::{
 };
 use futures::{StreamExt, stream::FuturesUnordered};
 use kontrol_proto::v1::{PingRequest, PingResponse};
+use kontrol_runtime::dial::Credentials;
 use std::{net::SocketAddr, time::Duration};
 use tokio::time::{sleep, timeout};
 
@@ -47,6 +48,7 @@ async fn ask(link: &mut Link, mut request: impl FnMut() -> PingRequest) -> Resul
     let mut current = link.current().cloned();
     // From here on the address in use comes last in the round.
     link.leave();
+    let credentials = link.credentials();
     let mut more = true;
     loop {
         if more {
@@ -58,7 +60,7 @@ async fn ask(link: &mut Link, mut request: impl FnMut() -> PingRequest) -> Resul
                 }),
             };
             match way {
-                Ok(way) => asked.push(go(way, request())),
+                Ok(way) => asked.push(go(way, credentials.clone(), request())),
                 Err(error) => (more, reason) = (false, error.to_string()),
             }
         }
@@ -69,7 +71,8 @@ async fn ask(link: &mut Link, mut request: impl FnMut() -> PingRequest) -> Resul
                 Some(result) = asked.next() => match result {
                     Ok(_) => return Ok(()),
                     Err(Setback::Refused(said) | Setback::Unfit(said)) => return Err(said),
-                    Err(Setback::Failed(said) | Setback::Homeless(said)) => {
+                    // A stranger is no stranger any more where the connection is made anew.
+                    Err(Setback::Failed(said) | Setback::Homeless(said) | Setback::Stranger(said)) => {
                         reason = said;
                         if more {
                             break;
@@ -83,10 +86,14 @@ async fn ask(link: &mut Link, mut request: impl FnMut() -> PingRequest) -> Resul
     }
 }
 
-async fn go(way: Way, request: PingRequest) -> Result<PingResponse, Setback> {
+async fn go(
+    way: Way,
+    credentials: Credentials,
+    request: PingRequest,
+) -> Result<PingResponse, Setback> {
     let attached = match way {
         Way::Connected(attached) => attached,
-        Way::Dial(endpoint, address) => open(endpoint, address, WHOLE).await?,
+        Way::Dial(endpoint, address) => open(endpoint, address, &credentials, WHOLE).await?,
     };
     ping(attached.channel(), request, WHOLE).await
 }

@@ -119,6 +119,11 @@ impl Schedule {
         self.due = now.max(self.last.unwrap_or(now) + pace);
     }
 
+    /// The same is to be said again at once, over a new connection.
+    pub fn renewed(&mut self, now: Instant) {
+        self.due = now;
+    }
+
     /// A master refused what the keepalive says.
     pub fn refused(&mut self, now: Instant, luck: f64) {
         let row = match self.phase {

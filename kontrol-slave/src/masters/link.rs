@@ -1,15 +1,21 @@
 //! The connection of one tier: which addresses there are, which one is in use, which come next.
 //!
-//! A *round* tries every address once. It starts with a fresh look at the names, in an order drawn by lot, so that the
+//! A *round* tries every address once, and for TLS once for each name that it goes by. It starts with a fresh look at the names, in an order drawn by lot, so that the
 //! slaves spread over a tier's masters, with the address that was just lost at the end. A connection that is answered
 //! stays until it fails; then a new round starts. Invariant: one address is in use at a time, and a round is finite.
+//!
+//! What the link shows to masters is read when it connects. So a master that does not know it any more is connected to anew
+//! first ([`Link::renew`]): the token, or the certificate, may have been replaced meanwhile.
 //!
 //! The connection's owner is whoever owns the [`Link`]; [`Attached::channel`] is a handle on that same HTTP/2
 //! connection, for other streams to the same master.
 
 use super::{Endpoint, Tier};
 use futures::future::{BoxFuture, FutureExt, join_all};
-use kontrol_runtime::cause::innermost;
+use kontrol_runtime::{
+    cause::innermost,
+    dial::{self, Channel, Credentials},
+};
 use rand::seq::SliceRandom;
 use std::{
     collections::VecDeque,
@@ -19,7 +25,6 @@ use std::{
     time::Duration,
 };
 use tokio::{net::lookup_host, time::timeout};
-use tonic::transport::{Channel, Endpoint as Transport, Uri};
 
 /// Most addresses that one name can stand for; the rest are left out.
 const MAX_ADDRESSES: usize = 64;
@@ -94,17 +99,22 @@ enum Round {
 #[derive(Debug)]
 pub struct Link {
     lookups: Vec<Lookup>,
+    credentials: Credentials,
     round: Round,
+    /// What comes before all else.
+    again: Option<Candidate>,
     current: Option<Attached>,
     lost: Option<SocketAddr>,
 }
 
 impl Link {
     /// No connection yet.
-    pub fn new(tier: &Tier) -> Self {
+    pub fn new(tier: &Tier, credentials: Credentials) -> Self {
         Self {
             lookups: tier.endpoints().iter().map(Lookup::new).collect(),
+            credentials,
             round: Round::Due,
+            again: None,
             current: None,
             lost: None,
         }
@@ -117,13 +127,16 @@ impl Link {
             return Ok(attached.clone());
         }
         let (endpoint, address) = self.next(limit).await?;
-        let attached = open(endpoint, address, limit).await?;
+        let attached = open(endpoint, address, &self.credentials, limit).await?;
         self.current = Some(attached.clone());
         Ok(attached)
     }
 
     /// The next address of the round, for a caller that connects by itself; starts a round when none is under way.
     pub async fn next(&mut self, limit: Duration) -> Result<Candidate, LinkError> {
+        if let Some(candidate) = self.again.take() {
+            return Ok(candidate);
+        }
         if let Round::Trying(left) = &mut self.round
             && let Some(candidate) = left.pop_front()
         {
@@ -133,8 +146,9 @@ impl Link {
         let mut list: Vec<Candidate> = Vec::new();
         for lookup in &self.lookups {
             for address in &lookup.known {
-                if !list.iter().any(|(_, other)| other == address) {
-                    list.push((lookup.endpoint.clone(), *address));
+                let candidate = (lookup.endpoint.clone(), *address);
+                if !list.iter().any(|other| is_same(other, &candidate)) {
+                    list.push(candidate);
                 }
             }
         }
@@ -173,39 +187,55 @@ impl Link {
         }
     }
 
+    /// The next connection goes to the same address, with everything read anew.
+    pub fn renew(&mut self) {
+        let current = self.current.take();
+        self.again = current.map(|attached| (attached.endpoint, attached.address));
+    }
+
+    /// What the link shows to masters.
+    pub fn credentials(&self) -> Credentials {
+        self.credentials.clone()
+    }
+
     /// Whether every address of the round was tried.
     pub fn exhausted(&self) -> bool {
         matches!(&self.round, Round::Trying(left) if left.is_empty())
     }
 }
 
+/// Whether two candidates come to the same. A certificate may be for one of two names, and not for the other.
+fn is_same(one: &Candidate, other: &Candidate) -> bool {
+    let (tls, host) = (one.0.is_tls(), one.0.host());
+    one.1 == other.1 && tls == other.0.is_tls() && (!tls || host == other.0.host())
+}
+
 /// Connects to one address.
 pub async fn open(
     endpoint: Endpoint,
     address: SocketAddr,
+    credentials: &Credentials,
     limit: Duration,
 ) -> Result<Attached, LinkError> {
-    let refused = |reason: String| LinkError::Refused { address, reason };
+    let options = dial::Options {
+        limit,
+        ping: PING_AFTER,
+        ping_timeout: PING_TIMEOUT,
+        while_idle: true,
+        user_agent: None,
+    };
     // Masters behind a proxy are told apart by the name in the request, not by the address that was dialled.
-    let origin: Uri = format!("http://{endpoint}")
-        .parse()
-        .map_err(|error| refused(innermost(&error)))?;
-    let transport = Transport::from_shared(format!("http://{address}"))
-        .map_err(|error| refused(innermost(&error)))?
-        .origin(origin)
-        .connect_timeout(limit)
-        .http2_keep_alive_interval(PING_AFTER)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true);
-    match timeout(limit, transport.connect()).await {
-        Ok(Ok(channel)) => Ok(Attached {
+    match dial::connect(endpoint.target(address), credentials, options).await {
+        Ok(channel) => Ok(Attached {
             endpoint,
             address,
             channel,
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
         }),
-        Ok(Err(error)) => Err(refused(innermost(&error))),
-        Err(_) => Err(refused("no answer in time".into())),
+        Err(error) => Err(LinkError::Refused {
+            address,
+            reason: error.to_string(),
+        }),
     }
 }
 
@@ -281,7 +311,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(5);
 
     fn link(text: &str) -> Link {
-        Link::new(&parse(text).unwrap()[0])
+        Link::new(&parse(text).unwrap()[0], Credentials::none())
     }
 
     async fn round(link: &mut Link) -> Vec<SocketAddr> {
@@ -305,6 +335,20 @@ mod tests {
                 "{address} in {set:?}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn with_tls_an_address_counts_once_for_each_name() {
+        let mut link = link("127.0.0.1:1|https://127.0.0.1:1|https://localhost:1|localhost:1");
+        link.lookups[2].known = vec!["127.0.0.1:1".parse().unwrap()];
+        let mut seen = vec![link.next(LIMIT).await.unwrap().0.to_string()];
+        while !link.exhausted() {
+            seen.push(link.next(LIMIT).await.unwrap().0.to_string());
+        }
+        seen.retain(|endpoint| endpoint.starts_with("https://"));
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen, ["https://127.0.0.1:1", "https://localhost:1"]);
     }
 
     #[tokio::test]

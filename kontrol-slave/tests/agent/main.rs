@@ -5,7 +5,9 @@
 mod action;
 mod master;
 mod program;
+mod tls;
 
+use kontrol_runtime::dial::Credentials;
 use kontrol_slave::{
     action::Settings,
     agent::{Agent, AgentConfig, TierStatus},
@@ -45,6 +47,10 @@ impl Running {
     }
 
     fn start_with(masters: &str, actions: Option<Settings>) -> Self {
+        Self::start_as(masters, Credentials::none(), actions)
+    }
+
+    fn start_as(masters: &str, credentials: Credentials, actions: Option<Settings>) -> Self {
         let (identity, identity_receiver) = watch::channel(Identity {
             app: "web".into(),
             id: "web-1".into(),
@@ -59,6 +65,7 @@ impl Running {
             identity: identity_receiver,
             payload: payload_receiver,
             tiers: masters::parse(masters).unwrap(),
+            credentials,
             actions,
         });
         assert_eq!(agent.nonce().len(), 16);

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Response, Status, Streaming,
-    transport::{Server, server::TcpIncoming},
+    transport::{Server, ServerTlsConfig, server::TcpIncoming},
 };
 
 /// Longer than anything that a test waits for should take.
@@ -53,6 +53,7 @@ pub(crate) struct Master {
     address: SocketAddr,
     reply: watch::Sender<Reply>,
     heard: watch::Receiver<Vec<Heard>>,
+    tokens: watch::Sender<Option<String>>,
     attach: watch::Sender<Option<Status>>,
     channels: mpsc::Receiver<Channel>,
     token: CancellationToken,
@@ -62,7 +63,21 @@ pub(crate) struct Master {
 struct Service {
     reply: watch::Receiver<Reply>,
     heard: watch::Sender<Vec<Heard>>,
+    tokens: watch::Receiver<Option<String>>,
     token: CancellationToken,
+}
+
+/// Whether who asks bears the token that counts, if one does.
+fn known<T>(tokens: &watch::Receiver<Option<String>>, request: &Request<T>) -> Result<(), Status> {
+    let Some(token) = &*tokens.borrow() else {
+        return Ok(());
+    };
+    let borne = request.metadata().get("authorization");
+    match borne.and_then(|value| value.to_str().ok()) {
+        Some(borne) if *borne == format!("Bearer {token}") => Ok(()),
+        Some(_) => Err(Status::unauthenticated("unknown token")),
+        None => Err(Status::unauthenticated("no token")),
+    }
 }
 
 impl Master {
@@ -71,24 +86,40 @@ impl Master {
     }
 
     pub(crate) async fn start_at(address: &str, reply: Reply) -> Self {
+        Self::start_with(address, reply, None).await
+    }
+
+    /// A master that speaks TLS, if it is told how.
+    pub(crate) async fn start_with(
+        address: &str,
+        reply: Reply,
+        tls: Option<ServerTlsConfig>,
+    ) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (reply, reply_receiver) = watch::channel(reply);
         let (heard_sender, heard) = watch::channel(Vec::new());
+        let (tokens, tokens_receiver) = watch::channel(None);
         let token = CancellationToken::new();
         let service = Service {
             reply: reply_receiver,
             heard: heard_sender,
+            tokens: tokens_receiver.clone(),
             token: token.clone(),
         };
         let (attach, refusal) = watch::channel(None);
         let (opened, channels) = mpsc::channel(16);
         let actions = Actions {
             refusal,
+            tokens: tokens_receiver,
             opened,
             token: token.clone(),
         };
-        let serve = Server::builder()
+        let mut server = Server::builder();
+        if let Some(tls) = tls {
+            server = server.tls_config(tls).unwrap();
+        }
+        let serve = server
             // As the masters do: no stream can use up the connection.
             .initial_stream_window_size(64 * 1024)
             .initial_connection_window_size(1024 * 1024)
@@ -103,6 +134,7 @@ impl Master {
             address,
             reply,
             heard,
+            tokens,
             attach,
             channels,
             token,
@@ -117,6 +149,11 @@ impl Master {
     /// From now on it answers like this.
     pub(crate) fn now(&self, reply: Reply) {
         self.reply.send_replace(reply);
+    }
+
+    /// From now on only this token counts.
+    pub(crate) fn only(&self, token: &str) {
+        self.tokens.send_replace(Some(token.to_owned()));
     }
 
     /// From now on it answers so to slaves that attach; none: they are welcome.
@@ -154,6 +191,7 @@ impl KeepaliveService for Service {
         Pin<Box<dyn futures::Stream<Item = Result<PingStreamResponse, Status>> + Send>>;
 
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
+        known(&self.tokens, &request)?;
         let heard = Heard {
             at: Instant::now(),
             request: request.into_inner(),

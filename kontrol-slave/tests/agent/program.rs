@@ -33,7 +33,7 @@ fn lines(output: &Output) -> Vec<String> {
 #[test]
 fn wrong_settings_are_told_one_line_each_and_end_with_code_2() {
     let output = program()
-        .env("KONTROL_MASTER", "https://m")
+        .env("KONTROL_MASTER", "ftp://m")
         .env("KONTROL_IP", "nowhere")
         .args([
             "--labels",

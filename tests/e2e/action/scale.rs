@@ -10,7 +10,7 @@
 use anyhow::ensure;
 use kontrol_proto::v1::Outcome;
 use kontrol_slave::{
-    agent::{Agent, AgentConfig},
+    agent::{Agent, AgentConfig, Credentials},
     identity::Identity,
     masters,
 };
@@ -61,6 +61,7 @@ async fn agent(number: u32, masters: Arc<str>, token: CancellationToken) {
         identity,
         payload,
         tiers: masters::parse(&masters).unwrap(),
+        credentials: Credentials::none(),
         actions: None,
     });
     agent.run(token).await;

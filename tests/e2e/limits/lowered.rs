@@ -175,7 +175,7 @@ async fn streams_and_reads_beyond_what_one_caller_may_have_are_turned_away() {
     pod_zero_is_served(&api).await;
     drop(first);
     eventually(SOON, "place of a watch that was given up", async || {
-        Ok(drop(api.watch(0).await?))
+        Ok(api.watch(0).await.map(drop)?)
     })
     .await;
 

@@ -1,6 +1,6 @@
 //! EvictPod: out at once, with its reason everywhere, and back as a new one where it lives.
 
-use super::told;
+use super::{pair, told};
 use anyhow::ensure;
 use kontrol_proto::v1::{LeaveReason, watch_response::Event};
 use kontrol_tests::{
@@ -9,7 +9,6 @@ use kontrol_tests::{
     crew::{self, Crew},
     etcd::Etcd,
     pod::PodSpec,
-    script::Recorder,
     small,
     wait::eventually,
 };
@@ -19,16 +18,9 @@ use tonic::Code;
 #[tokio::test(flavor = "multi_thread")]
 async fn an_evicted_pod_is_gone_at_once_and_every_master_tells_why_and_by_whom() {
     let _permit = small().await;
-    let Some(etcd) = Etcd::start().await else {
+    let Some((_etcd, recorder, mut cluster)) = pair(None).await else {
         return;
     };
-    let recorder = Recorder::python();
-    let mut cluster = Cluster::on(&etcd.store())
-        .masters(2)
-        .patient()
-        .callback(&recorder)
-        .start()
-        .await;
     let follower = cluster.follower().await;
     let pods: Vec<PodSpec> = (0..3).map(PodSpec::number).collect();
     for pod in &pods {

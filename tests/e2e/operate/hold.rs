@@ -1,14 +1,13 @@
 //! A hold: nothing runs while it stands, one run follows it, and it outlives whoever took it.
 
-use super::{join, nothing_runs, post, runs_since, seconds, told};
+use super::{alone, join, nothing_runs, pair, post, runs_since, seconds, told};
 use anyhow::ensure;
 use kontrol_proto::v1::{Hold, HoldCallbackRequest, WatchResponse, watch_response::Event};
 use kontrol_tests::{
     SLACK, SOON,
     cluster::Cluster,
-    etcd::Etcd,
     pod::PodSpec,
-    script::{Plan, Recorder, now},
+    script::{Plan, now},
     small,
     wait::eventually,
 };
@@ -30,16 +29,9 @@ fn of_hold(message: &WatchResponse) -> Option<Option<Hold>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_runs_during_a_hold_and_one_run_with_the_final_roster_follows_it() {
     let _permit = small().await;
-    let Some(etcd) = Etcd::start().await else {
+    let Some((etcd, recorder, mut cluster)) = pair(None).await else {
         return;
     };
-    let recorder = Recorder::python();
-    let mut cluster = Cluster::on(&etcd.store())
-        .masters(2)
-        .patient()
-        .callback(&recorder)
-        .start()
-        .await;
     let follower = cluster.follower().await;
     let api = cluster.api(follower);
     join(&api, 0..1).await;
@@ -119,12 +111,7 @@ async fn nothing_runs_during_a_hold_and_one_run_with_the_final_roster_follows_it
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_ends_by_itself() {
     let _permit = small().await;
-    let recorder = Recorder::python();
-    let cluster = Cluster::on("memory:")
-        .patient()
-        .callback(&recorder)
-        .start()
-        .await;
+    let (recorder, cluster) = alone().await;
     let api = cluster.api(0);
     let lasts = Duration::from_secs(3);
     let before = now();
@@ -159,12 +146,7 @@ async fn a_hold_ends_by_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_that_stands_is_replaced_by_a_longer_and_by_a_shorter_one() {
     let _permit = small().await;
-    let recorder = Recorder::python();
-    let cluster = Cluster::on("memory:")
-        .patient()
-        .callback(&recorder)
-        .start()
-        .await;
+    let (recorder, cluster) = alone().await;
     let api = cluster.api(0);
     let short = Duration::from_secs(1);
     api.hold("first", short).await.unwrap();
@@ -190,16 +172,9 @@ async fn a_hold_that_stands_is_replaced_by_a_longer_and_by_a_shorter_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_survives_its_leader_and_then_every_master() {
     let _permit = small().await;
-    let Some(etcd) = Etcd::start().await else {
+    let Some((_etcd, recorder, mut cluster)) = pair(None).await else {
         return;
     };
-    let recorder = Recorder::python();
-    let mut cluster = Cluster::on(&etcd.store())
-        .masters(2)
-        .patient()
-        .callback(&recorder)
-        .start()
-        .await;
     let leader = cluster.leader().await;
     let other = 1 - leader;
     join(&cluster.api(leader), 0..2).await;
@@ -242,16 +217,11 @@ async fn a_hold_survives_its_leader_and_then_every_master() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_stops_no_run_and_what_goes_back_meanwhile_is_no_news() {
     let _permit = small().await;
-    let recorder = Recorder::python();
+    let (recorder, cluster) = alone().await;
     recorder.plan(&Plan {
         takes: Duration::from_secs(2),
         ..Plan::default()
     });
-    let cluster = Cluster::on("memory:")
-        .patient()
-        .callback(&recorder)
-        .start()
-        .await;
     let api = cluster.api(0);
     join(&api, 0..1).await;
     eventually(SOON, "running callback", async || {

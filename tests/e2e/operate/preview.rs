@@ -1,6 +1,6 @@
 //! PreviewCallback: byte for byte what the next run finds on its standard input, and what it waits for.
 
-use super::{join, seconds};
+use super::{join, pair, seconds};
 use anyhow::ensure;
 use kontrol_proto::v1::{PreviewCallbackResponse, WaitReason, preview_callback_response::Wait};
 use kontrol_tests::{
@@ -15,6 +15,7 @@ use kontrol_tests::{
 };
 use serde_json::{Value, json, value::RawValue};
 use std::{collections::BTreeMap, fs, time::Duration};
+use tonic::Code;
 
 /// What the next run waits for.
 fn waits(preview: &PreviewCallbackResponse) -> Vec<WaitReason> {
@@ -119,6 +120,33 @@ async fn a_preview_is_byte_for_byte_what_the_run_is_handed() {
         "{}",
         texts[0]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_compaction_the_leader_tells_what_changed_and_the_others_name_it() {
+    let _permit = small().await;
+    let Some((etcd, _recorder, mut cluster)) = pair(None).await else {
+        return;
+    };
+    let follower = cluster.follower().await;
+    let leader = cluster.api(1 - follower);
+    join(&leader, 0..2).await;
+    cluster.handled(follower, 2).await;
+    leader
+        .hold("to look", Duration::from_secs(120))
+        .await
+        .unwrap();
+    join(&leader, 2..3).await;
+    etcd.compact().await;
+    let preview = waiting(&leader, WaitReason::Held).await;
+    let input: Value = serde_json::from_str(&preview.input_json).unwrap();
+    let joined = input["changes"]["joined"].as_array().unwrap();
+    assert_eq!(joined.len(), 1, "{joined:?}");
+    let status = cluster.api(follower).preview().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let ensemble = leader.ensemble().await.unwrap();
+    let address = ensemble.leader.unwrap().address;
+    assert!(status.message().contains(&address), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,13 +1,12 @@
 //! RunCallback: now, without the damper; again, if that is asked for; never against a hold.
 
-use super::{join, nothing_runs, post};
+use super::{alone, join, nothing_runs, pair, post};
 use anyhow::ensure;
 use kontrol_tests::{
     SLACK, SOON,
     cluster::Cluster,
-    etcd::Etcd,
     pod::PodSpec,
-    script::{Plan, Recorder, now},
+    script::{Plan, now},
     small,
     wait::eventually,
 };
@@ -21,17 +20,9 @@ const NEVER: Duration = Duration::from_secs(300);
 #[tokio::test(flavor = "multi_thread")]
 async fn it_runs_before_the_damper_whichever_master_is_asked() {
     let _permit = small().await;
-    let Some(etcd) = Etcd::start().await else {
+    let Some((_etcd, recorder, mut cluster)) = pair(Some(NEVER)).await else {
         return;
     };
-    let recorder = Recorder::python();
-    let mut cluster = Cluster::on(&etcd.store())
-        .masters(2)
-        .patient()
-        .damper(NEVER)
-        .callback(&recorder)
-        .start()
-        .await;
     let follower = cluster.follower().await;
     let leader = 1 - follower;
     for (round, index) in [follower, leader].into_iter().enumerate() {
@@ -63,16 +54,9 @@ async fn it_runs_before_the_damper_whichever_master_is_asked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handled_digest_runs_again_only_where_that_is_asked_for() {
     let _permit = small().await;
-    let Some(etcd) = Etcd::start().await else {
+    let Some((_etcd, recorder, mut cluster)) = pair(None).await else {
         return;
     };
-    let recorder = Recorder::python();
-    let mut cluster = Cluster::on(&etcd.store())
-        .masters(2)
-        .patient()
-        .callback(&recorder)
-        .start()
-        .await;
     let follower = cluster.follower().await;
     let api = cluster.api(follower);
     join(&api, 0..2).await;
@@ -118,12 +102,7 @@ async fn a_handled_digest_runs_again_only_where_that_is_asked_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_held_or_not_there_is_not_run() {
     let _permit = small().await;
-    let recorder = Recorder::python();
-    let cluster = Cluster::on("memory:")
-        .patient()
-        .callback(&recorder)
-        .start()
-        .await;
+    let (recorder, cluster) = alone().await;
     let api = cluster.api(0);
     let long = Duration::from_secs(120);
     api.hold("not now, please", long).await.unwrap();
@@ -155,20 +134,15 @@ async fn what_is_held_or_not_there_is_not_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_tried_again_at_once_and_behind_a_run_that_goes_on() {
     let _permit = small().await;
-    let recorder = Recorder::python();
+    let (recorder, cluster) = alone().await;
     recorder.plan(&Plan {
         fails: u32::MAX,
         ..Plan::default()
     });
-    let cluster = Cluster::on("memory:")
-        .patient()
-        .callback(&recorder)
-        .start()
-        .await;
     let api = cluster.api(0);
     join(&api, 0..1).await;
     // Until the next try by itself is far away.
-    let retry = Duration::from_secs(4);
+    let retry = Duration::from_secs(2);
     let view = cluster
         .ensemble(0, "failures", |view| {
             let status = view.callback.clone().unwrap_or_default();

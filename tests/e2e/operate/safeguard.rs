@@ -3,6 +3,7 @@
 
 use super::{nothing_runs, post, seconds, told};
 use anyhow::{Context, ensure};
+use futures::future::join_all;
 use kontrol_proto::v1::{
     GetEnsembleResponse, LeaveReason, Safeguard, WaitReason, WatchResponse, watch_response::Event,
 };
@@ -287,7 +288,7 @@ async fn half_of_the_pods_few_pods_or_none_that_it_guards_leave_in_time() {
         // A wider share, a higher minimum.
         (12, 9, &[("safeguard", "80%"), ("safeguard-min", "12")]),
     ];
-    for (pods, silent, settings) in several {
+    let each = several.map(async |(pods, silent, settings)| {
         let recorder = Recorder::python();
         let (cluster, fleet) = tier(&recorder, pods, |builder| {
             settings
@@ -313,7 +314,8 @@ async fn half_of_the_pods_few_pods_or_none_that_it_guards_leave_in_time() {
         let frozen = told(&watch.seen, of_safeguard);
         assert!(frozen.is_empty(), "{settings:?}: {frozen:?}");
         fleet.nobody_was_lost();
-    }
+    });
+    join_all(each).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

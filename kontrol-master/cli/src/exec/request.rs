@@ -15,8 +15,12 @@ use kontrol_core::{
 use kontrol_proto::v1::{self, DispatchRequest};
 use std::{collections::HashSet, io, time::Duration};
 
+/// What others call --key, which here is that of a pod.
+pub(super) const CERT_KEY: &str = "cert-key";
+
 /// Where to run what.
 #[derive(Debug, Clone, Args)]
+#[command(mut_arg("dial-key", |arg| arg.long(CERT_KEY)))]
 pub struct ExecArgs {
     /// Only pods with one of these roles [default: any]
     #[arg(long, value_name = "ROLE,...", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]

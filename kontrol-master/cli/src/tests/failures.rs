@@ -75,7 +75,22 @@ async fn a_refusal_is_told_and_ends_the_search() {
         (
             1,
             Status::permission_denied(""),
-            "answers: the caller does not have permission to execute the specified operation (PermissionDenied)\n",
+            "does not allow it: it takes another token, or another certificate (PERMISSION_DENIED)\n",
+        ),
+        (
+            1,
+            Status::permission_denied("a reader can't"),
+            "does not allow it (a reader can't): it takes",
+        ),
+        (
+            1,
+            Status::unauthenticated(""),
+            "does not know who asks: give --token-file, or KONTROL_TOKEN, or a certificate with --cert and --key (UNAUTHENTICATED)\n",
+        ),
+        (
+            1,
+            Status::unauthenticated("no such token"),
+            "does not know who asks (no such token): give --token-file",
         ),
         (
             1,
@@ -186,7 +201,7 @@ fn the_parser_is_consistent_and_refuses_what_it_cannot_use() {
     assert!(parse("pods --output '' --timeout '' --endpoint ''").is_ok());
     for (line, reason) in [
         ("pods --selector 'a in b'", "at character 6"),
-        ("pods --endpoint https://m1", "TLS is not in this version"),
+        ("pods --endpoint ftp://m1", "unknown scheme ftp"),
         ("pods --endpoint m1,,m2", "is not a master"),
         ("pods --timeout 0", "must be longer than nothing"),
         ("pods --timeout soon", "duration"),

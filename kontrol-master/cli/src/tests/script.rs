@@ -27,7 +27,7 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 use tonic::{
     Request, Response, Status,
-    transport::{Server, server::TcpIncoming},
+    transport::{Server, ServerTlsConfig, server::TcpIncoming},
 };
 
 /// Longest that a test waits for anything.
@@ -68,6 +68,8 @@ pub(super) struct Script {
     pub(super) asked: Mutex<Vec<String>>,
     /// What the last client called itself.
     pub(super) agent: Mutex<String>,
+    /// The token that each request bore, if it did.
+    pub(super) tokens: Mutex<Vec<Option<String>>>,
 }
 
 impl Script {
@@ -85,6 +87,9 @@ impl Script {
             .to_str()
             .unwrap()
             .clone_into(&mut self.agent.lock().unwrap());
+        let token = request.metadata().get("authorization");
+        let token = token.map(|token| token.to_str().unwrap().to_owned());
+        self.tokens.lock().unwrap().push(token);
         match &self.refuse {
             Some(status) => Err(status.clone()),
             None => Ok(Response::new(answer)),
@@ -190,14 +195,24 @@ pub(super) struct Master {
 
 impl Master {
     pub(super) async fn start(script: Script) -> Self {
+        Self::start_with(script, None).await
+    }
+
+    /// A master that speaks TLS, if it is told how.
+    pub(super) async fn start_with(script: Script, tls: Option<ServerTlsConfig>) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let script = Arc::new(script);
         let ensemble = EnsembleServiceServer::new(Scripted(Arc::clone(&script)));
         let actions = ActionServiceServer::new(Scripted(Arc::clone(&script)));
         let operate = OperateServiceServer::new(Scripted(Arc::clone(&script)));
         let (stop, stopped) = oneshot::channel::<()>();
-        let serve = Server::builder()
+        let mut server = Server::builder();
+        if let Some(tls) = tls {
+            server = server.tls_config(tls).unwrap();
+        }
+        let serve = server
             .add_service(ensemble)
             .add_service(actions)
             .add_service(operate)

@@ -201,6 +201,9 @@ impl Tokens {
             return Err(format!("there are more than {MAX_TOKENS} tokens"));
         }
         let slot = self.entries.entry(entry.digest.slot()).or_default();
+        if slot.contains(&entry) {
+            return Ok(()); // the same line twice
+        }
         if let Some(twin) = slot.iter().find(|twin| twin.digest == entry.digest) {
             return Err(format!("it is the token of {} as well", twin.principal));
         }
@@ -264,8 +267,9 @@ mod tests {
     #[test]
     fn a_token_is_found_by_itself_alone() {
         let text = format!(
-            "# ours\n\n{}\n  {}  \n",
+            "# ours\n\n{}\n  {}  \n{}",
             line("slave", "web-*", "s1"),
+            line("operator", "ann", "s2"),
             line("operator", "ann", "s2")
         );
         let tokens = Tokens::parse(&text).unwrap();

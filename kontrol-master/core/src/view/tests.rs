@@ -228,6 +228,7 @@ fn the_oldest_candidate_leads_and_a_change_is_told() {
             id: id.into(),
             address: "h:1".into(),
             instance: "1".into(),
+            tls: false,
         })
         .unwrap()
     };
@@ -411,4 +412,25 @@ proptest! {
         let seqs: Vec<_> = view.pods().map(|pod| pod.seq()).collect();
         prop_assert!(seqs.is_sorted());
     }
+}
+
+#[test]
+fn a_master_that_speaks_tls_says_so_and_the_record_of_one_that_does_not_is_as_ever() {
+    let old = r#"{"address":"h:1","id":"m1","instance":"1"}"#;
+    let master: PeerMaster = serde_json::from_str(old).unwrap();
+    assert!(!master.tls);
+    assert_eq!(master.encode(), old.as_bytes());
+    let speaks = PeerMaster {
+        tls: true,
+        ..master
+    };
+    let record = speaks.encode();
+    assert_eq!(
+        serde_json::from_slice::<PeerMaster>(&record).unwrap(),
+        speaks
+    );
+    assert_eq!(
+        record,
+        br#"{"address":"h:1","id":"m1","instance":"1","tls":true}"#
+    );
 }

@@ -39,6 +39,7 @@ fn history() -> (History, SharedStore) {
         id: "m".into(),
         address: "m:1".into(),
         instance: "1".into(),
+        tls: false,
     };
     let hour = Duration::from_secs(3600);
     let (election, _campaign) = Campaign::new(Arc::clone(&store), roster.clone(), me, hour);

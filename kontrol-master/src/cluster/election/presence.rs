@@ -96,6 +96,7 @@ impl Presence {
             id,
             address: address.unwrap_or_else(|| self.me.address.clone()),
             instance: self.me.instance.clone(),
+            tls: self.me.tls,
         }
     }
 

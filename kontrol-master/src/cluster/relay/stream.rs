@@ -1,7 +1,7 @@
 //! The stream to the leader: batches out, acknowledgements in.
 
 use super::{Counted, Item, Link, RelayTask, Sign, task::turned};
-use crate::cluster::peers::dial;
+use crate::cluster::peers::reason;
 use kontrol_core::{kv::Fence, view::Candidate};
 use kontrol_proto::internal::v1::{
     Refresh, RelayRequest, RelayResponse, peer_service_client::PeerServiceClient,
@@ -58,7 +58,7 @@ impl From<&Status> for Ended {
         } else if status.code() == Code::NotFound {
             Self::Stranger(status.message().to_owned())
         } else {
-            Self::Broken(status.message().to_owned())
+            Self::Broken(reason(status))
         }
     }
 }
@@ -73,7 +73,7 @@ impl RelayTask {
     ) -> Ended {
         let (sender, receiver) = mpsc::channel(1);
         let open = async {
-            let channel = dial(&leader.master, ACK_LIMIT / 2).await?;
+            let channel = self.dialer.dial(&leader.master, ACK_LIMIT / 2).await?;
             PeerServiceClient::new(channel)
                 .max_decoding_message_size(1 << 20)
                 .relay(ReceiverStream::new(receiver))

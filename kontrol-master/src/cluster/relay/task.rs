@@ -3,6 +3,7 @@
 use super::{Counted, Item, Limits, Link, stream::Ended};
 use crate::cluster::{
     election::Election,
+    peers::Dialer,
     roster::Roster,
     status::{CallbackStatus, Status},
 };
@@ -42,6 +43,7 @@ pub struct RelayTask {
     pub(super) pending: Vec<Item>,
     /// Which leader, by its epoch, is out of reach and how, as it was told; absent since it acknowledged all.
     pub(super) told_down: Option<(Revision, Link)>,
+    pub(super) dialer: Dialer,
 }
 
 impl RelayTask {

@@ -189,6 +189,7 @@ fn relay(
         interval: ttl / 5,
         detached: mpsc::channel(1).0,
         metrics: Arc::default(),
+        dialer: crate::cluster::peers::Dialer::default(),
     })
 }
 
@@ -207,6 +208,7 @@ async fn follow(answer: Answer) -> Follower {
         id: instance.to_string(),
         address,
         instance: instance.to_string(),
+        tls: false,
     };
     let candidacy = serde_json::to_vec(&master(Instance(2), address)).unwrap();
     let pod = kontrol_core::model::Pod::join(report(1), 0, 0);

@@ -10,7 +10,7 @@ use super::{
     output::Lines,
     verdict::judge,
 };
-use kontrol_core::model::Exact;
+use kontrol_core::{access::tokens::Token, model::Exact};
 use kontrol_runtime::{
     clock::Clock,
     process::{DIRECTORY_PREFIX, End, Guarded, INPUT_FILE, Lease, Order, Pipes, Spec},
@@ -71,6 +71,8 @@ struct Running<'s> {
     /// What is to become the state.
     state: Vec<u8>,
     lines: Lines,
+    /// What it calls back with: no line shows it.
+    secret: Option<Token>,
     /// Why the program was told to end, if it was.
     asked: Option<Failure>,
     ended: Option<End>,
@@ -89,6 +91,7 @@ async fn start<'s>(
     if token.is_cancelled() {
         return Err(Failure::Stopped);
     }
+    let secret = input.token.clone();
     let documents = Documents::new(input);
     let written =
         tokio::task::spawn_blocking(move || write(&documents).map(|dir| (dir, documents)));
@@ -118,6 +121,7 @@ async fn start<'s>(
         stderr: Output::new(pipes.stderr),
         state: Vec::new(),
         lines: Lines::default(),
+        secret,
         asked: None,
         ended: None,
         patience: None,
@@ -163,7 +167,7 @@ async fn spawn(
     directory: &Path,
 ) -> io::Result<(Guarded, Pipes)> {
     let spec = |limit| {
-        let environment = documents.environment(inherited(), directory, &settings.endpoint, limit);
+        let environment = documents.environment(inherited(), directory, settings.into(), limit);
         for variable in environment.left_out {
             settings.listener.hear(Said::LeftOut(variable));
         }
@@ -223,7 +227,7 @@ impl Running<'_> {
                 }
                 piece = self.stderr.next() => {
                     for line in self.lines.push(piece) {
-                        self.settings.listener.hear(Said::Line(&line));
+                        hear(self.settings, self.secret.as_ref(), &line);
                     }
                 }
                 () = sleep_until(self.patience.unwrap_or_else(Instant::now)), if self.patience.is_some() => {
@@ -239,7 +243,7 @@ impl Running<'_> {
             }
         };
         if let Some(line) = self.lines.end() {
-            self.settings.listener.hear(Said::Line(&line));
+            hear(self.settings, self.secret.as_ref(), &line);
         }
         if !end.left.is_empty() {
             let left = end.left.join(" ");
@@ -259,6 +263,15 @@ impl Running<'_> {
             self.asked = Some(why);
         }
     }
+}
+
+/// Passes a line on. A callback that shows its variables (`set -x`, `env`) must not show its token to whoever reads the log.
+fn hear(settings: &Settings, secret: Option<&Token>, line: &str) {
+    let line = match secret {
+        Some(token) if line.contains(token.as_str()) => &line.replace(token.as_str(), "***"),
+        Some(_) | None => line,
+    };
+    settings.listener.hear(Said::Line(line));
 }
 
 /// One of the two outputs of the program.

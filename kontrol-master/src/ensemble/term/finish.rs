@@ -3,8 +3,29 @@
 use super::{Deposed, QUARANTINE, Term, run::Finished, storing::Success};
 use kontrol_core::model::Digest;
 use kontrol_runtime::clock::wall;
-use std::time::Duration;
+use std::time::SystemTime;
 use tokio::time::{Instant, sleep};
+
+/// The times that were told last.
+#[derive(Default)]
+pub(super) struct Told {
+    pending: OnWall,
+    due: OnWall,
+}
+
+/// A time with what it is by the wall clock, which comes out a little different each time that it is asked.
+#[derive(Default)]
+struct OnWall(Option<(Instant, SystemTime)>);
+
+impl OnWall {
+    /// The same for the same time.
+    fn of(&mut self, at: Option<Instant>) -> Option<SystemTime> {
+        if self.0.map(|(known, _)| known) != at {
+            self.0 = at.map(|at| (at, wall(at)));
+        }
+        self.0.map(|(_, wall)| wall)
+    }
+}
 
 impl Term {
     pub(super) fn on_finished(
@@ -44,7 +65,7 @@ impl Term {
         });
         if let Some(handled) = finished.handled {
             tracing::info!(digest = %handled.digest(), took = ?finished.run.duration, "the callback handled the roster");
-            self.handled = handled;
+            self.remember(handled);
         }
         if finished.deposed {
             Err(Deposed)
@@ -67,10 +88,9 @@ impl Term {
     }
 
     /// Tells since when a change waits, and what it waits for.
-    pub(super) fn tell(&self) {
-        let told = self.context.status.now();
+    pub(super) fn tell(&mut self) {
         let starting = self.running.as_ref();
-        let starting = starting.filter(|_| told.running.is_none());
+        let starting = starting.filter(|_| self.context.status.now().running.is_none());
         let pending = self
             .schedule
             .pending_since()
@@ -79,25 +99,15 @@ impl Term {
             (Err(unreadable), Some(_)) => unreadable.to_string(),
             _ => self.trouble.borrow().clone(),
         };
-        let due = self.schedule.due();
-        // Both are compared by whether they are there, or by the second: a wall-clock time comes out a little different each time.
-        let moved = due.map(wall).zip(told.due).is_some_and(|(now, told)| {
-            let apart = now
-                .duration_since(told)
-                .unwrap_or_else(|before| before.duration());
-            apart > Duration::from_millis(100)
+        let (pending, due) = (
+            self.told.pending.of(pending),
+            self.told.due.of(self.schedule.due()),
+        );
+        self.context.status.update(|status| {
+            status.pending_since = pending;
+            status.due = due;
+            status.error = error;
         });
-        if pending.is_some() != told.pending_since.is_some()
-            || due.is_some() != told.due.is_some()
-            || moved
-            || error != told.error
-        {
-            self.context.status.update(|status| {
-                status.pending_since = pending.map(wall);
-                status.due = due.map(wall);
-                status.error = error;
-            });
-        }
     }
 
     /// Ends the run that goes on, and waits until nothing of it is left. Tells what it left that is not stored.

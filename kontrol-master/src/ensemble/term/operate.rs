@@ -6,10 +6,13 @@ use crate::{cluster::error::Error, ensemble::operate::update};
 use kontrol_core::{
     kv::Revision,
     schedule::Demand,
-    view::{OperateRecord, operate},
+    view::{
+        OperateRecord,
+        operate::{Freeze, Hold},
+    },
 };
 use kontrol_runtime::clock::now_ms;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// When a write is tried again that the store did not take.
@@ -19,10 +22,10 @@ const RETRY: Duration = Duration::from_millis(500);
 #[derive(Default)]
 pub(super) struct Orders {
     /// The hold that stands, and when it ends by the clock of this process.
-    hold: Option<(operate::Hold, Instant)>,
+    hold: Option<(Hold, Instant)>,
     /// The run that was asked for last.
     demanded: Option<String>,
-    /// The revision that this leader wrote last: before it is seen, the record is out of date.
+    /// The revision that this leader wrote last: a view from before it is out of date.
     wrote: Revision,
     retry_at: Option<Instant>,
 }
@@ -30,11 +33,10 @@ pub(super) struct Orders {
 impl Term {
     /// Takes in what operators asked for.
     pub(super) fn heed(&mut self, now: Instant) {
-        let view = &self.seen;
-        let (record, revision) = view.operate();
-        if revision < self.orders.wrote {
+        if self.seen.revision() < self.orders.wrote {
             return;
         }
+        let (record, _) = self.seen.operate();
         let known = self.orders.hold.as_ref().map(|(hold, _)| hold);
         if known != record.hold.as_ref() {
             self.orders.hold = record.hold.clone().map(|hold| {
@@ -50,32 +52,27 @@ impl Term {
             self.orders.demanded = Some(run.id.clone());
             self.schedule.demand(Demand { again: run.again });
         }
-        if record
-            .safeguard
-            .as_ref()
-            .is_some_and(|freeze| freeze.released.is_some())
-        {
+        // The release of a freeze before, whose end is not written yet, does not end the one of now.
+        let since_ms = self.frozen_ms.0;
+        let releases = |freeze: &Freeze| freeze.released.is_some() && freeze.since_ms == since_ms;
+        if record.safeguard.as_ref().is_some_and(releases) {
             self.safeguard.release();
         }
     }
 
     /// Writes back what was done.
     pub(super) async fn settle_orders(&mut self, now: Instant) -> Result<(), Deposed> {
-        let view = std::sync::Arc::clone(&self.seen);
-        let (record, revision) = view.operate();
-        if revision < self.orders.wrote || self.orders.retry_at.is_some_and(|at| at > now) {
+        let view = Arc::clone(&self.seen);
+        if view.revision() < self.orders.wrote || self.orders.retry_at.is_some_and(|at| at > now) {
             return Ok(());
         }
-        let hold_is_over = self
-            .orders
-            .hold
-            .as_ref()
-            .is_some_and(|(_, until)| *until <= now);
-        let over = self.orders.hold.as_ref().filter(|_| hold_is_over);
+        let (record, _) = view.operate();
+        let over = self.orders.hold.as_ref();
+        let over = over.filter(|(_, until)| *until <= now);
         let over = over.map(|(hold, _)| hold.clone());
         let done = self.orders.demanded.clone();
         let done = done.filter(|_| !self.schedule.is_demanded());
-        let frozen = self.frozen.clone();
+        let frozen = self.freeze();
         let change = |record: &mut OperateRecord| {
             if over.is_some() && record.hold == over {
                 record.hold = None;
@@ -83,9 +80,13 @@ impl Term {
             if record.run.as_ref().map(|run| &run.id) == done.as_ref() {
                 record.run = None;
             }
-            record.safeguard = frozen.clone().map(|freeze| operate::Freeze {
-                released: record.safeguard.take().and_then(|freeze| freeze.released),
-                ..freeze
+            let before = record.safeguard.take();
+            record.safeguard = frozen.clone().map(|freeze| {
+                let before = before.filter(|before| before.since_ms == freeze.since_ms);
+                Freeze {
+                    released: before.and_then(|before| before.released),
+                    ..freeze
+                }
             });
         };
         let mut wanted = OperateRecord::clone(record);

@@ -1,7 +1,7 @@
 //! One run of the callback, from its input to its state in the store.
 
 use super::{
-    handled::Handled,
+    handled::{Baseline, Handled},
     pass_on,
     storing::{Storing, Success},
     token::NotIssued,
@@ -141,24 +141,57 @@ impl RunTask {
 
     async fn input(&self) -> Result<callback::Input, String> {
         let store = &self.storing.context.store;
-        input(store, &self.view, &self.handled, self.storing.fence.epoch()).await
+        let baseline = baseline(store, &self.handled).await?;
+        if matches!(baseline, Baseline::Forgotten) {
+            tracing::warn!(
+                "the store has forgotten what was handled last; all pods count as joined"
+            );
+        }
+        input(store, &self.view, &baseline, self.storing.fence.epoch()).await
     }
+}
+
+/// What a run would be handed that starts at this view. What the store has forgotten, no master knows but the one that
+/// `leads`: it runs the callback with what it remembers, or tells it that all pods have joined.
+pub async fn next_input(
+    store: &SharedStore,
+    view: &View,
+    handled: &Handled,
+    leads: bool,
+) -> Result<callback::Input, String> {
+    let baseline = baseline(store, handled).await?;
+    let leader = view.leader();
+    if matches!(baseline, Baseline::Forgotten) && !leads {
+        let whom = leader.map_or_else(
+            || "nobody leads now who may remember it; try again".to_owned(),
+            |leader| format!("ask the leader, {}", leader.master.address),
+        );
+        return Err(format!(
+            "the store has forgotten what was handled last: {whom}"
+        ));
+    }
+    let epoch = leader.map_or(0, |leader| leader.epoch);
+    input(store, view, &baseline, epoch).await
+}
+
+/// What changes are told against, with words for when that can't be read.
+async fn baseline(store: &SharedStore, handled: &Handled) -> Result<Baseline, String> {
+    let baseline = handled.baseline(store).await;
+    baseline.map_err(|error| format!("what was handled last can't be read: {error}"))
 }
 
 /// What the callback is handed. From a state that is out of date it would make one that undoes what was stored since, so that
 /// without the store nothing starts.
-pub(super) async fn input(
+async fn input(
     store: &SharedStore,
     view: &View,
-    handled: &Handled,
+    baseline: &Baseline,
     epoch: Revision,
 ) -> Result<callback::Input, String> {
-    let baseline = handled.baseline(store).await;
-    let baseline =
-        baseline.map_err(|error| format!("what was handled last can't be read: {error}"))?;
-    let before = baseline
-        .as_ref()
-        .map(|(digest, order)| (*digest, order.values()));
+    let before = match baseline {
+        Baseline::Roster(digest, order) => Some((*digest, order.values())),
+        Baseline::Nothing | Baseline::Forgotten => None,
+    };
     let snapshot = store.read(&[STATE.to_owned()]).await;
     let snapshot = snapshot.map_err(|error| format!("the state can't be read: {error}"))?;
     let (record, _) = StateRecord::find(&snapshot).map_err(|error| error.to_string())?;

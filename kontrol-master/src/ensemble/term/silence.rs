@@ -30,10 +30,20 @@ impl Term {
         );
         let left = Duration::from_millis(left);
         self.safeguard.adopt(now, left, freeze.silent, freeze.pods);
-        self.frozen = Some(Freeze {
+        self.frozen_ms = (freeze.since_ms, freeze.until_ms);
+    }
+
+    /// What is frozen, as the store is to have it.
+    pub(super) fn freeze(&self) -> Option<Freeze> {
+        let frozen = self.safeguard.frozen()?;
+        let (since_ms, until_ms) = self.frozen_ms;
+        Some(Freeze {
+            since_ms,
+            until_ms,
+            silent: frozen.silent,
+            pods: frozen.pods,
             released: None,
-            ..freeze.clone()
-        });
+        })
     }
 
     /// Parts those who leave from those who stay although they are due.
@@ -92,12 +102,7 @@ impl Term {
                 self.froze(&frozen);
                 false
             }
-            Verdict::Hold(frozen) => {
-                if let Some(freeze) = &mut self.frozen {
-                    (freeze.silent, freeze.pods) = (frozen.silent, frozen.pods);
-                }
-                false
-            }
+            Verdict::Hold(_) => false,
         };
         self.judged = Some((now, leave));
         leave
@@ -132,17 +137,10 @@ impl Term {
         );
         let since_ms = now_ms();
         let max = u64::try_from(policy.max.as_millis()).unwrap_or(u64::MAX / 2);
-        self.frozen = Some(Freeze {
-            since_ms,
-            until_ms: since_ms.saturating_add(max),
-            silent: frozen.silent,
-            pods: frozen.pods,
-            released: None,
-        });
+        self.frozen_ms = (since_ms, since_ms.saturating_add(max));
     }
 
-    fn thawed(&mut self, thaw: Thaw, frozen: &Frozen) {
-        self.frozen = None;
+    fn thawed(&self, thaw: Thaw, frozen: &Frozen) {
         let (silent, pods) = (frozen.silent, frozen.pods);
         match thaw {
             Thaw::Recovered => {

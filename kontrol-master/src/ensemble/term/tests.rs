@@ -40,6 +40,7 @@ struct Harness {
     keepalives: Keepalives,
     election: Election,
     status: Status,
+    memory: Memory,
     metrics: Arc<Metrics>,
     clock: Clock,
     token: CancellationToken,
@@ -84,6 +85,7 @@ impl Harness {
             id: id.clone(),
             address: format!("127.0.0.1:{number}"),
             instance: me.to_string(),
+            tls: false,
         };
         let (election, campaign) =
             Campaign::by(clock.clone(), store.clone(), roster.clone(), myself, TTL);
@@ -99,6 +101,7 @@ impl Harness {
             interval: TTL / 5,
             detached: sender,
             metrics: Arc::default(),
+            dialer: crate::cluster::peers::Dialer::default(),
         });
         let (committer, committer_task) = Committer::new(
             store.clone(),
@@ -114,11 +117,13 @@ impl Harness {
             relay.clone(),
             metrics.clone(),
         );
+        let memory = Memory::default();
         let context = Context {
             store: store.clone(),
             roster: roster.clone(),
             election: election.clone(),
             status: status.clone(),
+            memory: memory.clone(),
             metrics: metrics.clone(),
             id: id.into(),
             settings: Arc::new(Settings {
@@ -156,6 +161,7 @@ impl Harness {
             keepalives,
             election,
             status,
+            memory,
             metrics,
             clock,
             token,

@@ -7,6 +7,8 @@ use super::{Caller, Identity, Proof};
 use crate::metrics::Metrics;
 use kontrol_core::access::table::{self, Kind};
 use std::{
+    fmt,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -17,10 +19,11 @@ use tonic::{Code, Status};
 const MOST: u32 = 10;
 const SECOND: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
-pub(super) struct Audit {
+/// Tells what there is to tell. Cheap to clone: all clones share the number of each second.
+#[derive(Debug, Clone)]
+pub struct Audit {
     metrics: Arc<Metrics>,
-    told: Mutex<Told>,
+    told: Arc<Mutex<Told>>,
 }
 
 /// How many refusals were told since when, and how many were not.
@@ -32,7 +35,8 @@ struct Told {
 }
 
 impl Audit {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    /// Counts in these metrics.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
         let told = Told {
             since: Instant::now(),
             told: 0,
@@ -40,7 +44,7 @@ impl Audit {
         };
         Self {
             metrics,
-            told: Mutex::new(told),
+            told: Arc::new(Mutex::new(told)),
         }
     }
 
@@ -52,25 +56,40 @@ impl Audit {
         let (principal, role) = named(caller);
         let peer = caller.address;
         tracing::info!(
-            target: "kontrol::audit", principal, role, shown = shown(caller), %peer, rpc, ?code, "called"
+            target: "kontrol::audit", principal, role, shown = shown(caller), %peer, rpc, ?code, "audit: called"
         );
     }
 
     /// Somebody may not do what was asked for.
     pub(super) fn refused(&self, caller: &Caller, rpc: &str, status: &Status) {
         self.metrics.refused(status.code());
-        let Some(left_out) = self.may_tell(Instant::now()) else {
+        if !self.tells() {
             return;
-        };
-        if left_out > 0 {
-            tracing::info!(target: "kontrol::audit", left_out, "more calls were refused");
         }
         let (principal, role) = named(caller);
         let peer = caller.address;
         tracing::info!(
             target: "kontrol::audit", principal, role, shown = shown(caller), %peer, rpc, code = ?status.code(),
-            reason = status.message(), "refused"
+            reason = status.message(), "audit: refused"
         );
+    }
+
+    /// Somebody came to the port, and TLS did not come about.
+    pub fn no_tls(&self, peer: SocketAddr, reason: &dyn fmt::Display) {
+        self.metrics.handshake_failed();
+        if self.tells() {
+            let peer = peer.ip();
+            tracing::info!(target: "kontrol::audit", %peer, %reason, "audit: TLS refused");
+        }
+    }
+
+    /// Whether one more refusal may be told; tells how many were left out before it.
+    fn tells(&self) -> bool {
+        let left_out = self.may_tell(Instant::now());
+        if let Some(left_out @ 1..) = left_out {
+            tracing::info!(target: "kontrol::audit", left_out, "audit: more was refused");
+        }
+        left_out.is_some()
     }
 
     /// Whether one more may be told, and how many were not before it.

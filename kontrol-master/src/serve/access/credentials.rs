@@ -10,9 +10,16 @@ use kontrol_runtime::{
 };
 use rustls::{
     ServerConfig,
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject},
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
-use std::{collections::BTreeMap, fmt, fs, mem, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt, fs, mem,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +35,8 @@ pub struct Files {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// The authorities whose client certificates count, PEM.
     pub client_ca: Option<PathBuf>,
+    /// What those authorities have revoked, PEM.
+    pub client_crl: Option<PathBuf>,
     /// The file of tokens.
     pub tokens: Option<PathBuf>,
 }
@@ -90,48 +99,60 @@ impl Files {
 
     /// Reads all of them, on this thread; tells each one that is of no use.
     pub fn read(&self) -> Result<Known, Vec<Mistake>> {
+        match self.read_over(Known::default()) {
+            (known, mistakes) if mistakes.is_empty() => Ok(known),
+            (_, mistakes) => Err(mistakes),
+        }
+    }
+
+    /// Reads all of them over what counted before: of one that is of no use, that goes on counting.
+    fn read_over(&self, mut known: Known) -> (Known, Vec<Mistake>) {
         let mut mistakes = Vec::new();
-        let mut known = Known::default();
-        let mut wrong = |mistake: Mistake| mistakes.push(mistake);
         if let Some(path) = &self.tokens {
             match read_tokens(path) {
                 Ok(tokens) => known.tokens = tokens,
-                Err(reasons) => reasons
-                    .into_iter()
-                    .for_each(|reason| wrong(Mistake::new("tokens", reason))),
-            }
-        }
-        if let Some(path) = &self.client_ca {
-            match verifier(path) {
-                Ok(verifier) => known.verifier = Some(verifier),
-                Err(reason) => wrong(Mistake::new("client-ca", reason)),
-            }
-        }
-        if let Some((certificate, key)) = &self.identity {
-            let chain = tls::certificates(certificate)
-                .map_err(|error| wrong(Mistake::new("tls-cert", error)));
-            let secret =
-                tls::private_key(key).map_err(|error| wrong(Mistake::new("tls-key", error)));
-            if let (Ok(chain), Ok(secret)) = (chain, secret) {
-                known.names = chain.first().map(certificate::names).unwrap_or_default();
-                match port(chain, secret, known.verifier.clone()) {
-                    Ok(config) => known.tls = Some(Arc::new(config)),
-                    Err(error) => wrong(Mistake::new(
-                        "tls-cert",
-                        format!(
-                            "{} and {} don't serve: {error}",
-                            certificate.display(),
-                            key.display()
-                        ),
-                    )),
+                Err(reasons) => {
+                    let each = reasons
+                        .into_iter()
+                        .map(|reason| Mistake::new("tokens", reason));
+                    mistakes.extend(each);
                 }
             }
         }
-        if mistakes.is_empty() {
-            Ok(known)
-        } else {
-            Err(mistakes)
+        if let Some(path) = &self.client_ca {
+            match self.verifier(path) {
+                Ok(verifier) => known.verifier = Some(verifier),
+                Err(mistake) => mistakes.push(mistake),
+            }
         }
+        if let Some((certificate, key)) = &self.identity {
+            match port(certificate, key, known.verifier.clone()) {
+                Ok((config, names)) => {
+                    known.tls = Some(Arc::new(config));
+                    known.names = names;
+                }
+                Err(more) => mistakes.extend(more),
+            }
+        }
+        (known, mistakes)
+    }
+
+    fn verifier(&self, ca: &Path) -> Result<Arc<dyn ClientCertVerifier>, Mistake> {
+        let roots = tls::roots(ca).map_err(|error| Mistake::new("client-ca", error))?;
+        let mut builder =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider())
+                // Who shows none may still have a token.
+                .allow_unauthenticated();
+        if let Some(path) = &self.client_crl {
+            let revoked = revoked(path).map_err(|reason| Mistake::new("client-crl", reason))?;
+            // An authority that never revoked anything has no list.
+            builder = builder.with_crls(revoked).allow_unknown_revocation_status();
+        }
+        builder.build().map_err(|error| {
+            let (ca, crl) = (ca.display(), self.client_crl.as_ref());
+            let both = crl.map_or_else(String::new, |crl| format!(" with {}", crl.display()));
+            Mistake::new("client-ca", format!("{ca}{both} can't be used: {error}"))
+        })
     }
 
     fn paths(&self) -> Vec<PathBuf> {
@@ -141,6 +162,7 @@ impl Files {
             .flat_map(|(certificate, key)| [certificate, key]);
         identity
             .chain(&self.client_ca)
+            .chain(&self.client_crl)
             .chain(&self.tokens)
             .cloned()
             .collect()
@@ -166,17 +188,44 @@ fn read_tokens(path: &PathBuf) -> Result<Tokens, Vec<String>> {
     })
 }
 
-fn verifier(path: &std::path::Path) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let roots = tls::roots(path).map_err(|error| error.to_string())?;
-    // Who shows none may still have a token.
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider());
-    let verifier = builder.allow_unauthenticated().build();
-    verifier.map_err(|error| format!("{} can't be used: {error}", path.display()))
+/// The lists of revoked certificates in a file.
+fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let failed = |error| format!("can't read {}: {error}", path.display());
+    let lists = CertificateRevocationListDer::pem_file_iter(path).map_err(failed)?;
+    let lists: Vec<_> = lists.collect::<Result<_, _>>().map_err(failed)?;
+    if lists.is_empty() {
+        let path = path.display();
+        return Err(format!(
+            "{path} holds no list of revoked certificates (X509 CRL) in PEM"
+        ));
+    }
+    Ok(lists)
 }
 
+/// TLS of the port, and the names that its certificate is for.
 fn port(
-    chain: Vec<rustls::pki_types::CertificateDer<'static>>,
-    key: rustls::pki_types::PrivateKeyDer<'static>,
+    certificate: &Path,
+    key: &Path,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<(ServerConfig, Vec<String>), Vec<Mistake>> {
+    let chain = tls::certificates(certificate).map_err(|error| Mistake::new("tls-cert", error));
+    let secret = tls::private_key(key).map_err(|error| Mistake::new("tls-key", error));
+    let (chain, secret) = match (chain, secret) {
+        (Ok(chain), Ok(secret)) => (chain, secret),
+        (chain, secret) => return Err(chain.err().into_iter().chain(secret.err()).collect()),
+    };
+    let names = chain.first().map(certificate::names).unwrap_or_default();
+    let config = config(chain, secret, verifier).map_err(|error| {
+        let (certificate, key) = (certificate.display(), key.display());
+        let reason = format!("{certificate} and {key} don't go together: {error}");
+        vec![Mistake::new("tls-cert", reason)]
+    })?;
+    Ok((config, names))
+}
+
+fn config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
 ) -> Result<ServerConfig, rustls::Error> {
     let builder = ServerConfig::builder_with_provider(tls::provider())
@@ -238,8 +287,8 @@ impl Following {
         let paths = self.files.paths();
         let mut seen: BTreeMap<PathBuf, Content> = BTreeMap::new();
         // Read once more at the start: something may have changed since, and this is what later looks are compared with.
-        let mut due = true;
-        let mut told = Vec::new();
+        let (mut due, mut first) = (true, true);
+        let (mut found, mut told) = (Vec::new(), Vec::new());
         while token
             .run_until_cancelled(tokio::time::sleep(LOOK))
             .await
@@ -255,35 +304,33 @@ impl Following {
             if !mem::take(&mut due) {
                 continue;
             }
-            let files = self.files.clone();
-            match reader.look(move || files.read()).await {
-                Ok(Ok(known)) => {
-                    if !told.is_empty() {
-                        tracing::info!("tokens, certificates and authorities can be read again");
-                    }
-                    told.clear();
-                    tracing::debug!(
-                        tokens = known.tokens.len(),
-                        "read tokens, certificates and authorities"
-                    );
-                    self.sender.send_replace(Arc::new(known));
-                }
-                Ok(Err(mistakes)) => {
-                    // Files that go together are replaced one after the other: it is told when that lasts.
-                    due = true;
-                    if mistakes == told {
-                        continue;
-                    }
-                    for mistake in &mistakes {
-                        tracing::error!("{mistake}; what counted before goes on counting");
-                    }
-                    told = mistakes;
-                }
+            let (files, before) = (self.files.clone(), Known::clone(&self.sender.borrow()));
+            let (known, mistakes) = match reader.look(move || files.read_over(before)).await {
+                Ok(read) => read,
                 Err(error) => {
                     due = true;
                     tracing::warn!(%error, "could not look at tokens, certificates and authorities");
+                    continue;
+                }
+            };
+            let tokens = known.tokens.len();
+            self.sender.send_replace(Arc::new(known));
+            if mistakes.is_empty() {
+                told.clear();
+                if !mem::take(&mut first) {
+                    tracing::info!(tokens, "read tokens, certificates and authorities again");
+                }
+            } else {
+                due = true;
+                // Files that go together are replaced one after the other: it is told when it lasts, and once.
+                if mistakes == found && mistakes != told {
+                    for mistake in &mistakes {
+                        tracing::error!("{mistake}; what counted before goes on counting");
+                    }
+                    told.clone_from(&mistakes);
                 }
             }
+            found = mistakes;
         }
     }
 }

@@ -57,7 +57,14 @@ fn gate_with(tokens: &str, settings: Settings, meter: Meter) -> Gate {
         credentials.clone(),
     );
     let (roster, _) = Roster::new(Arc::new(EmbeddedStore::memory()));
-    Gate::new(settings, credentials, hosts, roster, Arc::default(), meter)
+    Gate::new(
+        settings,
+        credentials,
+        hosts,
+        roster,
+        Audit::new(Arc::default()),
+        meter,
+    )
 }
 
 const ASKS: Settings = Settings {

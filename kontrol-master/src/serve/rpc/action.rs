@@ -7,17 +7,14 @@ use crate::{
     cluster::error::Error,
 };
 use futures::Stream;
-use kontrol_core::{
-    model::{Invalid, action::ActionId, invalid::clip},
-    view::View,
-};
+use kontrol_core::model::{Invalid, action::ActionId, invalid::clip};
 use kontrol_proto::v1::{
     AttachRequest, CancelActionRequest, CancelActionResponse, DispatchRequest, DispatchResponse,
     GetActionRequest, GetActionResponse, ListActionsRequest, ListActionsResponse,
     action_service_server::ActionService,
 };
 use kontrol_runtime::connection::Ending;
-use std::{pin::Pin, sync::Arc};
+use std::pin::Pin;
 use tonic::{Request, Response, Status, Streaming};
 
 /// How many actions a page has unless the caller says otherwise, and at the most.
@@ -37,16 +34,6 @@ fn id(text: &str) -> Result<ActionId, Error> {
 impl Service {
     pub(super) fn new(context: Context) -> Self {
         Self { context }
-    }
-
-    /// What is known of all actions, once it is.
-    fn view(&self) -> Result<Arc<View>, Error> {
-        if self.context.roster.started() {
-            return Ok(self.context.roster.view());
-        }
-        Err(Error::Unavailable(
-            "this master has not read the history yet; try another master".to_owned(),
-        ))
     }
 }
 
@@ -116,7 +103,7 @@ impl ActionService for Service {
                 ))
             })?),
         };
-        let view = self.view()?;
+        let view = self.context.view()?;
         let actions = view.actions().iter().rev();
         let mut rest = actions
             .filter(|(id, _)| before.as_ref().is_none_or(|before| *id < before))
@@ -138,7 +125,13 @@ impl ActionService for Service {
         request: Request<CancelActionRequest>,
     ) -> Result<Response<CancelActionResponse>, Status> {
         let id = id(&request.into_inner().id)?;
-        let finished = cancel::cancel(&self.context.dispatches, &self.context.roster, &id).await?;
+        let finished = cancel::cancel(
+            &self.context.dispatches,
+            &self.context.roster,
+            &self.context.dialer,
+            &id,
+        )
+        .await?;
         Ok(Response::new(CancelActionResponse { finished }))
     }
 }

@@ -137,7 +137,11 @@ impl EnsembleService for Service {
         let key = key("key", &request.into_inner().key).map_err(Error::from)?;
         let view = self.context.view()?;
         let member = view.member(key);
-        let accounts = join_all(view.masters().map(|master| explain::ask(master, key))).await;
+        let accounts = join_all(
+            view.masters()
+                .map(|master| explain::ask(&self.context.dialer, master, key)),
+        )
+        .await;
         Ok(Response::new(ExplainPodResponse {
             key: key.to_string(),
             live: member.is_some(),

@@ -11,7 +11,6 @@ use crate::{
 use kontrol_core::{
     kv::Revision,
     model::{Invalid, invalid::key},
-    view::View,
 };
 use kontrol_proto::v1::{
     EvictPodRequest, EvictPodResponse, HoldCallbackRequest, HoldCallbackResponse,
@@ -20,7 +19,7 @@ use kontrol_proto::v1::{
     RunCallbackResponse, WaitReason, operate_service_server::OperateService,
     preview_callback_response,
 };
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 #[derive(Debug)]
@@ -31,10 +30,6 @@ pub(super) struct Service {
 impl Service {
     pub(super) fn new(context: Context) -> Self {
         Self { context }
-    }
-
-    fn view(&self) -> Result<Arc<View>, Error> {
-        self.context.view()
     }
 
     /// So that a read that follows shows it. Missing the limit does no harm.
@@ -57,7 +52,8 @@ impl OperateService for Service {
             duration.map_err(|_| Error::from(Invalid::new("duration", "is negative")))?;
         let asked = Asked::new(by, request.reason)?;
         let store = &self.context.store;
-        let (hold, revision) = operate::hold(store, &*self.view()?, asked, duration).await?;
+        let (hold, revision) =
+            operate::hold(store, &*self.context.view()?, asked, duration).await?;
         self.shown(revision).await;
         Ok(Response::new(HoldCallbackResponse {
             hold: Some(convert::hold(&hold)),
@@ -72,7 +68,7 @@ impl OperateService for Service {
         let by = super::caller(&request);
         let asked = Asked::new(by, request.into_inner().reason)?;
         let store = &self.context.store;
-        let (hold, revision) = operate::resume(store, &*self.view()?, &asked).await?;
+        let (hold, revision) = operate::resume(store, &*self.context.view()?, &asked).await?;
         self.shown(revision).await;
         Ok(Response::new(ResumeCallbackResponse {
             hold: hold.as_ref().map(convert::hold),
@@ -89,7 +85,8 @@ impl OperateService for Service {
         let asked = Asked::new(by, request.reason)?;
         let status = self.context.status.now();
         let store = &self.context.store;
-        let asking = operate::run(store, &*self.view()?, &status, asked, request.again).await?;
+        let asking =
+            operate::run(store, &*self.context.view()?, &status, asked, request.again).await?;
         self.shown(asking.revision).await;
         Ok(Response::new(RunCallbackResponse {
             digest: asking.digest.to_string(),
@@ -103,7 +100,9 @@ impl OperateService for Service {
         _: Request<PreviewCallbackRequest>,
     ) -> Result<Response<PreviewCallbackResponse>, Status> {
         let status = self.context.status.now();
-        let preview = preview::preview(&self.context.store, &self.view()?, &status).await?;
+        let Context { store, memory, .. } = &self.context;
+        let view = self.context.view()?;
+        let preview = preview::preview(store, &view, &status, memory).await?;
         let input = String::from_utf8(preview.input)
             .map_err(|error| Error::Internal(format!("the input is no text: {error}")))?;
         Ok(Response::new(PreviewCallbackResponse {
@@ -124,7 +123,8 @@ impl OperateService for Service {
         let key = key("key", &request.key).map_err(Error::from)?;
         let asked = Asked::new(by, request.reason)?;
         let Context { store, id, .. } = &self.context;
-        let (pod, revision) = operate::evict(store, &*self.view()?, key, &asked, id).await?;
+        let (pod, revision) =
+            operate::evict(store, &*self.context.view()?, key, &asked, id).await?;
         self.shown(revision).await;
         Ok(Response::new(EvictPodResponse {
             pod: Some(convert::pod(&pod)),
@@ -141,7 +141,7 @@ impl OperateService for Service {
         let by = super::caller(&request);
         let asked = Asked::new(by, request.into_inner().reason)?;
         let store = &self.context.store;
-        let (freeze, revision) = operate::release(store, &*self.view()?, asked).await?;
+        let (freeze, revision) = operate::release(store, &*self.context.view()?, asked).await?;
         self.shown(revision).await;
         Ok(Response::new(ReleaseSafeguardResponse {
             safeguard: freeze.as_ref().map(convert::safeguard),

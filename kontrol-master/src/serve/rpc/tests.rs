@@ -51,6 +51,7 @@ impl Leader {
             id: "leader".into(),
             address: "leader:1".into(),
             instance: ME.to_string(),
+            tls: false,
         };
         let (roster, mirror) = Roster::new(store.clone());
         let (election, campaign) = Campaign::by(
@@ -72,6 +73,7 @@ impl Leader {
             interval: settings.interval(),
             detached: mpsc::channel(1).0,
             metrics: Arc::default(),
+            dialer: crate::cluster::peers::Dialer::default(),
         });
         let (committer, _) = Committer::new(
             store.clone(),
@@ -118,6 +120,7 @@ impl Leader {
             roster,
             election,
             status,
+            memory: Memory::default(),
             keepalives,
             relay,
             dispatches,
@@ -129,6 +132,7 @@ impl Leader {
             streams: Children::new("a stream"),
             settings,
             token,
+            dialer: crate::cluster::peers::Dialer::default(),
         };
         Self {
             context,

@@ -1,4 +1,6 @@
 //! The settings of whoever dials a master. There is none for the token itself: a list of processes would show it.
+//!
+//! A command that an action runs finds the key of its pod in KONTROL_KEY, which is no file: alone, that counts as nothing.
 
 use super::{Credentials, TOKEN_VARIABLE};
 use crate::command_line::{Mistake, given};
@@ -10,8 +12,8 @@ pub struct DialArgs {
     /// The authorities that a master's certificate may be signed by, in PEM, for https://. Default: those that this system
     /// trusts.
     #[arg(
-        long,
-        global = true,
+        id = "dial-ca",
+        long = "ca",
         env = "KONTROL_CA",
         value_name = "FILE",
         hide_env_values = true
@@ -21,18 +23,18 @@ pub struct DialArgs {
     /// A client certificate to show to masters over https://, in PEM, with its chain. It is read again for every connection.
     /// Default: none.
     #[arg(
-        long,
-        global = true,
+        id = "dial-cert",
+        long = "cert",
         env = "KONTROL_CERT",
         value_name = "FILE",
         hide_env_values = true
     )]
     pub cert: Option<PathBuf>,
 
-    /// The key of --cert, in PEM. Default: none.
+    /// The key of that certificate, in PEM. Default: none.
     #[arg(
-        long,
-        global = true,
+        id = "dial-key",
+        long = "key",
         env = "KONTROL_KEY",
         value_name = "FILE",
         hide_env_values = true
@@ -42,8 +44,8 @@ pub struct DialArgs {
     /// A file whose first line is the token to show to masters. It is read again for every connection. Default: none; the
     /// variable KONTROL_TOKEN can hold the token itself.
     #[arg(
-        long,
-        global = true,
+        id = "dial-token-file",
+        long = "token-file",
         env = "KONTROL_TOKEN_FILE",
         value_name = "FILE",
         hide_env_values = true
@@ -59,7 +61,8 @@ impl DialArgs {
         if let Some(ca) = path(&self.ca) {
             credentials = credentials.with_ca(ca);
         }
-        match (path(&self.cert), path(&self.key)) {
+        let key = path(&self.key).filter(|key| self.cert.is_some() || !is_of_a_pod(key));
+        match (path(&self.cert), key) {
             (Some(cert), Some(key)) => credentials = credentials.with_identity(cert, key),
             (Some(_), None) => {
                 mistakes.push(Mistake::new("cert", "goes with --key: give both or none"));
@@ -91,6 +94,12 @@ impl DialArgs {
             Err(mistakes)
         }
     }
+}
+
+/// Whether it is the key of a pod: as short as one, of letters and digits, and no file.
+fn is_of_a_pod(key: &Path) -> bool {
+    let text = key.as_os_str().as_encoded_bytes();
+    text.len() <= 22 && text.iter().all(u8::is_ascii_alphanumeric) && !key.exists()
 }
 
 fn path(path: &Option<PathBuf>) -> Option<&Path> {

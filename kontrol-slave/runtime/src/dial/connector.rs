@@ -3,7 +3,7 @@
 //! A channel of tonic calls it for its first connection, and again when that broke.
 
 use super::{Credentials, DialError, Target};
-use crate::{cause::innermost, tls};
+use crate::{cause::innermost, duration, tls};
 use futures::future::{BoxFuture, FutureExt};
 use http::{HeaderValue, Uri};
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
@@ -33,6 +33,8 @@ struct State {
     token: Option<HeaderValue>,
     /// What it was that broke the connection, explained.
     broke: Option<String>,
+    /// Whether the other end has said something that is HTTP/2, or may be.
+    heard: bool,
 }
 
 impl Shared {
@@ -43,6 +45,11 @@ impl Shared {
     /// The header of the token that was read for the connection.
     pub(super) fn token(&self) -> Option<HeaderValue> {
         self.state().token.clone()
+    }
+
+    /// Whether the other end has said anything.
+    pub(super) fn heard(&self) -> bool {
+        self.state().heard
     }
 
     /// What was seen to break the connection.
@@ -78,23 +85,24 @@ impl Connector {
     }
 
     async fn connect(self, uri: Uri) -> Result<Stream, DialError> {
-        let late = |words: &str| DialError(words.to_owned());
+        let within = duration::show(self.limit);
+        let late = |words: &str| DialError(format!("{words} within {within}"));
         let deadline = Instant::now() + self.limit;
         let material = timeout_at(deadline, self.credentials.read(self.target.tls)).await;
         let material =
-            material.map_err(|_| late("the files of the credentials can't be read in time"))??;
+            material.map_err(|_| late("the files of the credentials can't be read"))??;
         let tcp = timeout_at(deadline, reach(&self.target, uri)).await;
-        let tcp = tcp.map_err(|_| late("no answer in time"))??;
+        let tcp = tcp.map_err(|_| late("no answer"))??;
         *self.shared.state() = State {
             token: material.token,
-            broke: None,
+            ..State::default()
         };
         let stream = match material.tls {
             None => Either::Left(tcp),
             Some(config) => {
                 let agreed = timeout_at(deadline, agree(&self.target, tcp, config)).await;
                 Either::Right(agreed.map_err(|_| {
-                    late("no answer to the TLS handshake in time: does the other end speak TLS?")
+                    late("does the other end speak TLS? It does not answer the handshake")
                 })??)
             }
         };
@@ -199,8 +207,11 @@ impl Watched {
             Ok(bytes) => {
                 let first = std::mem::replace(&mut self.silent, false);
                 let clear = matches!(self.stream, Either::Left(_));
-                (first && clear && bytes.starts_with(&TLS_ALERT))
-                    .then(|| "the other end speaks TLS: use https://".to_owned())
+                let alert = first && clear && bytes.starts_with(&TLS_ALERT);
+                if first && !alert && !bytes.is_empty() {
+                    self.shared.state().heard = true;
+                }
+                alert.then(|| "the other end speaks TLS: use https://".to_owned())
             }
             Err(error) => of_tls(error).map(tls::explain),
         };

@@ -37,7 +37,7 @@ async fn an_action_whose_task_panics_is_told_as_lost_and_never_runs_again() {
         action_id: "a7".into(),
         ..Run::default()
     });
-    assert!(lost(executor.order(0, "k", again).await));
+    assert!(lost(executor.order((0, true), "k", again).await));
     token.cancel();
     run.await.unwrap();
 }

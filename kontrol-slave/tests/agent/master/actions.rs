@@ -1,6 +1,9 @@
 //! The scripted master's ActionService: hands each channel to the test.
 
-use super::channel::{Channel, welcome};
+use super::{
+    channel::{Channel, welcome},
+    known,
+};
 use futures::{Stream, StreamExt};
 use kontrol_proto::v1::{
     AttachRequest, AttachResponse, CancelActionRequest, CancelActionResponse, DispatchRequest,
@@ -15,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(super) struct Actions {
     pub(super) refusal: watch::Receiver<Option<Status>>,
+    pub(super) tokens: watch::Receiver<Option<String>>,
     pub(super) opened: mpsc::Sender<Channel>,
     pub(super) token: CancellationToken,
 }
@@ -30,6 +34,7 @@ impl ActionService for Actions {
         &self,
         request: Request<Streaming<AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
+        known(&self.tokens, &request)?;
         if let Some(status) = self.refusal.borrow().clone() {
             return Err(status);
         }

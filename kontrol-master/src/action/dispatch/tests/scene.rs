@@ -72,6 +72,7 @@ impl Master {
             id: format!("m{number}"),
             address: format!("m{number}:1"),
             instance: kontrol_core::liveness::Instance(number).to_string(),
+            tls: false,
         };
         let (election, campaign) = Campaign::by(
             kontrol_runtime::clock::Clock::of_runtime(),

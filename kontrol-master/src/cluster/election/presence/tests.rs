@@ -14,6 +14,7 @@ fn master(id: &str, address: &str, instance: &str) -> PeerMaster {
         id: id.into(),
         address: address.into(),
         instance: instance.into(),
+        tls: false,
     }
 }
 

@@ -88,6 +88,7 @@ fn campaign(store: &SharedStore, roster: &Roster) -> (Election, Campaign) {
         id: "follower".into(),
         address: "follower:1".into(),
         instance: ME.to_string(),
+        tls: false,
     };
     let (clock, lease) = (Clock::of_runtime(), Duration::from_secs(5));
     Campaign::by(clock, store.clone(), roster.clone(), me, lease)
@@ -99,6 +100,7 @@ async fn nowhere(store: &SharedStore) {
         id: "leader".into(),
         address: "no address".into(),
         instance: Instance(2).to_string(),
+        tls: false,
     };
     let txn = Txn {
         ops: vec![Op::put(format!("{LEADER}1"), leader.encode())],

@@ -6,7 +6,7 @@ use crate::{
         status::{CallbackStatus, Run},
         store::double::Faulty,
     },
-    ensemble::callback::Failure,
+    ensemble::{callback::Failure, preview::preview},
 };
 use kontrol_core::{
     model::Exact,
@@ -206,4 +206,66 @@ async fn what_changes_and_changes_back_during_a_run_needs_no_other() {
         assert_eq!(acts.most(), 1);
         master.stop().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_time_that_the_damper_is_put_off_is_told_and_stays_as_it_was_told() {
+    let store = Faulty::new();
+    let (master, _acts) = leader(&store).await;
+    master.ping(report(1)).await.unwrap();
+    let first = master.told(|now| now.due.is_some()).await;
+    sleep(DAMPER / 50).await;
+    master.ping(report(2)).await.unwrap();
+    let second = master.told(|now| now.due != first.due).await;
+    assert_eq!(second.pending_since, first.pending_since);
+    sleep(DAMPER / 2).await;
+    assert_eq!(master.status.now(), second);
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_preview_is_of_what_the_leader_remembers_and_elsewhere_of_what_the_store_does() {
+    let store = Faulty::new();
+    let (master, mut acts) = leader(&store).await;
+    master.ping(report(1)).await.unwrap();
+    acts.next().await.succeeds(json!(1));
+    master.handled().await;
+    master.ping(report(2)).await.unwrap();
+    let elsewhere = Memory::default();
+    let joined = async |memory: &Memory| {
+        let (view, status) = (master.roster.view(), master.status.now());
+        let preview = preview(&master.store, &view, &status, memory).await?;
+        let input: Value = serde_json::from_slice(&preview.input).unwrap();
+        Ok::<_, Error>(input["changes"]["joined"].as_array().unwrap().len())
+    };
+    for memory in [&master.memory, &elsewhere] {
+        assert_eq!(joined(memory).await.unwrap(), 1);
+    }
+    // A revision that the store does not have is like one that it has forgotten.
+    let forgotten = StateRecord {
+        revision: 1_000_000,
+        ..record(&store).await.unwrap()
+    };
+    let forgotten = serde_json::to_vec(&forgotten).unwrap();
+    store.edit(STATE, forgotten).await;
+    master
+        .until(|view| view.state().unwrap().0.revision == 1_000_000)
+        .await;
+    assert_eq!(joined(&master.memory).await.unwrap(), 1);
+    let refused = joined(&elsewhere).await.unwrap_err();
+    assert!(
+        matches!(&refused, Error::Unavailable(text) if text.ends_with("ask the leader, 127.0.0.1:1")),
+        "{refused}"
+    );
+    // Whoever leads next remembers no more than the store, and its run is told so.
+    let memory = master.memory.clone();
+    master.stop().await;
+    assert!(memory.now().is_none());
+    let (next, _acts) = leader(&store).await;
+    next.told(|status| status.configured).await;
+    let (view, status) = (next.roster.view(), next.status.now());
+    let preview = preview(&next.store, &view, &status, &next.memory).await;
+    let input: Value = serde_json::from_slice(&preview.unwrap().input).unwrap();
+    assert_eq!(input["changes"]["joined"].as_array().unwrap().len(), 2);
+    next.stop().await;
 }

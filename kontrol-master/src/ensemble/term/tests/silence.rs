@@ -5,9 +5,10 @@ use super::{
     *,
 };
 use crate::{
-    cluster::store::double::Faulty,
+    cluster::store::double::{Call, Fault, Faulty},
     ensemble::operate::{self, Asked},
 };
+use kontrol_core::view::OPERATE;
 
 const POLICY: Policy = Policy {
     percent: 50,
@@ -16,7 +17,7 @@ const POLICY: Policy = Policy {
 };
 
 fn guarded(store: &Faulty, number: u64) -> Harness {
-    let store = Arc::new(store.client());
+    let store = Arc::new(store.clone());
     Harness::guarded(store, number, Clock::of_runtime(), None, POLICY)
 }
 
@@ -104,10 +105,34 @@ async fn a_release_lets_the_silent_leave_and_guards_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_release_is_of_the_freeze_that_it_was_asked_for() {
+    let store = Faulty::new();
+    let master = frozen(&store).await;
+    // The leader can't write that the first is over.
+    store.fault(Call::Commit(OPERATE), Fault::Down, usize::MAX);
+    let view = master.roster.view();
+    operate::release(&store.inner, &view, asked("they are dead"))
+        .await
+        .unwrap();
+    let living: Vec<u8> = (13..=20).collect();
+    master.alive_for(&living, TTL).await;
+    assert_eq!(master.roster.view().len(), 8);
+    master.alive_for(&(13..=32).collect::<Vec<_>>(), TTL).await;
+    master.alive_for(&living, 3 * TTL).await;
+    assert_eq!(master.roster.view().len(), 20, "nobody released that one");
+    store.heal();
+    master.alive_for(&living, TTL).await;
+    let view = master.roster.view();
+    let freeze = view.operate().0.safeguard.as_ref().unwrap();
+    assert_eq!((freeze.silent, &freeze.released), (12, &None));
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_leader_keeps_what_is_frozen_beyond_its_grace() {
     let store = Faulty::new();
     let one = frozen(&store).await;
-    let two = guarded(&store, 2);
+    let two = guarded(&store.client(), 2);
     one.stop().await;
     two.elected().await;
     let living: Vec<u8> = (13..=20).collect();
@@ -191,6 +216,65 @@ async fn a_hold_ends_by_itself() {
             assert!(start.elapsed() > ten / 2 && start.elapsed() < ten + Duration::from_secs(2));
             master.until(|view| view.operate().0.hold.is_none()).await;
             master.handled().await;
+        })
+        .await;
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_for_is_over_once_its_key_is_deleted_by_hand_and_a_freeze_is_not() {
+    let gone = Txn {
+        ops: vec![Op::Delete(OPERATE.to_owned())],
+        ..Txn::default()
+    };
+    let store = Faulty::new();
+    let (master, mut acts) = leader(&store).await;
+    master
+        .alive(&[1], async {
+            acts.next().await.succeeds(json!(1));
+            master.handled().await;
+            // The leader writes that the run has started.
+            master.ask(true).await.unwrap();
+            acts.next().await.succeeds(json!(2));
+            master.until(|view| view.operate().0.run.is_none()).await;
+            let view = master.roster.view();
+            let held = operate::hold(&master.store, &view, asked("work"), None).await;
+            held.unwrap();
+            master.ping(report(2)).await.unwrap();
+            acts.none_for(3 * DAMPER).await;
+            store.inner.commit(gone.clone()).await.unwrap();
+            acts.next().await.succeeds(json!(3));
+        })
+        .await;
+    master.stop().await;
+    let store = Faulty::new();
+    let master = frozen(&store).await;
+    store.inner.commit(gone).await.unwrap();
+    let living: Vec<u8> = (13..=20).collect();
+    master.alive_for(&living, TTL).await;
+    assert!(is_frozen(&master.roster.view()));
+    master.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_that_comes_while_the_leader_waits_for_the_store_holds_the_run_that_is_due() {
+    let store = Faulty::new();
+    let (master, mut acts) = leader(&store).await;
+    master.ping(report(2)).await.unwrap();
+    let silent = Instant::now();
+    master
+        .alive(&[1], async {
+            acts.next().await.succeeds(json!(1));
+            master.handled().await;
+            sleep_until(silent + TTL - DAMPER / 2).await;
+            master.ping(report(3)).await.unwrap();
+            // The removal of the silent one is on its way when the damper is over.
+            store.fault(Call::Commit("pods/"), Fault::Silent, 1);
+            sleep_until(silent + TTL + DAMPER * 2 / 5).await;
+            let view = master.roster.view();
+            let held = operate::hold(&master.store, &view, asked("work"), None).await;
+            held.unwrap();
+            acts.none_for(5 * DAMPER).await;
         })
         .await;
     master.stop().await;
