@@ -135,6 +135,11 @@ fn serve(args: ServeArgs) -> ExitCode {
     if let Err(error) = process::keep_private() {
         tracing::warn!("commands could read the variables of this program: {error}");
     }
+    if std::env::args().any(|word| word.starts_with("--etcd-password")) {
+        tracing::warn!(
+            "a list of processes shows the password of --etcd-password: give it as KONTROL_ETCD_PASSWORD"
+        );
+    }
     let runtime = match Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -2,6 +2,7 @@
 
 mod lapse;
 mod matrix;
+mod secrets;
 mod start;
 
 use anyhow::{Context as _, ensure};
@@ -13,7 +14,6 @@ use kontrol_tests::{SOON, node, node::Master, wait::eventually};
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 use tempfile::TempDir;
@@ -141,19 +141,6 @@ impl Secured {
         let new = self.tokens.with_extension("new");
         fs::write(&new, lines.join("\n")).unwrap();
         fs::rename(new, &self.tokens).unwrap();
-    }
-
-    /// A command of the command line that asks this master, over TLS.
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = node::command("kontrol-master");
-        command.args(words);
-        command
-            .env(
-                "KONTROL_ENDPOINT",
-                format!("https://{HOST}:{}", self.master.port()),
-            )
-            .env("KONTROL_CA", &self.ca);
-        command
     }
 }
 
