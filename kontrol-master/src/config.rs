@@ -2,11 +2,13 @@
 //! [`Config`] is what it means; all mistakes are told at once. Nothing is bound, opened or contacted here.
 
 mod args;
+pub mod limits;
 mod mistakes;
 #[cfg(test)]
 mod tests;
 
 pub use args::ServeArgs;
+pub use limits::Limits;
 
 use crate::serve::access::{Files, Known};
 use crate::{
@@ -81,6 +83,8 @@ pub struct Config {
     pub ip: Option<IpAddr>,
     /// What every request may need to know.
     pub settings: Settings,
+    /// How much is too much; what pods and callers say is in `settings` as well.
+    pub limits: Limits,
 }
 
 /// Who may come in.
@@ -121,6 +125,8 @@ impl ServeArgs {
         let advertise = mistakes.or_default(self.listen.advertise());
         let mut settings = self.times.settings(&mut mistakes);
         settings.safeguard = self.safeguard.policy(settings.ttl, &mut mistakes);
+        let limits = self.limits.check(&mut mistakes);
+        settings.limits = limits.said.clone();
         let callback_timeout = mistakes.time(
             "callback-timeout",
             Some(&self.callback.callback_timeout),
@@ -166,6 +172,7 @@ impl ServeArgs {
                 pod: pod.flatten(),
                 actions,
                 settings,
+                limits,
             }),
             _ => Err(mistakes.0),
         }
@@ -240,6 +247,7 @@ impl TimeArgs {
             lost,
             history,
             safeguard: Policy::default(),
+            limits: kontrol_core::limits::Limits::default(),
         }
     }
 }

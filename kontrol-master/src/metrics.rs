@@ -35,7 +35,7 @@ struct QueueLabel {
     queue: &'static str,
 }
 
-/// A queue that turns something away when it is full, rather than have its sender wait.
+/// What turns something away when it is full, rather than have its sender wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
     /// Keepalives that the leader is to be told of: they are refused.
@@ -58,10 +58,20 @@ pub enum Queue {
     Watches,
     /// Connections of an address that has many: they are closed.
     Connections,
+    /// Pods that are to join a full ensemble: they are refused.
+    Pods,
+    /// Requests that are too large: they are refused.
+    Sizes,
+    /// Reads and actions of a caller that has made many in this second: they are refused.
+    Rate,
+    /// Streams of a caller that has many: they are refused.
+    Streams,
+    /// Reads and actions while many are worked on: they are refused.
+    Requests,
 }
 
 impl Queue {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 15] = [
         Self::Relay,
         Self::Detour,
         Self::Changes,
@@ -72,6 +82,11 @@ impl Queue {
         Self::Notices,
         Self::Watches,
         Self::Connections,
+        Self::Pods,
+        Self::Sizes,
+        Self::Rate,
+        Self::Streams,
+        Self::Requests,
     ];
 
     fn label(self) -> QueueLabel {
@@ -86,6 +101,11 @@ impl Queue {
             Self::Notices => "notices",
             Self::Watches => "watches",
             Self::Connections => "connections",
+            Self::Pods => "pods",
+            Self::Sizes => "sizes",
+            Self::Rate => "rate",
+            Self::Streams => "streams",
+            Self::Requests => "requests",
         };
         QueueLabel { queue }
     }
@@ -268,7 +288,7 @@ impl Default for Metrics {
         );
         registry.register(
             "turned_away",
-            "What a full queue did not take: its sender is refused, cut off, or asks again",
+            "What a full queue, or a limit, did not take: its sender is refused, cut off, or asks again",
             metrics.turned_away.clone(),
         );
         registry.register(

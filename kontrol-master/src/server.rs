@@ -17,7 +17,7 @@ use crate::{
     config::{Access, Config},
     metrics::Metrics,
     serve::{
-        access::{self, Audit, Credentials, Gate, hosts::Hosts},
+        access::{self, Audit, Credentials, Gate, Meter, hosts::Hosts},
         gateway,
         listener::Port,
         operations::Operations,
@@ -160,6 +160,11 @@ impl Server {
             Hosts::new(&access.hosts, advertised.clone(), credentials.clone()),
             core.services.roster.clone(),
             audit.clone(),
+            Meter::new(
+                config.limits.traffic.clone(),
+                config.limits.said.request_bytes,
+                Arc::clone(&metrics),
+            ),
         );
         remark(&config.access, address, &metrics);
         let operations = Operations {
@@ -195,6 +200,7 @@ impl Server {
         tasks.spawn("the listener", async move {
             let _then = stages.drained.drop_guard();
             let port = Port {
+                limits: config.limits.port.clone(),
                 credentials,
                 metrics,
                 audit,

@@ -309,7 +309,7 @@ mod tests {
             };
             if let Ok(identity) = given.identity(&Default::default(), "host") {
                 let report = kontrol_core::model::Report { labels: identity.labels, annotations: identity.annotations, ..kontrol_core::testing::report(1) };
-                proptest::prop_assert_eq!(report.check(""), Ok(()));
+                proptest::prop_assert_eq!(report.check("", &kontrol_core::limits::Limits::default()), Ok(()));
             }
         }
     }

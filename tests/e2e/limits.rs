@@ -1,5 +1,7 @@
 //! What the documents promise to take passes through every interface, and not one byte more.
 
+mod lowered;
+
 use super::action::alone;
 use anyhow::ensure;
 use kontrol_proto::v1::PutStateRequest;

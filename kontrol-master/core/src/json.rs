@@ -21,6 +21,33 @@ pub fn depth(value: &Value) -> usize {
     }
 }
 
+/// How deep a text of JSON nests that was read before: only its brackets are looked at.
+pub fn depth_of_text(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'[' | b'{' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            // What a string holds means nothing here.
+            b'"' => {
+                while let Some(byte) = bytes.next()
+                    && byte != b'"'
+                {
+                    if byte == b'\\' {
+                        bytes.next();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    deepest
+}
+
 /// Tells whether two values are the same to RFC 8785: `1` and `1.0` are, though serde_json tells them apart.
 pub fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
@@ -61,6 +88,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_text_is_as_deep_as_its_value(value in any_json()) {
+            let text = String::from_utf8(canonical(&value)).unwrap();
+            prop_assert_eq!(depth_of_text(&text), depth(&value));
+        }
+
         #[test]
         fn canonical_text_reads_back_the_same_and_stays_the_same(value in any_json()) {
             let text = canonical(&value);

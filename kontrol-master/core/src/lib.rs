@@ -20,4 +20,5 @@ pub mod settings;
 pub mod strict;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod traffic;
 pub mod view;

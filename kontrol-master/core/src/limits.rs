@@ -1,5 +1,5 @@
-//! How large what a keepalive says may be: the same for slaves and masters, so that a slave can tell at its start what a
-//! master would refuse.
+//! How large what others say may be. The constants are the most of all: slaves and masters share them, so that a slave can
+//! tell at its start what every master would refuse. A master may be told to take less ([`Limits`]).
 
 use crate::json;
 use serde_json::Value;
@@ -24,6 +24,51 @@ pub const MAX_ANNOTATIONS_BYTES: usize = 544 * 1024;
 pub const MAX_NONCE_BYTES: usize = 64;
 /// Largest payload, in bytes of canonical JSON.
 pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
+
+/// Largest request, in bytes: a state or an input of 1 MiB has room however its JSON is written.
+pub const MAX_REQUEST_BYTES: usize = 8 * 1024 * 1024;
+/// Most actions that one master carries at a time.
+pub const MAX_DISPATCHES: usize = 4096;
+/// Most pods of an ensemble, unless its masters are told otherwise.
+const PODS: usize = 200_000;
+
+/// How much a master takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a request; of keepalives it takes less in any case.
+    pub request_bytes: usize,
+    /// Levels of a payload, a state, and an action's input.
+    pub json_depth: usize,
+    /// Bytes of a payload as canonical JSON.
+    pub payload_bytes: usize,
+    /// Labels of a pod, and as many annotations.
+    pub labels: usize,
+    /// Pods of the ensemble.
+    pub pods: usize,
+    /// Actions that this master carries at a time.
+    pub dispatches: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_bytes: MAX_REQUEST_BYTES,
+            json_depth: json::MAX_DEPTH,
+            payload_bytes: MAX_PAYLOAD_BYTES,
+            labels: MAX_LABELS,
+            pods: PODS,
+            dispatches: MAX_DISPATCHES,
+        }
+    }
+}
+
+impl Limits {
+    /// Why that is too deep, if it is: so many levels as [`json::depth`] or [`json::depth_of_text`] count them.
+    pub fn too_deep(&self, levels: usize) -> Option<String> {
+        let limit = self.json_depth;
+        (levels > limit).then(|| format!("nests deeper than {limit} levels (--max-json-depth)"))
+    }
+}
 
 /// The size of annotations as the limit counts it: in bytes of canonical JSON.
 pub fn annotations_size(annotations: &BTreeMap<String, String>) -> usize {

@@ -1,6 +1,6 @@
 //! The settings of an ensemble that users are told about, and what follows from them.
 
-use crate::safeguard::Policy;
+use crate::{limits::Limits, safeguard::Policy};
 use std::time::Duration;
 
 /// A slave that lost its channel is back within about a second.
@@ -27,6 +27,8 @@ pub struct Settings {
     pub history: Duration,
     /// When removals for silence freeze.
     pub safeguard: Policy,
+    /// How much callers may say.
+    pub limits: Limits,
 }
 
 impl Settings {

@@ -1,9 +1,31 @@
 //! Pods and JSON for tests, here and in the crates above.
 
-use crate::model::{Pod, Report};
+use crate::{
+    limits::Limits,
+    model::{Pod, Report},
+    safeguard::Policy,
+    settings::Settings,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+/// Settings with the default times.
+pub fn settings() -> Settings {
+    let seconds = Duration::from_secs;
+    Settings {
+        namespace: "n".into(),
+        app: "a".into(),
+        ttl: seconds(25),
+        damper: seconds(10),
+        damper_max: seconds(60),
+        fover: seconds(5),
+        lost: seconds(3),
+        history: seconds(3600),
+        safeguard: Policy::default(),
+        limits: Limits::default(),
+    }
+}
 
 /// A report of a pod at `127.0.0.<host>`.
 pub fn report(host: u8) -> Report {

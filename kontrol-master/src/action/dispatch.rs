@@ -34,8 +34,10 @@ use crate::{
 use budget::{Budget, Load, Place, Share, WINDOW_KIB};
 use client::Client;
 use kontrol_core::{
+    limits::Limits,
     model::action::{ActionId, Counts, Head, Record, State},
-    rollout::{Adopted, Limits, Rollout, Target},
+    rollout::{self, Adopted, Rollout, Target},
+    settings::Settings,
     view::PeerMaster,
 };
 use kontrol_proto::v1::{DispatchRequest, DispatchResponse, attach_response::Run};
@@ -56,7 +58,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::Instrument as _;
 
-/// How many KiB of commands are handed to slaves at a time, see `Limits::batch`.
+/// How many KiB of commands are handed to slaves at a time, see `rollout::Limits::batch`.
 const BATCH_KIB: usize = 64 * 1024;
 /// How much of the end of each stream the history keeps, for one target and for all.
 const TAIL_BYTES: usize = 4096;
@@ -74,8 +76,9 @@ pub struct Dispatches {
     switchboard: Switchboard,
     history: History,
     metrics: Arc<Metrics>,
-    /// How long a slave may take to attach.
+    /// How long a slave may take to attach that never got the order.
     attach: Duration,
+    limits: Limits,
     budget: Budget,
     carried: Arc<Carried>,
     tasks: Children,
@@ -108,15 +111,14 @@ impl Drop for Carrying {
 pub type Told = ReceiverStream<Result<DispatchResponse, Status>>;
 
 impl Dispatches {
-    /// The dispatches of this master. They end with the token; `attach` is how long a slave may take to attach that
-    /// never got the order.
+    /// The dispatches of this master. They end with the token.
     pub fn new(
         myself: PeerMaster,
         roster: Roster,
         switchboard: Switchboard,
         history: History,
         metrics: Arc<Metrics>,
-        attach: Duration,
+        settings: &Settings,
         token: CancellationToken,
     ) -> Self {
         Self {
@@ -125,8 +127,9 @@ impl Dispatches {
             switchboard,
             history,
             metrics,
-            attach,
-            budget: Budget::new(),
+            attach: settings.attach_limit(),
+            limits: settings.limits.clone(),
+            budget: Budget::new(settings.limits.dispatches),
             carried: Arc::default(),
             tasks: Children::new("an action's dispatch"),
             token,
@@ -147,6 +150,7 @@ impl Dispatches {
     /// Runs a command on slaves. `dispatcher`: who asks.
     pub fn dispatch(&self, request: DispatchRequest, dispatcher: String) -> Result<Told, Error> {
         let request = Request::new(request)?;
+        request.check_depth(&self.limits)?;
         if !self.roster.started() {
             return Err(Error::Unavailable(
                 "this master has not read the roster yet; try another master".to_owned(),
@@ -262,8 +266,8 @@ impl Dispatches {
         self.budget.place()
     }
 
-    fn limits(&self, load: &Load, window_kib: usize, max_failures: u32) -> Limits {
-        Limits {
+    fn limits(&self, load: &Load, window_kib: usize, max_failures: u32) -> rollout::Limits {
+        rollout::Limits {
             concurrency: load.concurrency,
             batch: (BATCH_KIB / load.command_kib.max(1)).max(1),
             max_failures,

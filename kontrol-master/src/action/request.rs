@@ -2,6 +2,7 @@
 
 use kontrol_core::{
     json,
+    limits::Limits,
     model::{
         Invalid, PodKey, Selector,
         action::{CommandRecord, Selection},
@@ -101,6 +102,16 @@ impl Request {
             max_failures: request.max_failures,
             detach: request.detach,
         })
+    }
+
+    /// Checks the input against what this master takes.
+    pub(super) fn check_depth(&self, limits: &Limits) -> Result<(), Invalid> {
+        // It was made text of JSON here.
+        let text = str::from_utf8(&self.command.input_json).unwrap_or_default();
+        match limits.too_deep(json::depth_of_text(text)) {
+            None => Ok(()),
+            Some(reason) => Err(Invalid::new("command.input", reason)),
+        }
     }
 
     /// What the history keeps of the command.

@@ -1,6 +1,7 @@
 //! The flags of a master that serves, as they were said: text, so that a variable that is set to nothing can count as
 //! one that is not set (compose files and manifests can't leave one out), and so that all mistakes are told at once.
 
+use super::limits::LimitArgs;
 use clap::Args;
 use kontrol_runtime::{command_line::switch, dial::DialArgs, logging::Format};
 use kontrol_slave::config::{ActionArgs, PodArgs};
@@ -21,6 +22,8 @@ pub struct ServeArgs {
     pub(super) safeguard: SafeguardArgs,
     #[command(flatten)]
     pub(super) callback: CallbackArgs,
+    #[command(flatten)]
+    pub(super) limits: LimitArgs,
     #[command(flatten)]
     pub(super) etcd: EtcdArgs,
     #[command(

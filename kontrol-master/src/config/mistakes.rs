@@ -2,6 +2,7 @@
 
 use kontrol_core::limits::MAX_NAME_BYTES;
 use kontrol_runtime::{
+    bytes,
     command_line::{Mistake, given},
     duration,
 };
@@ -52,6 +53,42 @@ impl Mistakes {
                 return Err(format!("{text} is less than {}", duration::show(least)));
             }
             Ok(time)
+        })
+    }
+
+    /// A number from 1 to `most`.
+    pub(super) fn number<N: TryFrom<usize>>(
+        &mut self,
+        flag: &'static str,
+        text: &str,
+        default: N,
+        most: usize,
+    ) -> N {
+        self.read(flag, Some(text), default, |text| {
+            let number = text
+                .parse()
+                .ok()
+                .filter(|number| (1..=most).contains(number));
+            let number = number.and_then(|number| N::try_from(number).ok());
+            number.ok_or_else(|| format!("{text:?} is not a number from 1 to {most}"))
+        })
+    }
+
+    /// A size of `least` to `most` bytes, which is the default.
+    pub(super) fn size(
+        &mut self,
+        flag: &'static str,
+        text: &str,
+        least: usize,
+        most: usize,
+    ) -> usize {
+        self.read(flag, Some(text), most, |text| {
+            let size = bytes::parse(text).map_err(|error| error.to_string())?;
+            if (least..=most).contains(&size) {
+                return Ok(size);
+            }
+            let (least, most) = (bytes::show(least), bytes::show(most));
+            Err(format!("{text} is not within {least} and {most}"))
         })
     }
 

@@ -125,6 +125,62 @@ fn every_mistake_is_told_at_once_with_its_flag() {
     assert!(mistakes.iter().all(|line| !line.contains('\n')));
 }
 
+#[test]
+fn limits_have_their_defaults_and_what_makes_no_sense_is_told() {
+    let limits = check(&[]).unwrap().limits;
+    assert_eq!(limits.port, crate::serve::listener::Limits::default());
+    assert_eq!(limits.traffic, kontrol_core::traffic::Limits::default());
+    assert_eq!(limits.said, kontrol_core::limits::Limits::default());
+    assert_eq!(limits.said.request_bytes, kontrol_proto::MAX_MESSAGE_BYTES);
+    let config = check(&[
+        "--max-request=64KiB",
+        "--max-payload=1024",
+        "--max-pods=3",
+        "--max-rate=",
+        "--max-streams=1",
+        "--stall-timeout=500ms",
+    ]);
+    let config = config.unwrap();
+    let said = &config.settings.limits;
+    assert_eq!(
+        (said.request_bytes, said.payload_bytes, said.pods),
+        (65_536, 1024, 3)
+    );
+    assert_eq!(config.limits.traffic.rate, 1000);
+    assert_eq!(config.limits.port.streams, 1);
+    assert_eq!(config.limits.port.stalled, Duration::from_millis(500));
+    for (wrong, said) in [
+        ("--max-request=9MiB", "not within 4KiB and 8MiB"),
+        ("--max-request=0", "not within 4KiB and 8MiB"),
+        ("--max-payload=1MB", "not a unit of size"),
+        ("--max-payload=65537", "not within 2 and 64KiB"),
+        ("--max-json-depth=31", "not a number from 1 to 30"),
+        ("--max-labels=0", "not a number from 1 to 64"),
+        ("--max-pods=-1", "not a number from 1"),
+        ("--max-dispatches=5000", "not a number from 1 to 4096"),
+        ("--max-watchers=many", "not a number from 1"),
+        ("--max-rate=0", "not a number from 1"),
+        ("--max-requests=1.5", "not a number from 1"),
+        ("--max-connections=0", "not a number from 1"),
+        ("--max-connections-each=0", "not a number from 1"),
+        ("--max-streams=99999999999", "not a number from 1"),
+        ("--handshake-timeout=0", "less than 100ms"),
+        ("--head-timeout=soon", "not a duration"),
+        ("--idle-timeout=1ms", "less than 100ms"),
+        ("--stall-timeout=0s", "less than 100ms"),
+    ] {
+        let mistakes = check(&[wrong]).err();
+        let mistakes = mistakes.unwrap_or_else(|| panic!("{wrong} is taken"));
+        let flag = wrong.split('=').next().unwrap();
+        assert!(
+            mistakes.len() == 1
+                && mistakes[0].starts_with(&format!("{flag}: "))
+                && mistakes[0].contains(said),
+            "{mistakes:?}"
+        );
+    }
+}
+
 /// What nobody can dial is never told to others.
 #[test]
 fn an_address_that_nobody_can_dial_is_refused() {

@@ -18,6 +18,8 @@ pub use run::{Log, run};
 use async_trait::async_trait;
 use kontrol_core::{
     access::tokens::Token,
+    json::depth_of_text,
+    limits::Limits,
     model::{Digest, Exact, exact::MAX_STATE_BYTES},
 };
 use kontrol_runtime::{clock::Moment, process::OWN_EXECUTABLE};
@@ -55,6 +57,8 @@ pub struct Settings {
     pub ca: Option<PathBuf>,
     /// Most bytes of standard output.
     pub max_output: usize,
+    /// What this master takes as a state.
+    pub limits: Limits,
     /// Who is told what a run says; the log but in a trial.
     pub listener: Arc<dyn Listener>,
 }
@@ -71,6 +75,7 @@ impl Settings {
             ca: None,
             // Room for the largest state, indented.
             max_output: 4 * MAX_STATE_BYTES,
+            limits: Limits::default(),
             listener: Arc::new(Log),
         }
     }
@@ -84,7 +89,13 @@ impl Runner for Settings {
         lease: watch::Receiver<Validity>,
         token: CancellationToken,
     ) -> Run {
-        run(self, input, lease, token).await
+        let mut run = run(self, input, lease, token).await;
+        if let Ok(Some(state)) = &run.outcome
+            && let Some(reason) = self.limits.too_deep(depth_of_text(state.as_str()))
+        {
+            run.outcome = Err(Failure::NotJson(format!("what it wrote {reason}")));
+        }
+        run
     }
 }
 

@@ -24,8 +24,9 @@ use crate::{
 };
 use kontrol_core::{
     kv::Revision,
+    limits::Limits,
     liveness::{Instance, Writing},
-    model::{PodKey, Report},
+    model::{Invalid, PodKey, Report},
     plan::{Known, Plan, plan},
 };
 use std::{sync::Arc, time::Duration};
@@ -110,7 +111,7 @@ impl Keepalives {
     }
 
     async fn take(&self, report: Report, key: &str) -> Result<Accepted, Error> {
-        report.check(key)?;
+        self.check(&report, key)?;
         if !self.roster.started() {
             return Err(Error::Unavailable(
                 "this master has not read the roster yet; try another master".to_owned(),
@@ -129,6 +130,23 @@ impl Keepalives {
         Err(Error::Unavailable(
             "the pod's record keeps changing; try again".to_owned(),
         ))
+    }
+
+    /// Checks what a report says. What was taken once counts on, whatever this master was told to take since: lower limits
+    /// must not empty a roster. A goodbye is always obeyed.
+    fn check(&self, report: &Report, key: &str) -> Result<(), Invalid> {
+        let checked = report.check(key, self.committer.limits());
+        if checked.is_err() && (report.down || self.is_said(report)) {
+            return report.check(key, &Limits::default());
+        }
+        checked
+    }
+
+    /// Whether the record of the pod says all of this already.
+    pub fn is_said(&self, report: &Report) -> bool {
+        let view = self.roster.peek();
+        let member = view.member(report.key());
+        member.is_some_and(|member| member.pod.says(report))
     }
 
     /// Decides about a keepalive as this master's view is now; where it is to be settled, as the store is.

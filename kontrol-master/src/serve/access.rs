@@ -5,7 +5,8 @@
 //!                                                            gRPC ─────────────────────────────────▶ guard, audit, streams
 //! ```
 //!
-//! What a role may call stands in `kontrol_core::access::table`. A stream ends within seconds when what its caller showed
+//! What a role may call stands in `kontrol_core::access::table`. Whoever may is still turned away when it is too much: see
+//! [`meter`]. A stream ends within seconds when what its caller showed
 //! does not count any more: see [`lapse`]. Without tokens and authorities everybody may call everything, and a master
 //! listens on loopback alone, or was told `--insecure`.
 
@@ -15,12 +16,14 @@ pub mod credentials;
 mod guard;
 pub mod hosts;
 mod lapse;
+mod meter;
 #[cfg(test)]
 mod tests;
 
 pub use audit::Audit;
 pub use credentials::{Credentials, Files, Known};
 pub use guard::guarded;
+pub use meter::{Admission, Meter};
 
 use crate::cluster::roster::Roster;
 use axum::{
@@ -86,6 +89,7 @@ struct Inner {
     hosts: Hosts,
     roster: Roster,
     audit: Audit,
+    meter: Meter,
 }
 
 /// Who asks: an extension of every request. Cheap to clone.
@@ -126,6 +130,7 @@ impl Gate {
         hosts: Hosts,
         roster: Roster,
         audit: Audit,
+        meter: Meter,
     ) -> Self {
         Self(Arc::new(Inner {
             settings,
@@ -133,6 +138,7 @@ impl Gate {
             hosts,
             roster,
             audit,
+            meter,
         }))
     }
 

@@ -106,7 +106,7 @@ pub fn refusal(code: StatusCode, status: &Status) -> Response {
 /// A status, as every route says it.
 pub fn refused(status: &Status) -> Response {
     let mut response = error::refusal(error::http_status(status.code()), status);
-    error::challenge(&mut response, status);
+    error::advise(&mut response, status);
     response
 }
 

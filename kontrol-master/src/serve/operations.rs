@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use kontrol_core::access::table::METRICS;
+use kontrol_core::{access::table::METRICS, traffic::Call};
 use std::{future::ready, sync::Arc};
 
 /// What the routes answer from.
@@ -52,9 +52,13 @@ impl Operations {
     }
 
     fn metrics(&self, caller: &Caller) -> Response {
-        if let Err(status) = caller.authorize(METRICS) {
-            return gateway::refused(&status);
-        }
+        // However busy this master is: its metrics tell why.
+        let asked = caller.authorize(METRICS);
+        let begun = asked.and_then(|()| caller.begin(METRICS, Call::Glance));
+        let _answering = match begun {
+            Ok(admission) => admission,
+            Err(status) => return gateway::refused(&status),
+        };
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         ([(header::CONTENT_TYPE, kind)], self.metrics.encode()).into_response()
     }

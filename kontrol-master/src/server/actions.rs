@@ -72,7 +72,7 @@ impl Actions {
             switchboard.clone(),
             history.clone(),
             Arc::clone(parts.metrics),
-            settings.attach_limit(),
+            settings,
             stop.clone(),
         );
         let links = PeerLinks::new(

@@ -90,6 +90,7 @@ impl Core {
             hurried,
             roster.clone(),
             Arc::clone(&id),
+            settings.limits.clone(),
             Arc::clone(metrics),
         );
         let keepalives = Keepalives::new(
@@ -212,6 +213,7 @@ fn term_settings(config: &Config, own: String) -> term::Settings {
     let callback = config.callback.clone().map(|program| {
         let runner: Arc<dyn callback::Runner> = Arc::new(callback::Settings {
             timeout: config.callback_timeout,
+            limits: config.settings.limits.clone(),
             ca: config.credentials.ca().map(Path::to_owned),
             ..callback::Settings::new(program, own)
         });

@@ -151,7 +151,7 @@ fn pod(pod: v1::Pod) -> Result<Arc<Pod>, String> {
 mod tests {
     use super::*;
     use crate::ensemble::callback::changes;
-    use kontrol_core::model::Digest;
+    use kontrol_core::{limits::Limits, model::Digest};
     use kontrol_slave::payload::to_proto;
 
     fn ids(pods: &[Arc<Pod>]) -> Vec<&str> {
@@ -208,7 +208,10 @@ mod tests {
                 annotations: BTreeMap::new(),
                 node: pod.node().to_owned(),
             };
-            assert_eq!(report.check(&pod.key().to_string()), Ok(()));
+            assert_eq!(
+                report.check(&pod.key().to_string(), &Limits::default()),
+                Ok(())
+            );
         }
     }
 

@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod backoff;
+pub mod bytes;
 pub mod cause;
 pub mod clock;
 pub mod command_line;

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     json,
     limits::{
-        MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES, MAX_LABELS,
-        MAX_NAME_BYTES, MAX_NONCE_BYTES, annotations_size,
+        Limits, MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES, MAX_NAME_BYTES,
+        MAX_NONCE_BYTES, annotations_size,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,7 @@ impl Report {
     }
 
     /// Checks every limit. `key` is what the reporter believes its key to be, or empty.
-    pub fn check(&self, key: &str) -> Result<(), Invalid> {
+    pub fn check(&self, key: &str, limits: &Limits) -> Result<(), Invalid> {
         for (field, text) in [("app", &self.app), ("id", &self.id), ("role", &self.role)] {
             if text.is_empty() {
                 return Err(Invalid::new(field, "is required"));
@@ -75,19 +75,23 @@ impl Report {
                 return Err(Invalid::new("key", reason));
             }
         }
-        check_map("labels", &self.labels, MAX_NAME_BYTES)?;
-        check_map("annotations", &self.annotations, MAX_ANNOTATION_BYTES)?;
+        check_map("labels", &self.labels, MAX_NAME_BYTES, limits)?;
+        check_map(
+            "annotations",
+            &self.annotations,
+            MAX_ANNOTATION_BYTES,
+            limits,
+        )?;
         let size = annotations_size(&self.annotations);
         if size > MAX_ANNOTATIONS_BYTES {
             let reason =
                 format!("are {size} bytes of JSON, and {MAX_ANNOTATIONS_BYTES} are the limit");
             return Err(Invalid::new("annotations", reason));
         }
-        if json::depth(&self.payload) > json::MAX_DEPTH {
-            let reason = format!("nests deeper than {} levels", json::MAX_DEPTH);
-            return Err(Invalid::new("payload", reason));
+        match limits.too_deep(json::depth(&self.payload)) {
+            None => Ok(()),
+            Some(reason) => Err(Invalid::new("payload", reason)),
         }
-        Ok(())
     }
 }
 
@@ -101,12 +105,15 @@ fn check_text(field: &str, text: &str, limit: usize) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn check_map(field: &str, map: &BTreeMap<String, String>, limit: usize) -> Result<(), Invalid> {
-    if map.len() > MAX_LABELS {
-        return Err(Invalid::new(
-            field,
-            format!("has more than {MAX_LABELS} entries"),
-        ));
+fn check_map(
+    field: &str,
+    map: &BTreeMap<String, String>,
+    limit: usize,
+    limits: &Limits,
+) -> Result<(), Invalid> {
+    if map.len() > limits.labels {
+        let reason = format!("has more than {} entries (--max-labels)", limits.labels);
+        return Err(Invalid::new(field, reason));
     }
     for (name, value) in map {
         if name.is_empty() {

@@ -8,8 +8,6 @@ use crate::cluster::error::Error;
 use std::{ops::RangeInclusive, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Most actions that go on at a time.
-const MAX_DISPATCHES: usize = 4096;
 /// The memory, in KiB.
 const MEMORY_KIB: usize = 1152 * 1024;
 /// What each target takes; and a command, which is more in memory than on the wire.
@@ -31,6 +29,7 @@ pub(super) struct Load {
 
 #[derive(Debug, Clone)]
 pub(super) struct Budget {
+    dispatches: usize,
     places: Arc<Semaphore>,
     memory: Arc<Semaphore>,
 }
@@ -49,9 +48,11 @@ pub(super) struct Share {
 }
 
 impl Budget {
-    pub(super) fn new() -> Self {
+    /// A budget for so many actions at a time.
+    pub(super) fn new(dispatches: usize) -> Self {
         Self {
-            places: Arc::new(Semaphore::new(MAX_DISPATCHES)),
+            dispatches,
+            places: Arc::new(Semaphore::new(dispatches)),
             memory: Arc::new(Semaphore::new(MEMORY_KIB)),
         }
     }
@@ -59,7 +60,8 @@ impl Budget {
     pub(super) fn place(&self) -> Result<Place, Error> {
         Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             Error::Exhausted(format!(
-                "this master carries {MAX_DISPATCHES} actions already; wait for some to end, or ask another master"
+                "this master carries {} actions already (--max-dispatches); wait for some to end, or ask another master",
+                self.dispatches
             ))
         })
     }
@@ -117,6 +119,7 @@ impl Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kontrol_core::limits::MAX_DISPATCHES;
 
     fn load(targets: usize) -> Load {
         Load {
@@ -128,7 +131,7 @@ mod tests {
 
     #[test]
     fn larger_windows_and_ends_that_wait_leave_half_of_the_memory_to_what_runs() {
-        let budget = Budget::new();
+        let budget = Budget::new(MAX_DISPATCHES);
         let share = |targets| budget.share(budget.place().unwrap(), &load(targets));
         let (large, small) = (*WINDOW_KIB.end(), *WINDOW_KIB.start());
         let mut shares = Vec::new();
@@ -163,7 +166,7 @@ mod tests {
 
     #[test]
     fn an_action_that_is_too_large_for_the_memory_is_refused_and_takes_nothing() {
-        let budget = Budget::new();
+        let budget = Budget::new(MAX_DISPATCHES);
         let share = |targets| budget.share(budget.place().unwrap(), &load(targets));
         let most = MEMORY_KIB / (TARGET_KIB + WINDOW_KIB.start()) - COMMAND_TIMES;
         // Once it is over, it may wait for the store all the same.

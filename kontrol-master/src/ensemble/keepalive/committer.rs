@@ -20,6 +20,7 @@ use crate::{
 use kontrol_core::{
     contest::{Contests, Refusal, Warning},
     kv::{MAX_TXN_BYTES, Outcome, Revision},
+    limits::Limits,
     liveness::Writing,
     model::{Incarnation, Report},
 };
@@ -45,6 +46,7 @@ const MAX_ATTEMPTS: usize = 64;
 #[derive(Debug, Clone)]
 pub struct Committer {
     queue: mpsc::Sender<Request>,
+    limits: Arc<Limits>,
     metrics: Arc<Metrics>,
 }
 
@@ -70,34 +72,47 @@ pub struct CommitterTask {
     store: SharedStore,
     roster: Roster,
     master: Arc<str>,
+    limits: Arc<Limits>,
     queue: mpsc::Receiver<Request>,
     /// Taken from the queue, to be written by one of the next transactions.
     waiting: VecDeque<Request>,
     contests: Contests,
+    /// How many pods joined by the transactions that the roster does not show yet.
+    joined: VecDeque<(Revision, usize)>,
 }
 
 impl Committer {
-    /// A committer and its task. `master` is the id of this master.
+    /// A committer and its task. `master` is the id of this master, `limits` what it takes.
     pub fn new(
         store: SharedStore,
         roster: Roster,
         master: Arc<str>,
+        limits: Limits,
         metrics: Arc<Metrics>,
     ) -> (Self, CommitterTask) {
+        let limits = Arc::new(limits);
         let (sender, queue) = mpsc::channel(QUEUE);
         let task = CommitterTask {
             store,
             roster,
             master,
+            limits: Arc::clone(&limits),
             queue,
             waiting: VecDeque::new(),
             contests: Contests::default(),
+            joined: VecDeque::new(),
         };
         let handle = Self {
             queue: sender,
+            limits,
             metrics,
         };
         (handle, task)
+    }
+
+    /// What this master takes.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Writes what the report changes; `anew`: and even if it changes nothing.
@@ -113,7 +128,12 @@ impl Committer {
             Error::Unavailable("too many changes at once; try again".to_owned())
         })?;
         match timeout(COMMIT_LIMIT, answer).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(answer)) => {
+                if let Err(Error::Exhausted(_)) = &answer {
+                    self.metrics.turned_away(Queue::Pods);
+                }
+                answer
+            }
             Ok(Err(_)) => Err(Error::Unavailable(
                 "this master is shutting down".to_owned(),
             )),
@@ -182,9 +202,19 @@ impl CommitterTask {
         let mut records = Records::default();
         for _ in 0..MAX_ATTEMPTS {
             let view = self.roster.view();
-            let now = Instant::now();
-            let mut transaction =
-                Transaction::new(&view, &records, &self.contests, &self.master, now);
+            let seen = |(revision, _): &(Revision, usize)| *revision <= view.revision();
+            while self.joined.front().is_some_and(seen) {
+                self.joined.pop_front();
+            }
+            let unseen = self.joined.iter().map(|(_, joined)| joined).sum();
+            let mut transaction = Transaction::new(
+                &view,
+                &records,
+                &self.contests,
+                &self.master,
+                &self.limits,
+                unseen,
+            );
             let (mut pending, mut done) = (Vec::with_capacity(batch.len()), Vec::new());
             batch.retain(|request| !request.is_abandoned());
             // From now on no other keepalive of these pods is compared with the present record.
@@ -199,6 +229,7 @@ impl CommitterTask {
                     Decision::Done(answer) => done.push((request, answer)),
                 }
             }
+            let joined = transaction.joined();
             let (keys, txn) = (transaction.keys(), transaction.into_txn());
             for (request, answer) in done {
                 self.reply(request, answer, 0);
@@ -219,6 +250,13 @@ impl CommitterTask {
             };
             match outcome {
                 Ok(Outcome::Committed(revision)) => {
+                    // A store that was put back to an older state counts anew.
+                    if self.joined.back().is_some_and(|(last, _)| *last > revision) {
+                        self.joined.clear();
+                    }
+                    if joined > 0 {
+                        self.joined.push_back((revision, joined));
+                    }
                     for (request, answer) in pending {
                         self.reply(request, answer, revision);
                     }

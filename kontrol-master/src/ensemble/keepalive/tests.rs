@@ -2,6 +2,7 @@
 
 mod fight;
 mod order;
+mod room;
 
 use super::{committer::Committer, transaction::Committed};
 use crate::cluster::{
@@ -12,6 +13,7 @@ use crate::cluster::{
 use async_trait::async_trait;
 use kontrol_core::{
     kv::{Events, LeaseId, Op, Outcome, Revision, Snapshot, Txn},
+    limits::Limits,
     model::{Incarnation, Pod, Report},
     testing::report,
     view::{Reason, RemovalRecord, pod_key, tombstone_key},
@@ -100,6 +102,10 @@ struct Master {
 
 impl Master {
     async fn on(store: &SharedStore) -> Self {
+        Self::taking(store, Limits::default()).await
+    }
+
+    async fn taking(store: &SharedStore, limits: Limits) -> Self {
         let client = Client {
             inner: store.clone(),
             behind: watch::Sender::new(false),
@@ -108,7 +114,8 @@ impl Master {
         };
         let shared: SharedStore = Arc::new(client.clone());
         let (roster, mirror) = Roster::new(shared.clone());
-        let (committer, task) = Committer::new(shared, roster.clone(), "m".into(), Arc::default());
+        let (committer, task) =
+            Committer::new(shared, roster.clone(), "m".into(), limits, Arc::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(mirror.run(CancellationToken::new()));
         tasks.spawn(task.run(CancellationToken::new()));

@@ -10,7 +10,7 @@ use kontrol_core::{
     contest::{self, Contests, Refusal},
     json,
     kv::{Compare, Entry, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision, Snapshot, Txn},
-    limits::{MAX_PAYLOAD_BYTES, MAX_SAFE_INTEGER},
+    limits::{Limits, MAX_PAYLOAD_BYTES, MAX_SAFE_INTEGER},
     model::{Incarnation, Invalid, Pod, PodKey, Reason, Report, Retired},
     plan::{Departed, Known, Plan, plan},
     view::{PODS, RemovalRecord, SEQ, TOMBSTONES, View, pod_key, tombstone_key},
@@ -182,6 +182,10 @@ pub(super) struct Transaction<'a> {
     records: &'a Records,
     contests: &'a Contests,
     master: &'a str,
+    limits: &'a Limits,
+    /// How many pods may join, and how many do.
+    room: usize,
+    joined: usize,
     now: Instant,
     next_seq: u64,
     seq_revision: Revision,
@@ -192,12 +196,14 @@ pub(super) struct Transaction<'a> {
 }
 
 impl<'a> Transaction<'a> {
+    /// `unseen`: how many have joined whom the view does not show yet.
     pub(super) fn new(
         view: &'a View,
         records: &'a Records,
         contests: &'a Contests,
         master: &'a str,
-        now: Instant,
+        limits: &'a Limits,
+        unseen: usize,
     ) -> Self {
         // Whichever is newer knows the counter; the view also knows the highest seq in use.
         let (mut next_seq, mut seq_revision) = view.seq();
@@ -212,7 +218,10 @@ impl<'a> Transaction<'a> {
             records,
             contests,
             master,
-            now,
+            limits,
+            room: limits.pods.saturating_sub(view.len() + unseen),
+            joined: 0,
+            now: Instant::now(),
             next_seq,
             seq_revision,
             first_seq: next_seq,
@@ -272,6 +281,13 @@ impl<'a> Transaction<'a> {
                 };
                 return self.settle(key, &place, told, Answer::Refused(refusal, error));
             }
+            Plan::Join if self.joined >= self.room => {
+                let error = Error::Exhausted(format!(
+                    "the ensemble has its {} pods (--max-pods); evict some or raise it",
+                    self.limits.pods
+                ));
+                return Decision::Done(Answer::Failed(error));
+            }
             Plan::Join | Plan::Replace => {
                 if self.next_seq >= MAX_SEQ {
                     let error = Error::Internal("the ensemble ran out of seqs".to_owned());
@@ -300,10 +316,16 @@ impl<'a> Transaction<'a> {
             self.compare(key, &place);
             return Decision::Pending(Answer::Written { seq, seated: None });
         };
-        if let Err(invalid) = check_size(&record) {
+        // What was taken once stays, whatever this master was told to take since.
+        let payload_bytes = match place.pod() {
+            Some(pod) if pod.says(report) => MAX_PAYLOAD_BYTES,
+            Some(_) | None => self.limits.payload_bytes,
+        };
+        if let Err(invalid) = check_size(&record, payload_bytes) {
             return Decision::Done(Answer::Failed(invalid.into()));
         }
         self.next_seq = self.next_seq.max(record.seq().saturating_add(1));
+        self.joined += usize::from(plan == Plan::Join);
         self.compare(key, &place);
         self.txn.ops.push(Op::put(pod_key(key), record.encode()));
         if place.tombstone_revision != 0 {
@@ -382,6 +404,11 @@ impl<'a> Transaction<'a> {
         at(tombstone_key(key), place.tombstone_revision);
     }
 
+    /// How many pods join by it.
+    pub(super) fn joined(&self) -> usize {
+        self.joined
+    }
+
     pub(super) fn keys(&self) -> Vec<String> {
         let mut keys = self.txn.otherwise.clone();
         keys.push(SEQ.to_owned());
@@ -403,10 +430,11 @@ impl<'a> Transaction<'a> {
     }
 }
 
-fn check_size(pod: &Pod) -> Result<(), Invalid> {
+fn check_size(pod: &Pod, payload_bytes: usize) -> Result<(), Invalid> {
     let size = json::canonical(pod.payload()).len();
-    if size > MAX_PAYLOAD_BYTES {
-        let reason = format!("has {size} bytes of JSON, and {MAX_PAYLOAD_BYTES} are the limit");
+    if size > payload_bytes {
+        let reason =
+            format!("has {size} bytes of JSON, and {payload_bytes} are the limit (--max-payload)");
         return Err(Invalid::new("payload", reason));
     }
     let size = pod.encode().len();

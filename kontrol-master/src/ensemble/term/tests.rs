@@ -107,6 +107,7 @@ impl Harness {
             store.clone(),
             roster.clone(),
             id.as_str().into(),
+            kontrol_core::limits::Limits::default(),
             Arc::default(),
         );
         let keepalives = Keepalives::new(

@@ -1,8 +1,8 @@
-//! The guard before every gRPC service, called over a socket or by the gateway: it asks the table, audits what is done, and
-//! ends streams whose callers lost what they showed.
+//! The guard before every gRPC service, called over a socket or by the gateway: it asks the table and the meter, audits what
+//! is done, and ends streams whose callers lost what they showed.
 
 use super::{
-    Caller,
+    Admission, Caller,
     lapse::{Side, Until},
 };
 use axum::{
@@ -11,6 +11,7 @@ use axum::{
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
+use kontrol_core::traffic::Call;
 use prost_reflect::DescriptorPool;
 use std::{collections::HashSet, sync::Arc};
 use tonic::{Code, Status, service::Routes};
@@ -39,7 +40,7 @@ pub fn guarded<'a>(
     Ok(Routes::from(routes.into_axum_router().layer(guard)))
 }
 
-async fn guard(State(streams): State<Streams>, request: Request, next: Next) -> Response {
+async fn guard(State(streams): State<Streams>, mut request: Request, next: Next) -> Response {
     let Some(caller) = request.extensions().get::<Caller>().cloned() else {
         return refuse(&Status::internal("nobody looked at who asks"));
     };
@@ -47,19 +48,36 @@ async fn guard(State(streams): State<Streams>, request: Request, next: Next) -> 
     if let Err(status) = caller.authorize(&rpc) {
         return refuse(&status);
     }
-    let streams = streams.contains(&rpc) && caller.principal().is_some();
-    let request = if streams {
+    let streams = streams.contains(&rpc);
+    let admission = match request.extensions_mut().remove::<Admission>() {
+        // It came by the gateway, which has asked before it read the body.
+        Some(admission) => admission,
+        None => match caller.begin(&rpc, call(streams)) {
+            Ok(admission) => {
+                request = request.map(|body| caller.measured(&rpc, body));
+                admission
+            }
+            Err(status) => return refuse(&status),
+        },
+    };
+    let lapses = streams && caller.principal().is_some();
+    let request = if lapses {
         request.map(|body| until(body, &caller, Side::Request))
     } else {
         request
     };
     let response = next.run(request).await;
     caller.gate.0.audit.done(&caller, &rpc, code(&response));
-    if streams {
+    admission.until_answered(if lapses {
         response.map(|body| until(body, &caller, Side::Response))
     } else {
         response
-    }
+    })
+}
+
+/// What an rpc is to the meter.
+fn call(streams: bool) -> Call {
+    if streams { Call::Stream } else { Call::Request }
 }
 
 fn until(body: Body, caller: &Caller, side: Side) -> Body {

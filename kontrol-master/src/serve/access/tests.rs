@@ -36,6 +36,19 @@ fn every_rpc_that_is_served_has_its_rule_and_no_rule_is_left_over() {
 }
 
 fn gate(tokens: &str, settings: Settings) -> Gate {
+    gate_with(tokens, settings, Meter::default())
+}
+
+/// A caller of whom nothing is asked, behind this meter.
+pub(super) fn anyone(meter: Meter) -> Caller {
+    let open = Settings {
+        authenticates: false,
+        open_metrics: false,
+    };
+    caller(&gate_with("", open, meter), &[])
+}
+
+fn gate_with(tokens: &str, settings: Settings, meter: Meter) -> Gate {
     let known = Known::of_tokens(Tokens::parse(tokens).unwrap());
     let (credentials, _) = Credentials::follow(Files::default(), known);
     let hosts = Hosts::new(
@@ -50,6 +63,7 @@ fn gate(tokens: &str, settings: Settings) -> Gate {
         hosts,
         roster,
         Audit::new(Arc::default()),
+        meter,
     )
 }
 

@@ -6,9 +6,10 @@ use super::{
     rule::Operation,
     template::split_verb,
 };
-use crate::serve::access::Caller;
+use crate::serve::access::{Admission, Caller};
 use axum::{body::Body, extract::Request, response::Response};
 use http::{Method, request::Parts};
+use kontrol_core::traffic::Call;
 use prost_reflect::DescriptorPool;
 use std::sync::Arc;
 use tonic::{Status, service::Routes};
@@ -74,21 +75,35 @@ impl Endpoint {
     async fn carry_out(
         &self,
         operation: &Operation,
-        parts: Parts,
+        mut parts: Parts,
         body: Body,
     ) -> Result<Response, Status> {
         let rpc = &operation.rpc;
         // The service asks as well, but only once the body is read.
-        if let Some(caller) = parts.extensions.get::<Caller>() {
-            caller.authorize(rpc.uri.path().trim_start_matches('/'))?;
-        }
+        let admission = match parts.extensions.get::<Caller>() {
+            Some(caller) => {
+                let name = rpc.uri.path().trim_start_matches('/');
+                caller.authorize(name)?;
+                caller.begin(
+                    name,
+                    if rpc.streams {
+                        Call::Stream
+                    } else {
+                        Call::Request
+                    },
+                )?
+            }
+            None => Admission::default(),
+        };
+        parts.extensions.insert(admission.clone());
         let message = request::message(operation, &parts, body).await?;
         let format = Format::of(&parts.headers);
         let frames = call::start(self.grpc.clone(), rpc, parts, &message).await?;
-        if rpc.streams {
+        let answer = if rpc.streams {
             answer::stream(operation, frames, format, self.pool.clone()).await
         } else {
             answer::unary(operation, frames).await
-        }
+        };
+        answer.map(|response| admission.until_answered(response))
     }
 }

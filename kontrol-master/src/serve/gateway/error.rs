@@ -4,7 +4,7 @@ use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE},
+    header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use kontrol_proto::json;
 use prost::Message;
@@ -94,12 +94,16 @@ pub(super) fn http_status(code: Code) -> StatusCode {
 /// The response that says a status.
 pub(super) fn response(status: &Status, pool: &DescriptorPool) -> Response {
     let mut response = plain(http_status(status.code()), &ErrorBody::new(status, pool));
-    challenge(&mut response, status);
+    advise(&mut response, status);
     response
 }
 
-/// Says how to show who one is, where that was missing (RFC 6750, 3).
-pub(super) fn challenge(response: &mut Response, status: &Status) {
+/// Says what to do about it, where HTTP has a header for that: show who one is (RFC 6750, 3), or try again later.
+pub(super) fn advise(response: &mut Response, status: &Status) {
+    if status.code() == Code::ResourceExhausted {
+        let seconds = HeaderValue::from_static("1");
+        response.headers_mut().insert(RETRY_AFTER, seconds);
+    }
     if status.code() == Code::Unauthenticated {
         let scheme = HeaderValue::from_static("Bearer");
         response.headers_mut().insert(WWW_AUTHENTICATE, scheme);

@@ -7,6 +7,7 @@ use super::{
     input, json,
     rule::{self, BodyRule, Operation},
 };
+use crate::serve::access::Caller;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -157,7 +158,15 @@ async fn from_body(operation: &Operation, parts: &Parts, body: Body) -> Result<V
         return Ok(Vec::new());
     }
     check_content(&parts.headers)?;
-    let text = tokio::time::timeout(BODY_TIMEOUT, collect(&parts.headers, body))
+    let caller = parts.extensions.get::<Caller>();
+    let rpc = operation.rpc.uri.path().trim_start_matches('/');
+    let most = caller.and_then(|caller| caller.most_bytes(rpc));
+    let most = most.unwrap_or(MAX_BODY_BYTES);
+    let too_large = || match caller {
+        Some(caller) => caller.too_large(most),
+        None => Status::invalid_argument(format!("the body is larger than {most} bytes")),
+    };
+    let text = tokio::time::timeout(BODY_TIMEOUT, collect(&parts.headers, body, most, too_large))
         .await
         .map_err(|_| Status::invalid_argument("the body took too long to arrive"))??;
     let text = text.trim_ascii();
@@ -196,11 +205,14 @@ fn check_content(headers: &HeaderMap) -> Result<(), Status> {
     )))
 }
 
-async fn collect(headers: &HeaderMap, mut body: Body) -> Result<Bytes, Status> {
-    let too_large =
-        || Status::invalid_argument(format!("the body is larger than {MAX_BODY_BYTES} bytes"));
+async fn collect(
+    headers: &HeaderMap,
+    mut body: Body,
+    most: usize,
+    too_large: impl Fn() -> Status,
+) -> Result<Bytes, Status> {
     let announced = http_body::Body::size_hint(&body).lower();
-    if announced > MAX_BODY_BYTES as u64 && headers.contains_key(EXPECT) {
+    if announced > most as u64 && headers.contains_key(EXPECT) {
         // The client waits for a word before it sends anything.
         return Err(too_large());
     }
@@ -212,15 +224,15 @@ async fn collect(headers: &HeaderMap, mut body: Body) -> Result<Bytes, Status> {
             continue;
         };
         received += data.len();
-        if received <= MAX_BODY_BYTES {
+        if received <= most {
             text.extend_from_slice(&data);
-        } else if received > MAX_BODY_BYTES + DISCARDED_BYTES {
+        } else if received > most + DISCARDED_BYTES {
             break;
         } else {
             text = BytesMut::new();
         }
     }
-    if received > MAX_BODY_BYTES {
+    if received > most {
         return Err(too_large());
     }
     Ok(text.freeze())

@@ -11,7 +11,10 @@ use crate::{
     ensemble::{explain, operate::held, state},
 };
 use futures::{Stream, future::join_all};
-use kontrol_core::model::{Invalid, Selector, invalid::key};
+use kontrol_core::{
+    json::depth_of_text,
+    model::{Invalid, Selector, invalid::key},
+};
 use kontrol_proto::v1::{
     self, ExplainPodRequest, ExplainPodResponse, GetEnsembleRequest, GetEnsembleResponse,
     GetPodRequest, GetPodResponse, GetStateRequest, GetStateResponse, ListPodsRequest,
@@ -173,6 +176,10 @@ impl EnsembleService for Service {
         request: Request<PutStateRequest>,
     ) -> Result<Response<PutStateResponse>, Status> {
         let put = convert::state(request.into_inner()).map_err(Error::from)?;
+        let limits = &self.context.settings.limits;
+        if let Some(reason) = limits.too_deep(depth_of_text(put.as_str())) {
+            return Err(Error::from(Invalid::new("state", reason)).into());
+        }
         let revision = state::put(&self.context.store, &*self.context.view()?, put).await?;
         // So that a GetState that follows shows it. Missing the limit does no harm.
         self.context

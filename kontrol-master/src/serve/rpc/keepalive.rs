@@ -1,12 +1,13 @@
 //! KeepaliveService.
 
 use super::{Context, convert, stream::why_it_ended};
-use crate::serve::access::Caller;
+use crate::{metrics::Queue, serve::access::Caller};
 use futures::{Stream, StreamExt};
 use kontrol_proto::v1::{
     PingError, PingRequest, PingResponse, PingStreamRequest, PingStreamResponse,
     keepalive_service_server::KeepaliveService, ping_stream_response::Result as StreamResult,
 };
+use prost::Message;
 use std::pin::Pin;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -32,9 +33,18 @@ impl Service {
         if let Some(caller) = caller {
             caller.speaks_for(&request.id)?;
         }
+        let bytes = request.encoded_len();
         let (report, key) = convert::report(request).map_err(crate::cluster::error::Error::from)?;
-        let accepted = self.context.keepalives.accept(report, &key).await?;
-        let settings = &self.context.settings;
+        let (settings, keepalives) = (&self.context.settings, &self.context.keepalives);
+        let limit = settings.limits.request_bytes;
+        // As with every other limit of keepalives: what was taken once counts on.
+        if bytes > limit && !report.down && !keepalives.is_said(&report) {
+            self.context.metrics.turned_away(Queue::Sizes);
+            return Err(Status::invalid_argument(format!(
+                "the keepalive has {bytes} bytes, and {limit} are the limit (--max-request)"
+            )));
+        }
+        let accepted = keepalives.accept(report, &key).await?;
         Ok(PingResponse {
             key: accepted.key.to_string(),
             seq: accepted.seq,

@@ -42,15 +42,9 @@ impl Leader {
     async fn on(store: SharedStore) -> Self {
         let second = Duration::from_secs(1);
         let settings = Arc::new(Settings {
-            namespace: "n".into(),
-            app: "a".into(),
             ttl: 5 * second,
-            damper: second,
-            damper_max: 6 * second,
-            fover: 5 * second,
             lost: 60 * second,
-            history: 3600 * second,
-            safeguard: kontrol_core::safeguard::Policy::default(),
+            ..kontrol_core::testing::settings()
         });
         let token = CancellationToken::new();
         let myself = PeerMaster {
@@ -85,6 +79,7 @@ impl Leader {
             store.clone(),
             roster.clone(),
             "leader".into(),
+            settings.limits.clone(),
             Arc::default(),
         );
         let metrics = Arc::default();
@@ -101,7 +96,7 @@ impl Leader {
             switchboard.clone(),
             history.clone(),
             Arc::clone(&metrics),
-            settings.attach_limit(),
+            &settings,
             token.clone(),
         );
         let sessions = Sessions::new(

@@ -1,7 +1,10 @@
 //! Reports, records and their limits.
 
 use super::*;
-use crate::testing::{any_pod, report};
+use crate::{
+    limits::MAX_LABELS,
+    testing::{any_pod, report},
+};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -113,7 +116,10 @@ fn each_limit_names_its_field() {
         ),
     ];
     for (field, report) in cases {
-        assert_eq!(report.check("").unwrap_err().field, field);
+        assert_eq!(
+            report.check("", &Limits::default()).unwrap_err().field,
+            field
+        );
     }
     // Control characters take six bytes each.
     let annotations =
@@ -122,9 +128,58 @@ fn each_limit_names_its_field() {
         annotations: annotations.collect(),
         ..report(1)
     };
-    assert_eq!(report_of_many.check("").unwrap_err().field, "annotations");
-    assert_eq!(report(1).check("blXcB").unwrap_err().field, "key");
-    assert_eq!(report(1).check("2kce4N"), Ok(()));
+    assert_eq!(
+        report_of_many
+            .check("", &Limits::default())
+            .unwrap_err()
+            .field,
+        "annotations"
+    );
+    assert_eq!(
+        report(1)
+            .check("blXcB", &Limits::default())
+            .unwrap_err()
+            .field,
+        "key"
+    );
+    assert_eq!(report(1).check("2kce4N", &Limits::default()), Ok(()));
+}
+
+#[test]
+fn a_master_may_take_less_than_the_most() {
+    let limits = Limits {
+        labels: 1,
+        json_depth: 2,
+        ..Limits::default()
+    };
+    assert_eq!(report(1).check("", &limits), Ok(()));
+    let two = BTreeMap::from([("a".to_owned(), "b".to_owned()), ("c".into(), "d".into())]);
+    for (report, said) in [
+        (
+            Report {
+                labels: two.clone(),
+                ..report(1)
+            },
+            "labels has more than 1 entries (--max-labels)",
+        ),
+        (
+            Report {
+                annotations: two,
+                ..report(1)
+            },
+            "annotations has more than 1 entries (--max-labels)",
+        ),
+        (
+            Report {
+                payload: json!([[["x"]]]),
+                ..report(1)
+            },
+            "payload nests deeper than 2 levels (--max-json-depth)",
+        ),
+    ] {
+        assert_eq!(report.check("", &limits).unwrap_err().to_string(), said);
+        assert_eq!(report.check("", &Limits::default()), Ok(()));
+    }
 }
 
 /// The names of labels and annotations as Kubernetes has them: 253 bytes, a slash, 63 bytes; as many as promised.
@@ -141,12 +196,18 @@ fn what_kubernetes_allows_is_taken() {
         labels,
         ..report(1)
     };
-    assert_eq!(report.check(""), Ok(()));
+    assert_eq!(report.check("", &Limits::default()), Ok(()));
     report.labels.insert(name(MAX_LABELS), String::new());
-    assert_eq!(report.check("").unwrap_err().field, "labels");
+    assert_eq!(
+        report.check("", &Limits::default()).unwrap_err().field,
+        "labels"
+    );
     report.labels = BTreeMap::from([(name(0) + "n", String::new())]);
     assert_eq!(
-        report.check("").unwrap_err().to_string(),
+        report
+            .check("", &Limits::default())
+            .unwrap_err()
+            .to_string(),
         "labels is longer than 317 bytes"
     );
 }

@@ -91,7 +91,7 @@ impl Master {
             switchboard.clone(),
             history.clone(),
             metrics,
-            Duration::from_secs(3),
+            &kontrol_core::testing::settings(),
             token.clone(),
         );
         let custody = Custody::new(

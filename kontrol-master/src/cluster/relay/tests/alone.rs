@@ -6,7 +6,10 @@ use crate::{
     ensemble::keepalive::{Accepted, Committer, Keepalives},
 };
 use futures::FutureExt;
-use kontrol_core::model::{Pod, Report};
+use kontrol_core::{
+    limits::Limits,
+    model::{Pod, Report},
+};
 use kontrol_runtime::clock::Clock;
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
@@ -30,8 +33,13 @@ impl Alone {
         let (roster, mirror) = Roster::new(store.clone());
         let (election, _campaign) = campaign(&store, &roster);
         let (relay, task, _detour) = relay(&store, &roster, election.clone());
-        let (committer, committing) =
-            Committer::new(store.clone(), roster.clone(), "m".into(), Arc::default());
+        let (committer, committing) = Committer::new(
+            store.clone(),
+            roster.clone(),
+            "m".into(),
+            Limits::default(),
+            Arc::default(),
+        );
         let keepalives =
             Keepalives::new(ME, roster.clone(), committer, relay.clone(), Arc::default());
         let token = CancellationToken::new();
