@@ -325,11 +325,16 @@ impl AccessArgs {
         let files = Files {
             identity: cert.zip(key),
             client_ca: file(&self.client_ca),
+            client_crl: file(&self.client_crl),
             tokens: file(&self.tokens),
         };
         if files.client_ca.is_some() && files.identity.is_none() {
             let reason = "goes with --tls-cert: a client certificate is shown over TLS alone";
             mistakes.0.push(Mistake::new("client-ca", reason));
+        }
+        if files.client_crl.is_some() && files.client_ca.is_none() {
+            let reason = "goes with --client-ca: it says what those have revoked";
+            mistakes.0.push(Mistake::new("client-crl", reason));
         }
         let known = mistakes.all(files.read()).unwrap_or_default();
         let hosts = given(self.hosts.as_deref()).unwrap_or_default();

@@ -1,6 +1,8 @@
 //! Every command of the README and of the operator's guide, run as it stands: what it shows must happen. A block that no
 //! test here runs is a failure.
 
+mod secured;
+
 use anyhow::ensure;
 use kontrol_tests::{
     SOON,
@@ -25,8 +27,9 @@ const CONFIGURE: &str = "/opt/app/configure";
 const ASK: &str = "kontrol-master explain 10.0.0.7";
 const CURL: &str = "curl -X PUT localhost:8000/ping";
 const OPERATE: &str = "hold 'the database moves'";
-const ALL: [&str; 10] = [
-    INSTALL, BY_HAND, PROXY, NUMBERS, CHECKED, EXEC, CONFIGURE, ASK, CURL, OPERATE,
+const SECURED: &str = "openssl req -x509";
+const ALL: [&str; 11] = [
+    INSTALL, BY_HAND, PROXY, NUMBERS, CHECKED, EXEC, CONFIGURE, ASK, CURL, OPERATE, SECURED,
 ];
 
 /// What `exec` shows of a pod whose command succeeded.

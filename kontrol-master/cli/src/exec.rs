@@ -85,7 +85,7 @@ pub(super) async fn run(
         ));
     }
     let id = accepted.action_id.clone();
-    let mut screen = Screen::new(output, args, &accepted.targets);
+    let mut screen = Screen::new(output, args, &accepted);
     let shown = async {
         screen.accepted(accepted, args.detach)?;
         if args.detach {

@@ -116,6 +116,15 @@ pub(super) struct AccessArgs {
     )]
     pub(super) client_ca: Option<PathBuf>,
 
+    /// Certificates that those authorities have revoked, a PEM file of their lists (CRL). Default: none
+    #[arg(
+        long,
+        env = "KONTROL_CLIENT_CRL",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(super) client_crl: Option<PathBuf>,
+
     /// Tokens that count, a file with one line each, as `token new` prints it. Default: none
     #[arg(
         long,

@@ -4,6 +4,14 @@ use super::super::text::{NOTHING, clean, or_nothing, proto_span, shorten};
 use kontrol_proto::v1::{Action, ActionResult, ActionSummary, Command, Outcome, Selector};
 use prost_types::Duration as ProtoDuration;
 
+/// The principal that dispatched an action, where masters ask who calls: `ann (operator)`. Names of principals have no spaces.
+pub(crate) fn principal(dispatcher: &str) -> Option<&str> {
+    let (name, rest) = dispatcher.split_once(" (")?;
+    let (role, _) = rest.split_once(')')?;
+    let is_role = ["slave", "reader", "operator", "peer"].contains(&role);
+    (is_role && !name.contains(' ')).then(|| &dispatcher[..name.len() + role.len() + 3])
+}
+
 /// Longest command within a line, in characters.
 const MAX_COMMAND: usize = 60;
 /// Longest name of who dispatched, in characters.
@@ -225,6 +233,19 @@ mod tests {
                 ..ActionResult::default()
             };
             assert_eq!(ending(&result, Some(&minute)), text);
+        }
+    }
+
+    #[test]
+    fn the_principal_is_told_from_an_address() {
+        let agent = "127.0.0.1 kontrol-master/0.1.0 (root@host)";
+        assert_eq!(principal(agent), None);
+        assert_eq!(
+            principal(&format!("ann (operator) {agent}")),
+            Some("ann (operator)")
+        );
+        for other in ["", "ann (root) x", "a b (operator)"] {
+            assert_eq!(principal(other), None, "{other}");
         }
     }
 }

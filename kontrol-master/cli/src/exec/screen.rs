@@ -17,7 +17,7 @@ use super::{
 };
 use kontrol_proto::v1::{
     ActionResult, DispatchResponse, Stream,
-    dispatch_response::{self, Accepted, Event, Target},
+    dispatch_response::{self, Accepted, Event},
 };
 use prost_types::Duration as ProtoDuration;
 use std::{collections::BTreeMap, fmt};
@@ -39,10 +39,12 @@ pub(super) struct Screen<'o, 'a> {
     timeout: Option<ProtoDuration>,
     /// What targets, by their keys, wrote of lines that are not complete.
     held: BTreeMap<(String, Port), Held>,
+    /// As whom masters know the user, where they ask.
+    principal: Option<String>,
 }
 
 impl<'o, 'a> Screen<'o, 'a> {
-    pub(super) fn new(output: &'o mut Output<'a>, args: &ExecArgs, targets: &[Target]) -> Self {
+    pub(super) fn new(output: &'o mut Output<'a>, args: &ExecArgs, accepted: &Accepted) -> Self {
         let show = match (args.output, output.format()) {
             (Shown::Raw, _) => Show::Raw,
             (Shown::Auto | Shown::Table | Shown::Json, Format::Table) => Show::Lines,
@@ -51,10 +53,11 @@ impl<'o, 'a> Screen<'o, 'a> {
         Self {
             output,
             show,
-            names: Names::new(targets),
-            tally: Tally::new(targets.len()),
+            names: Names::new(&accepted.targets),
+            tally: Tally::new(accepted.targets.len()),
             timeout: args.timeout.try_into().ok(),
             held: BTreeMap::new(),
+            principal: words::principal(&accepted.dispatcher).map(str::to_owned),
         }
     }
 
@@ -86,7 +89,13 @@ impl<'o, 'a> Screen<'o, 'a> {
             Event::Output(output) => self.wrote(output)?,
             Event::Finished(result) => self.finished(result)?,
             Event::Summary(summary) if self.show == Show::Lines => {
-                self.note(words::outcome(summary));
+                let outcome = words::outcome(summary);
+                match &self.principal {
+                    Some(principal) => self
+                        .output
+                        .note(format_args!("{outcome}, as {}", clean(principal))),
+                    None => self.note(outcome),
+                }
             }
             Event::Accepted(_) | Event::Started(_) | Event::Summary(_) => {}
         }

@@ -29,6 +29,7 @@ fn accepted(keys: &[&str]) -> Message {
     message(Event::Accepted(Accepted {
         action_id: "x1".to_owned(),
         targets: keys.iter().map(target).collect(),
+        ..Accepted::default()
     }))
 }
 

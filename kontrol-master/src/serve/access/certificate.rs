@@ -46,7 +46,7 @@ impl Certificate {
         known: &Known,
         now: SystemTime,
     ) -> Result<Arc<Principal>, &'static str> {
-        const NOT_OURS: &str = "the client certificate does not count any more: it expired, or its authority was taken out of --client-ca";
+        const NOT_OURS: &str = "the client certificate does not count any more: it expired, it was revoked, or its authority was taken out of --client-ca";
         let verifier = known.verifier().ok_or(NOT_OURS)?;
         let since = now
             .duration_since(SystemTime::UNIX_EPOCH)

@@ -10,9 +10,16 @@ use kontrol_runtime::{
 };
 use rustls::{
     ServerConfig,
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject},
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
-use std::{collections::BTreeMap, fmt, fs, mem, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt, fs, mem,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +35,8 @@ pub struct Files {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// The authorities whose client certificates count, PEM.
     pub client_ca: Option<PathBuf>,
+    /// What those authorities have revoked, PEM.
+    pub client_crl: Option<PathBuf>,
     /// The file of tokens.
     pub tokens: Option<PathBuf>,
 }
@@ -102,9 +111,9 @@ impl Files {
             }
         }
         if let Some(path) = &self.client_ca {
-            match verifier(path) {
+            match self.verifier(path) {
                 Ok(verifier) => known.verifier = Some(verifier),
-                Err(reason) => wrong(Mistake::new("client-ca", reason)),
+                Err(mistake) => wrong(mistake),
             }
         }
         if let Some((certificate, key)) = &self.identity {
@@ -134,6 +143,24 @@ impl Files {
         }
     }
 
+    fn verifier(&self, ca: &Path) -> Result<Arc<dyn ClientCertVerifier>, Mistake> {
+        let roots = tls::roots(ca).map_err(|error| Mistake::new("client-ca", error))?;
+        let mut builder =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider())
+                // Who shows none may still have a token.
+                .allow_unauthenticated();
+        if let Some(path) = &self.client_crl {
+            let revoked = revoked(path).map_err(|reason| Mistake::new("client-crl", reason))?;
+            // An authority that never revoked anything has no list.
+            builder = builder.with_crls(revoked).allow_unknown_revocation_status();
+        }
+        builder.build().map_err(|error| {
+            let (ca, crl) = (ca.display(), self.client_crl.as_ref());
+            let both = crl.map_or_else(String::new, |crl| format!(" with {}", crl.display()));
+            Mistake::new("client-ca", format!("{ca}{both} can't be used: {error}"))
+        })
+    }
+
     fn paths(&self) -> Vec<PathBuf> {
         let identity = self
             .identity
@@ -141,6 +168,7 @@ impl Files {
             .flat_map(|(certificate, key)| [certificate, key]);
         identity
             .chain(&self.client_ca)
+            .chain(&self.client_crl)
             .chain(&self.tokens)
             .cloned()
             .collect()
@@ -166,17 +194,23 @@ fn read_tokens(path: &PathBuf) -> Result<Tokens, Vec<String>> {
     })
 }
 
-fn verifier(path: &std::path::Path) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let roots = tls::roots(path).map_err(|error| error.to_string())?;
-    // Who shows none may still have a token.
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider());
-    let verifier = builder.allow_unauthenticated().build();
-    verifier.map_err(|error| format!("{} can't be used: {error}", path.display()))
+/// The lists of revoked certificates in a file.
+fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let failed = |error| format!("can't read {}: {error}", path.display());
+    let lists = CertificateRevocationListDer::pem_file_iter(path).map_err(failed)?;
+    let lists: Vec<_> = lists.collect::<Result<_, _>>().map_err(failed)?;
+    if lists.is_empty() {
+        let path = path.display();
+        return Err(format!(
+            "{path} holds no list of revoked certificates (X509 CRL) in PEM"
+        ));
+    }
+    Ok(lists)
 }
 
 fn port(
-    chain: Vec<rustls::pki_types::CertificateDer<'static>>,
-    key: rustls::pki_types::PrivateKeyDer<'static>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
 ) -> Result<ServerConfig, rustls::Error> {
     let builder = ServerConfig::builder_with_provider(tls::provider())

@@ -31,6 +31,7 @@ impl Task {
                     id: target.id.clone(),
                 })
                 .collect(),
+            dispatcher: self.head.dispatcher.clone(),
         };
         tracing::info!(
             targets = accepted.targets.len(),
