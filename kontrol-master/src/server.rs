@@ -13,7 +13,7 @@ pub mod pod;
 
 use crate::{
     action::dispatch::Dispatches,
-    cluster::advertise,
+    cluster::advertise::{self, Advertised},
     config::{Access, Config},
     metrics::Metrics,
     serve::{
@@ -36,7 +36,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{join, net::TcpListener, time::timeout};
+use tokio::{join, net::TcpListener, sync::watch, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long connections may take to finish what they are at, once this master stops.
@@ -118,6 +118,7 @@ impl Server {
             instance: String::new(),
             tls: config.access.files.identity.is_some(),
         };
+        let own = own_url(&config, own, &advertised);
         let stages = Stages::new(token.clone());
         let metrics = Arc::new(Metrics::default());
         let mut tasks = Tasks::new(token.clone());
@@ -125,7 +126,7 @@ impl Server {
             &config,
             myself,
             advertised.clone(),
-            own,
+            own.clone(),
             &metrics,
             &stages,
             &mut tasks,
@@ -171,7 +172,7 @@ impl Server {
             .layer(from_fn_with_state(gate, access::identify));
         let agents = pod::agents(
             &config,
-            own,
+            &own,
             &advertised,
             &core.services.roster,
             &core.services.election,
@@ -252,6 +253,16 @@ fn name(config: &Config, address: SocketAddr) -> String {
         Some(id) => id.clone(),
         None => format!("{}-{}", host_name(), address.port()),
     }
+}
+
+/// The URL by which this master is reached from its own host: by its callback, and by itself as a pod. A certificate is for
+/// the address that others know it by.
+fn own_url(config: &Config, own: SocketAddr, advertised: &watch::Receiver<Advertised>) -> String {
+    if config.access.files.identity.is_none() {
+        return format!("http://{own}");
+    }
+    let known = advertised.borrow().address.clone();
+    format!("https://{}", known.unwrap_or_else(|| own.to_string()))
 }
 
 /// The address by which this process reaches its own listener.

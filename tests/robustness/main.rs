@@ -13,6 +13,7 @@ mod held;
 mod leader;
 mod load;
 mod restart;
+mod rotation;
 mod safeguard;
 mod scene;
 mod store;

@@ -51,6 +51,8 @@ pub struct Settings {
     pub guard: PathBuf,
     /// Where the program reaches this master: `KONTROL_ENDPOINT`.
     pub endpoint: String,
+    /// The authorities by which it knows masters, if that is not those of the system: `KONTROL_CA`.
+    pub ca: Option<PathBuf>,
     /// Most bytes of standard output.
     pub max_output: usize,
     /// Who is told what a run says; the log but in a trial.
@@ -66,6 +68,7 @@ impl Settings {
             grace: Duration::from_secs(2),
             guard: OWN_EXECUTABLE.into(),
             endpoint: endpoint.into(),
+            ca: None,
             // Room for the largest state, indented.
             max_output: 4 * MAX_STATE_BYTES,
             listener: Arc::new(Log),

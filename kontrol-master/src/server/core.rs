@@ -30,7 +30,7 @@ use kontrol_core::{
     view::PeerMaster,
 };
 use kontrol_runtime::{clock::Clock, supervise::Tasks};
-use std::{net::SocketAddr, sync::Arc};
+use std::{path::Path, sync::Arc};
 use tokio::sync::{mpsc, watch};
 
 /// Handles on the parts.
@@ -41,12 +41,13 @@ pub(super) struct Core {
 }
 
 impl Core {
-    /// Builds the parts and starts their tasks. `advertised`: the address of `myself`, as it goes on.
+    /// Builds the parts and starts their tasks. `advertised`: the address of `myself`, as it goes on. `own`: the URL by which the
+    /// callback reaches this master.
     pub(super) fn start(
         config: &Config,
         myself: PeerMaster,
         advertised: watch::Receiver<Advertised>,
-        own: SocketAddr,
+        own: String,
         metrics: &Arc<Metrics>,
         stages: &Stages,
         tasks: &mut Tasks,
@@ -207,11 +208,12 @@ fn lead(
     });
 }
 
-fn term_settings(config: &Config, own: SocketAddr) -> term::Settings {
+fn term_settings(config: &Config, own: String) -> term::Settings {
     let callback = config.callback.clone().map(|program| {
         let runner: Arc<dyn callback::Runner> = Arc::new(callback::Settings {
             timeout: config.callback_timeout,
-            ..callback::Settings::new(program, format!("http://{own}"))
+            ca: config.credentials.ca().map(Path::to_owned),
+            ..callback::Settings::new(program, own)
         });
         runner
     });

@@ -13,24 +13,21 @@ use kontrol_slave::{
     agent::{Agent, AgentConfig},
     config::PodConfig,
     identity::Identity,
-    masters::{self, Tier},
+    masters,
     program::follow_pod,
 };
 use serde_json::{Value, json};
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 /// The payload for the masters above changes at most this often.
 const PACE: Duration = Duration::from_millis(500);
 
-/// The agents that report this master, ready to run. What they follow is started among the tasks.
+/// The agents that report this master, ready to run. `own`: the URL of it. What they follow is started among the tasks.
 pub async fn agents(
     config: &Config,
-    own: SocketAddr,
+    own: &str,
     advertised: &watch::Receiver<Advertised>,
     roster: &Roster,
     election: &Election,
@@ -41,7 +38,9 @@ pub async fn agents(
         return Ok(agents);
     };
     let mixed = match &config.mixed {
-        Some(None) => Some(own_tier(config, own, advertised)?),
+        Some(None) => {
+            Some(masters::parse(own).map_err(|_| anyhow::anyhow!("read the own address {own}"))?)
+        }
         Some(given) => given.clone(),
         None => None,
     };
@@ -91,22 +90,6 @@ pub async fn agents(
         }));
     }
     Ok(agents)
-}
-
-/// This master alone. Its certificate, if it has one, is for the address that others know it by.
-fn own_tier(
-    config: &Config,
-    own: SocketAddr,
-    advertised: &watch::Receiver<Advertised>,
-) -> anyhow::Result<Vec<Tier>> {
-    let at = match config.access.files.identity {
-        Some(_) => {
-            let known = advertised.borrow().address.clone();
-            format!("https://{}", known.unwrap_or_else(|| own.to_string()))
-        }
-        None => own.to_string(),
-    };
-    masters::parse(&at).map_err(|_| anyhow::anyhow!("read the own address {at}"))
 }
 
 /// The identity at the address that this master is known by, where none is given and that one will do; as all that goes on.

@@ -3,7 +3,7 @@
 //! The files and standard input always hold everything. A variable holds what fits into it: Linux refuses to execute
 //! anything with a longer one.
 
-use super::Input;
+use super::{Input, Settings};
 use kontrol_core::{
     access::tokens::Token,
     model::{Digest, Exact},
@@ -43,6 +43,8 @@ const CHANGES: Names = Names {
 
 /// The variable of the token that it calls back with.
 const TOKEN: &str = "KONTROL_TOKEN";
+/// The variable of the authorities by which it knows masters; the master's own stays where it is not said anew.
+const CA: &str = "KONTROL_CA";
 
 /// Variables that are about one run, so that none must come from the master's own environment.
 const OWN: [&str; 11] = [
@@ -58,6 +60,22 @@ const OWN: [&str; 11] = [
     CHANGES.variable,
     CHANGES.file_variable,
 ];
+
+/// The way back to the masters.
+#[derive(Clone, Copy)]
+pub(super) struct Back<'a> {
+    pub(super) endpoint: &'a str,
+    pub(super) ca: Option<&'a Path>,
+}
+
+impl<'a> From<&'a Settings> for Back<'a> {
+    fn from(settings: &'a Settings) -> Self {
+        Self {
+            endpoint: &settings.endpoint,
+            ca: settings.ca.as_deref(),
+        }
+    }
+}
 
 /// The documents of one run.
 pub(super) struct Documents {
@@ -133,12 +151,13 @@ impl Documents {
         &self,
         inherited: impl IntoIterator<Item = (OsString, OsString)>,
         directory: &Path,
-        endpoint: &str,
+        back: Back<'_>,
         limit: usize,
     ) -> Environment {
         let mut variables: Vec<_> = inherited
             .into_iter()
             .filter(|(name, _)| !is_own(name) && !is_secret(name))
+            .filter(|(name, _)| back.ca.is_none() || name != CA)
             .collect();
         let mut left_out = Vec::new();
         let digest = self.digest.to_string();
@@ -146,7 +165,10 @@ impl Documents {
         set("HASH", digest.as_str().into());
         set("MD5", digest.into());
         set("KONTROL_EPOCH", self.epoch.to_string().into());
-        set("KONTROL_ENDPOINT", endpoint.into());
+        set("KONTROL_ENDPOINT", back.endpoint.into());
+        if let Some(ca) = back.ca {
+            set(CA, ca.into());
+        }
         if let Some(token) = &self.token {
             set(TOKEN, token.as_str().into());
         }
@@ -236,7 +258,10 @@ mod tests {
         documents.environment(
             inherited,
             directory,
-            "http://[::1]:8000",
+            Back {
+                endpoint: "https://[::1]:8000",
+                ca: Some(Path::new("/ca.pem")),
+            },
             MAX_VARIABLE_BYTES,
         )
     }
@@ -314,9 +339,10 @@ mod tests {
 
     #[test]
     fn the_callback_is_given_its_own_token_and_never_the_masters() {
-        let masters = [("KONTROL_TOKEN", "masters")];
+        let masters = [("KONTROL_TOKEN", "masters"), ("KONTROL_CA", "old.pem")];
         let without = documents("[]", None);
         assert_eq!(value(&environment(&without, &masters), TOKEN), None);
+        assert_eq!(value(&environment(&without, &masters), CA), Some("/ca.pem"));
         let token = Token::of([1; 32]);
         let with = Documents {
             token: Some(token.clone()),

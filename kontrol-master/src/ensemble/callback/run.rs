@@ -167,7 +167,7 @@ async fn spawn(
     directory: &Path,
 ) -> io::Result<(Guarded, Pipes)> {
     let spec = |limit| {
-        let environment = documents.environment(inherited(), directory, &settings.endpoint, limit);
+        let environment = documents.environment(inherited(), directory, settings.into(), limit);
         for variable in environment.left_out {
             settings.listener.hear(Said::LeftOut(variable));
         }

@@ -99,48 +99,42 @@ impl Files {
 
     /// Reads all of them, on this thread; tells each one that is of no use.
     pub fn read(&self) -> Result<Known, Vec<Mistake>> {
+        match self.read_over(Known::default()) {
+            (known, mistakes) if mistakes.is_empty() => Ok(known),
+            (_, mistakes) => Err(mistakes),
+        }
+    }
+
+    /// Reads all of them over what counted before: of one that is of no use, that goes on counting.
+    fn read_over(&self, mut known: Known) -> (Known, Vec<Mistake>) {
         let mut mistakes = Vec::new();
-        let mut known = Known::default();
-        let mut wrong = |mistake: Mistake| mistakes.push(mistake);
         if let Some(path) = &self.tokens {
             match read_tokens(path) {
                 Ok(tokens) => known.tokens = tokens,
-                Err(reasons) => reasons
-                    .into_iter()
-                    .for_each(|reason| wrong(Mistake::new("tokens", reason))),
+                Err(reasons) => {
+                    let each = reasons
+                        .into_iter()
+                        .map(|reason| Mistake::new("tokens", reason));
+                    mistakes.extend(each);
+                }
             }
         }
         if let Some(path) = &self.client_ca {
             match self.verifier(path) {
                 Ok(verifier) => known.verifier = Some(verifier),
-                Err(mistake) => wrong(mistake),
+                Err(mistake) => mistakes.push(mistake),
             }
         }
         if let Some((certificate, key)) = &self.identity {
-            let chain = tls::certificates(certificate)
-                .map_err(|error| wrong(Mistake::new("tls-cert", error)));
-            let secret =
-                tls::private_key(key).map_err(|error| wrong(Mistake::new("tls-key", error)));
-            if let (Ok(chain), Ok(secret)) = (chain, secret) {
-                known.names = chain.first().map(certificate::names).unwrap_or_default();
-                match port(chain, secret, known.verifier.clone()) {
-                    Ok(config) => known.tls = Some(Arc::new(config)),
-                    Err(error) => wrong(Mistake::new(
-                        "tls-cert",
-                        format!(
-                            "{} and {} don't serve: {error}",
-                            certificate.display(),
-                            key.display()
-                        ),
-                    )),
+            match port(certificate, key, known.verifier.clone()) {
+                Ok((config, names)) => {
+                    known.tls = Some(Arc::new(config));
+                    known.names = names;
                 }
+                Err(more) => mistakes.extend(more),
             }
         }
-        if mistakes.is_empty() {
-            Ok(known)
-        } else {
-            Err(mistakes)
-        }
+        (known, mistakes)
     }
 
     fn verifier(&self, ca: &Path) -> Result<Arc<dyn ClientCertVerifier>, Mistake> {
@@ -208,7 +202,28 @@ fn revoked(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, St
     Ok(lists)
 }
 
+/// TLS of the port, and the names that its certificate is for.
 fn port(
+    certificate: &Path,
+    key: &Path,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<(ServerConfig, Vec<String>), Vec<Mistake>> {
+    let chain = tls::certificates(certificate).map_err(|error| Mistake::new("tls-cert", error));
+    let secret = tls::private_key(key).map_err(|error| Mistake::new("tls-key", error));
+    let (chain, secret) = match (chain, secret) {
+        (Ok(chain), Ok(secret)) => (chain, secret),
+        (chain, secret) => return Err(chain.err().into_iter().chain(secret.err()).collect()),
+    };
+    let names = chain.first().map(certificate::names).unwrap_or_default();
+    let config = config(chain, secret, verifier).map_err(|error| {
+        let (certificate, key) = (certificate.display(), key.display());
+        let reason = format!("{certificate} and {key} don't go together: {error}");
+        vec![Mistake::new("tls-cert", reason)]
+    })?;
+    Ok((config, names))
+}
+
+fn config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
@@ -272,8 +287,8 @@ impl Following {
         let paths = self.files.paths();
         let mut seen: BTreeMap<PathBuf, Content> = BTreeMap::new();
         // Read once more at the start: something may have changed since, and this is what later looks are compared with.
-        let mut due = true;
-        let mut told = Vec::new();
+        let (mut due, mut first) = (true, true);
+        let (mut found, mut told) = (Vec::new(), Vec::new());
         while token
             .run_until_cancelled(tokio::time::sleep(LOOK))
             .await
@@ -289,35 +304,33 @@ impl Following {
             if !mem::take(&mut due) {
                 continue;
             }
-            let files = self.files.clone();
-            match reader.look(move || files.read()).await {
-                Ok(Ok(known)) => {
-                    if !told.is_empty() {
-                        tracing::info!("tokens, certificates and authorities can be read again");
-                    }
-                    told.clear();
-                    tracing::debug!(
-                        tokens = known.tokens.len(),
-                        "read tokens, certificates and authorities"
-                    );
-                    self.sender.send_replace(Arc::new(known));
-                }
-                Ok(Err(mistakes)) => {
-                    // Files that go together are replaced one after the other: it is told when that lasts.
-                    due = true;
-                    if mistakes == told {
-                        continue;
-                    }
-                    for mistake in &mistakes {
-                        tracing::error!("{mistake}; what counted before goes on counting");
-                    }
-                    told = mistakes;
-                }
+            let (files, before) = (self.files.clone(), Known::clone(&self.sender.borrow()));
+            let (known, mistakes) = match reader.look(move || files.read_over(before)).await {
+                Ok(read) => read,
                 Err(error) => {
                     due = true;
                     tracing::warn!(%error, "could not look at tokens, certificates and authorities");
+                    continue;
+                }
+            };
+            let tokens = known.tokens.len();
+            self.sender.send_replace(Arc::new(known));
+            if mistakes.is_empty() {
+                told.clear();
+                if !mem::take(&mut first) {
+                    tracing::info!(tokens, "read tokens, certificates and authorities again");
+                }
+            } else {
+                due = true;
+                // Files that go together are replaced one after the other: it is told when it lasts, and once.
+                if mistakes == found && mistakes != told {
+                    for mistake in &mistakes {
+                        tracing::error!("{mistake}; what counted before goes on counting");
+                    }
+                    told.clone_from(&mistakes);
                 }
             }
+            found = mistakes;
         }
     }
 }

@@ -128,6 +128,11 @@ impl Credentials {
         self.change(|sources| sources.token = Some(Token::File(path.into())))
     }
 
+    /// The file of the authorities that are trusted, where it is not those of the system.
+    pub fn ca(&self) -> Option<&Path> {
+        self.0.ca.as_deref()
+    }
+
     /// Whether there is a token to bear.
     pub fn has_token(&self) -> bool {
         self.0.token.is_some()
