@@ -85,9 +85,6 @@ pub struct TestArgs {
     #[arg(long, value_name = "URL,...", value_parser = masters)]
     from: Option<MasterUrls>,
 
-    #[command(flatten, next_help_heading = "Dialling the masters of --from")]
-    dial: DialArgs,
-
     /// Let the callback reach the masters of --from as KONTROL_ENDPOINT. What it does there is done. Default: no
     #[arg(long, requires = "from")]
     real_endpoint: bool,
@@ -105,6 +102,9 @@ pub struct TestArgs {
     /// How to show the runs; auto: as text on a terminal, as JSON elsewhere, one document a run
     #[arg(long, env = "KONTROL_OUTPUT", value_enum, default_value = "auto")]
     output: Choice,
+
+    #[command(flatten, next_help_heading = "Dialling the masters of --from")]
+    dial: DialArgs,
 }
 
 fn masters(text: &str) -> Result<MasterUrls, String> {

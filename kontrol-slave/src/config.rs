@@ -55,10 +55,6 @@ pub struct Args {
     #[command(flatten)]
     pub actions: ActionArgs,
 
-    /// What is shown to masters, and whom to trust.
-    #[command(flatten, next_help_heading = "Dialling masters")]
-    pub dial: DialArgs,
-
     /// Accepts that everybody who reaches the masters can run commands here: without it actions run only over https://,
     /// where a master proves who it is. Default: no.
     #[arg(long, env = "KONTROL_INSECURE", value_parser = switch, hide_env_values = true)]
@@ -87,6 +83,10 @@ pub struct Args {
         hide_env_values = true
     )]
     pub log_format: logging::Format,
+
+    /// What is shown to masters, and whom to trust. Last, for the heading goes on.
+    #[command(flatten, next_help_heading = "Dialling masters")]
+    pub dial: DialArgs,
 }
 
 /// The settings that describe a pod: the slave's, and those of a master that is a pod as well.

@@ -155,8 +155,6 @@ fn credentials(dial: &DialArgs, token: Option<String>) -> Result<Credentials, Cl
 /// Which masters to ask, and how to show what they answer.
 #[derive(Debug, Clone, Args)]
 pub struct ClientArgs {
-    #[command(flatten)]
-    endpoint: EndpointArgs,
     /// How long each master may take to answer: 5, 5s, 500ms, 2m
     #[arg(long, global = true, env = "KONTROL_TIMEOUT", value_name = "DURATION", default_value = DEFAULT_TIMEOUT, value_parser = parse_timeout)]
     timeout: Duration,
@@ -169,6 +167,9 @@ pub struct ClientArgs {
         default_value = "auto"
     )]
     output: Choice,
+    // Last, for its heading goes on.
+    #[command(flatten)]
+    endpoint: EndpointArgs,
 }
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {

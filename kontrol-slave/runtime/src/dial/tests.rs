@@ -35,7 +35,7 @@ struct Master {
 
 impl Master {
     /// A master on this address, with these certificates if it speaks TLS.
-    async fn start(address: SocketAddr, tls: Option<ServerTlsConfig>) -> Self {
+    fn start(address: SocketAddr, tls: Option<ServerTlsConfig>) -> Self {
         let incoming = TcpIncoming::bind(address).unwrap();
         let address = incoming.local_addr().unwrap();
         let (seen, stop) = (Seen::default(), CancellationToken::new());
@@ -145,7 +145,7 @@ impl Files {
 #[tokio::test]
 async fn a_master_over_tls_is_told_who_asks_by_token() {
     let (files, authority) = (Files::new(), Authority::new("one"));
-    let master = Master::start(any(), Some(speaks(&authority.sign(&["m1.example"])))).await;
+    let master = Master::start(any(), Some(speaks(&authority.sign(&["m1.example"]))));
     let credentials = Credentials::none()
         .with_ca(authority.install(files.path()))
         .with_token_file(files.put("token", " s3cret \nmore\n"));
@@ -177,7 +177,7 @@ async fn a_master_over_tls_is_told_who_asks_by_token() {
 async fn a_connection_that_is_made_again_reads_all_files_anew() {
     let (files, first) = (Files::new(), Authority::new("first"));
     let tls = |authority: &Authority| speaks(&authority.sign(&["m1.example"]));
-    let master = Master::start(any(), Some(tls(&first))).await;
+    let master = Master::start(any(), Some(tls(&first)));
     let credentials = Credentials::none()
         .with_ca(first.install(files.path()))
         .with_token_file(files.put("token", "old"));
@@ -189,7 +189,7 @@ async fn a_connection_that_is_made_again_reads_all_files_anew() {
     let second = Authority::new("second");
     second.install(files.path());
     files.put("token", "new");
-    let master = Master::start(address, Some(tls(&second))).await;
+    let master = Master::start(address, Some(tls(&second)));
     // A request that is under way when the connection ends may fail; the ones behind it do not.
     let _ = ask(&channel).await;
     ask(&channel).await.unwrap();
@@ -198,7 +198,7 @@ async fn a_connection_that_is_made_again_reads_all_files_anew() {
 
 #[tokio::test]
 async fn in_clear_text_all_addresses_of_a_name_are_tried() {
-    let master = Master::start(any(), None).await;
+    let master = Master::start(any(), None);
     let target = Target {
         host: "localhost".into(),
         address: None,
@@ -224,7 +224,7 @@ async fn a_client_certificate_is_shown_and_what_is_wrong_with_it_is_told() {
     let (files, authority) = (Files::new(), Authority::new("one"));
     let tls = speaks(&authority.sign(&["m1.example"]))
         .client_ca_root(Certificate::from_pem(authority.pem()));
-    let master = Master::start(any(), Some(tls)).await;
+    let master = Master::start(any(), Some(tls));
     let nobody = Credentials::none().with_ca(authority.install(files.path()));
     let told = refusal(master.target(true), &nobody).await;
     assert!(told.contains("give --cert and --key"), "{told}");
@@ -258,8 +258,8 @@ async fn a_client_certificate_is_shown_and_what_is_wrong_with_it_is_told() {
 async fn why_there_is_no_connection_is_told_in_one_line() {
     let (files, authority) = (Files::new(), Authority::new("one"));
     let trusting = Credentials::none().with_ca(authority.install(files.path()));
-    let tls = Master::start(any(), Some(speaks(&authority.sign(&["m1.example"])))).await;
-    let clear = Master::start(any(), None).await;
+    let tls = Master::start(any(), Some(speaks(&authority.sign(&["m1.example"]))));
+    let clear = Master::start(any(), None);
     let of = |target: &Target, host: &str| Target {
         host: host.into(),
         ..target.clone()
@@ -328,7 +328,7 @@ async fn an_end_that_says_nothing_is_given_up() {
 
 #[tokio::test]
 async fn what_breaks_a_connection_under_way_is_no_riddle() {
-    let master = Master::start(any(), None).await;
+    let master = Master::start(any(), None);
     let none = Credentials::none();
     let channel = connect(master.target(false), &none, options())
         .await

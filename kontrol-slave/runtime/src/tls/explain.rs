@@ -13,6 +13,10 @@ const ALERT: &str = "received fatal alert: ";
 const NO_FRAME: &str = "frame with invalid size";
 
 /// What an error of the handshake means to whoever dialled.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "those that say enough themselves, and those that rustls has not thought of yet"
+)]
 pub fn explain(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(error) => certificate(error),
@@ -40,6 +44,10 @@ pub fn explain_text(text: &str) -> Option<String> {
         .then(|| "what the other end answers is no HTTP/2: is it a kontrol-master?".to_owned())
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "those that say enough themselves, and those that rustls has not thought of yet"
+)]
 fn certificate(error: &CertificateError) -> String {
     match error {
         CertificateError::Expired => {
@@ -113,6 +121,10 @@ const EXPLAINED: [AlertDescription; 16] = [
 ];
 
 /// What the other end means with an alert.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "those that say enough themselves, and those that rustls has not thought of yet"
+)]
 fn alert(description: AlertDescription) -> String {
     use AlertDescription as Alert;
     let sentence = match description {

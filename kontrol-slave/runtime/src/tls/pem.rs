@@ -84,6 +84,10 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     Ok(bytes)
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "of a text in memory there is one more, and those that the reader has not thought of yet"
+)]
 fn sections(path: &Path, text: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, TlsError> {
     let sections = <(SectionKind, Vec<u8>)>::pem_slice_iter(text);
     sections.collect::<Result<_, _>>().map_err(|error| {
