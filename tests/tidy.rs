@@ -47,6 +47,7 @@ const OWNERS: [(&str, &[&str]); 9] = [
         &[
             "kontrol-master/src/serve/access",
             "kontrol-master/src/serve/gateway",
+            "kontrol-master/src/serve/holding",
             "kontrol-master/src/serve/listener",
             "kontrol-master/src/serve/operations",
             "kontrol-master/src/server",

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod gateway;
+mod holding;
 pub mod listener;
 pub mod operations;
 pub mod rpc;

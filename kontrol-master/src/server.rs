@@ -14,7 +14,7 @@ pub mod pod;
 use crate::{
     action::dispatch::Dispatches,
     cluster::advertise::{self, Advertised},
-    config::{Access, Config},
+    config::Config,
     metrics::Metrics,
     serve::{
         access::{self, Audit, Credentials, Gate, Meter, hosts::Hosts},
@@ -166,7 +166,7 @@ impl Server {
                 Arc::clone(&metrics),
             ),
         );
-        remark(&config.access, address, &metrics);
+        remark(&config, address, &metrics);
         let operations = Operations {
             readiness,
             metrics: Arc::clone(&metrics),
@@ -236,7 +236,11 @@ async fn report(
 }
 
 /// Says what is open that may not be meant to be.
-fn remark(access: &Access, address: SocketAddr, metrics: &Metrics) {
+fn remark(config: &Config, address: SocketAddr, metrics: &Metrics) {
+    let access = &config.access;
+    if let Some(remark) = config.credentials.remark() {
+        tracing::warn!("{remark}");
+    }
     metrics.insecure.set(access.insecure.into());
     if access.insecure {
         tracing::warn!(

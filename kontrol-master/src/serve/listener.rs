@@ -13,9 +13,10 @@ mod connection;
 mod tests;
 
 use super::access::{Audit, Credentials, Link, certificate::Certificate};
+use super::holding::Holding;
 use crate::metrics::{Metrics, Queue};
 use axum::Router;
-use connection::{Activity, Counted};
+use connection::Activity;
 use hyper::{body::Incoming, rt::Executor, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -398,7 +399,7 @@ impl Shared {
             let response = router.clone().oneshot(request);
             async move {
                 let response = response.await?;
-                Ok::<_, std::convert::Infallible>(response.map(|body| Counted::new(body, one)))
+                Ok::<_, std::convert::Infallible>(response.map(|body| Holding::new(body, one)))
             }
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));

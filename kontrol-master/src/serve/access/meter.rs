@@ -7,6 +7,7 @@
 
 use super::Caller;
 use crate::metrics::{Metrics, Queue};
+use crate::serve::holding::Holding;
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -137,12 +138,7 @@ impl Admission {
         if self.0.is_none() {
             return response;
         }
-        response.map(|body| {
-            Body::new(Answer {
-                body,
-                _goes_on: self,
-            })
-        })
+        response.map(|body| Body::new(Holding::new(body, self)))
     }
 }
 
@@ -189,32 +185,6 @@ impl Caller {
 /// Nothing sheds it. Of what is not in the table, everything is shed.
 fn is_vital(rpc: &str) -> bool {
     table::find(rpc).is_some_and(|rule| rule.kind == Kind::Vital)
-}
-
-/// The body of an answer, with the call that it is of.
-struct Answer {
-    body: Body,
-    _goes_on: Admission,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 /// The body of a gRPC request, of which the length of the first message is looked at: tonic has one limit for all rpcs of a

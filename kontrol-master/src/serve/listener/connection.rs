@@ -1,12 +1,6 @@
 //! Whether a connection has requests under way: HTTP/2 itself never ends one that has none.
 
-use axum::body::{Body, Bytes};
-use http_body::{Frame, SizeHint};
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::time::Duration;
 use tokio::{sync::watch, time::sleep};
 
 /// How many requests a connection has under way. Cheap to clone.
@@ -42,46 +36,13 @@ impl Activity {
     }
 }
 
-/// A request under way.
+/// A request under way: until the body of its response is dropped.
 #[derive(Debug)]
 pub(super) struct One(Activity);
 
 impl Drop for One {
     fn drop(&mut self) {
         self.0.0.send_modify(|count| *count -= 1);
-    }
-}
-
-/// The body of a response: its request is under way until it is dropped.
-#[derive(Debug)]
-pub(super) struct Counted {
-    body: Body,
-    _one: One,
-}
-
-impl Counted {
-    pub(super) fn new(body: Body, one: One) -> Self {
-        Self { body, _one: one }
-    }
-}
-
-impl http_body::Body for Counted {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
