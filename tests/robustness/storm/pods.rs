@@ -160,7 +160,7 @@ impl Pod {
         }
         let stream = self.connections.get_mut(&master).context("connection")?;
         let text = format!(
-            "PUT /v1/keepalive HTTP/1.1\r\nhost: m\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "PUT /v1/keepalive HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         stream.write_all(text.as_bytes()).await?;

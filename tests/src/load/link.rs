@@ -128,7 +128,7 @@ async fn put(stream: &mut TcpStream, text: &str, beat: u64) -> Result<u64> {
     let mut request = Vec::with_capacity(text.len() + 128);
     write!(
         request,
-        "PUT /ping HTTP/1.1\r\nhost: master\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{text}{tail}",
+        "PUT /ping HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{text}{tail}",
         text.len() + tail.len()
     )?;
     stream.write_all(&request).await?;
