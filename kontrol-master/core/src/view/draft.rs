@@ -13,6 +13,7 @@ use crate::{
         Pod, PodKey,
         action::{Head, State},
         incarnation::is_retired,
+        invalid::one_line,
     },
 };
 use serde::de::DeserializeOwned;
@@ -420,12 +421,12 @@ impl Draft {
     }
 
     fn trouble(&mut self, what: String) {
-        let grave = false;
+        let (grave, what) = (false, one_line(what));
         self.view.troubles.push(Trouble { grave, what });
     }
 
     fn grave_trouble(&mut self, what: String) {
-        let grave = true;
+        let (grave, what) = (true, one_line(what));
         self.view.troubles.push(Trouble { grave, what });
     }
 
