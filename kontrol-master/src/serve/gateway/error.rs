@@ -6,11 +6,13 @@ use http::{
     HeaderValue, Method, StatusCode,
     header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
+use kontrol_core::model::invalid::{clip, one_line};
 use kontrol_proto::json;
 use prost::Message;
 use prost_reflect::DescriptorPool;
 use serde::Serialize;
 use serde_json::Value;
+use std::fmt;
 use tonic::{Code, Status};
 
 /// What the error's body says.
@@ -101,11 +103,16 @@ pub(super) fn response(status: &Status, pool: &DescriptorPool) -> Response {
     response
 }
 
+/// The request is wrong, and how: what that quotes can be as long as a URL, and hold anything.
+pub(super) fn refusal(reason: impl fmt::Display) -> Status {
+    Status::invalid_argument(one_line(reason))
+}
+
 /// Nothing is at this path.
 pub(super) fn not_found(path: &str) -> Response {
     let body = ErrorBody {
         code: Code::NotFound as i32,
-        message: &format!("nothing is at {path}"),
+        message: &one_line(format_args!("nothing is at {path}")),
         details: Vec::new(),
     };
     plain(StatusCode::NOT_FOUND, &body)
@@ -115,7 +122,7 @@ pub(super) fn not_found(path: &str) -> Response {
 pub(super) fn method_not_allowed(method: &Method, path: &str, allowed: &str) -> Response {
     let body = ErrorBody {
         code: Code::Unimplemented as i32,
-        message: &format!("{path} takes {allowed}, not {method}"),
+        message: &one_line(format_args!("{} takes {allowed}, not {method}", clip(path))),
         details: Vec::new(),
     };
     let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, &body);
