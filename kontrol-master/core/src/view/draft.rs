@@ -148,10 +148,13 @@ impl Draft {
             candidates.retain(|_, other| other.key != entry.key);
             candidates.insert(entry.create_revision, candidate);
         } else if let Some(id) = entry.key.strip_prefix(MASTERS) {
-            let Some(master) = self.read(entry) else {
-                return;
+            let master = self.read(entry);
+            let masters = Arc::make_mut(&mut self.view.masters);
+            match master {
+                Some(master) => masters.insert(id.to_owned(), master),
+                // What stood there before is gone, as it is for whoever reads the store anew.
+                None => masters.remove(id),
             };
-            Arc::make_mut(&mut self.view.masters).insert(id.to_owned(), master);
         } else if let Some(id) = entry.key.strip_prefix(ACTIONS) {
             self.put_action(id, entry);
         } else if let Some(id) = entry.key.strip_prefix(RELAY) {
