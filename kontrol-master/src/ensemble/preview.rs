@@ -2,7 +2,7 @@
 //! store, and how the schedule stands the leader tells with the callback's status.
 
 use super::{callback::standard_input, operate::held, term};
-use crate::cluster::{error::Error, status::CallbackStatus, store::SharedStore};
+use crate::cluster::{error::Error, status::CallbackStatus, store::SharedStore, times};
 use kontrol_core::{model::Digest, view::View};
 use kontrol_runtime::duration::show;
 use std::{
@@ -99,7 +99,7 @@ fn waits(view: &View, status: &CallbackStatus, handled: &str, now: SystemTime) -
         add(Why::Running, None, text);
     }
     if let Some(hold) = held(operate) {
-        let until = SystemTime::UNIX_EPOCH + Duration::from_millis(hold.until_ms);
+        let until = times::at(hold.until_ms);
         let text = format!(
             "{} holds the callback for {} more: {}",
             hold.by,
