@@ -18,6 +18,8 @@ mod answer;
 mod call;
 mod endpoint;
 mod error;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod input;
 mod json;
 mod request;

@@ -17,6 +17,8 @@ pub mod command_line;
 pub mod connection;
 pub mod duration;
 pub mod folder;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod host;
 pub mod logging;
 pub mod process;

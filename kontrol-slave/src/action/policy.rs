@@ -3,6 +3,8 @@
 //! The file is read again for each action, so that an edit counts at once. It fails closed: while it can't be read, or
 //! has a mistake, nothing runs.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod rules;
 
 use kontrol_runtime::folder::{Content, Reader, read_now};
