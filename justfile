@@ -39,6 +39,10 @@ storm seconds="600" seed="1":
     cargo build --workspace --locked
     KONTROL_CHAOS_SECONDS={{seconds}} KONTROL_CHAOS_SEED={{seed}} cargo test --locked -p kontrol-tests --test robustness storm -- --nocapture
 
+# Every parser that meets the outside, each on so many inputs (tests/fuzz/README.md); the tests replay what was found
+fuzz inputs="1000000" *targets="":
+    tests/fuzz/run {{inputs}} {{targets}}
+
 # Measures masters that run: simulated pods report to them (`just load --help`)
 load *flags:
     cargo run --release --locked -p kontrol-tests --bin load -- {{flags}}

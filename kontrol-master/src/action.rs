@@ -17,6 +17,8 @@ pub mod attachment;
 pub mod cancel;
 pub mod custody;
 pub mod dispatch;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod history;
 pub mod outlet;
 pub mod peers;

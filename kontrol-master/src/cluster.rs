@@ -11,3 +11,4 @@ pub mod relay;
 pub mod roster;
 pub mod status;
 pub mod store;
+pub mod times;

@@ -46,6 +46,8 @@ pub mod action;
 pub mod cluster;
 pub mod config;
 pub mod ensemble;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod metrics;
 pub mod serve;
 pub mod server;

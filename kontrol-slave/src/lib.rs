@@ -30,6 +30,8 @@
 pub mod action;
 pub mod agent;
 pub mod config;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod identity;
 pub mod keepalive;
 pub mod masters;

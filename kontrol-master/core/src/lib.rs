@@ -7,6 +7,8 @@
 pub mod access;
 pub mod contest;
 pub mod damper;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod json;
 pub mod kv;
 pub mod limits;

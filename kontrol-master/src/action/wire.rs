@@ -1,6 +1,7 @@
 //! Between protobuf and what actions are to the master. What a peer or a slave says that makes no sense is ignored.
 
 use super::attachment::Attachment;
+use crate::cluster::times::{at, span};
 use bytes::Bytes;
 use kontrol_core::{
     model::action::{ActionId, Counts, Ended, Head, Outcome, Record, ResultRecord, State},
@@ -15,7 +16,7 @@ use kontrol_proto::{
     },
 };
 use kontrol_runtime::clock::now_ms;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// An order about an action; `run` is what to run, for an order that says so.
 pub(super) fn order(order: Order, action: &ActionId, run: Option<&Run>) -> AttachResponse {
@@ -118,7 +119,7 @@ pub(crate) fn result(target: &Target, ended: &Ended) -> ActionResult {
         exit_code: ended.exit_code,
         signal: ended.signal,
         error: ended.error.clone(),
-        duration: ended.duration.try_into().ok(),
+        duration: span(ended.duration),
         stdout_bytes: ended.stdout_bytes,
         stderr_bytes: ended.stderr_bytes,
         truncated: ended.truncated,
@@ -141,7 +142,7 @@ fn kept_result(result: ResultRecord) -> ActionResult {
         id: result.id,
         signal: result.signal,
         error: result.error.chars().take(MAX_ERROR_CHARS).collect(),
-        duration: Duration::from_millis(result.duration_ms).try_into().ok(),
+        duration: span(Duration::from_millis(result.duration_ms)),
         stdout_bytes: result.stdout_bytes,
         stderr_bytes: result.stderr_bytes,
         truncated: result.truncated,
@@ -172,14 +173,13 @@ pub(crate) fn summary(counts: &Counts, took: Duration) -> ActionSummary {
         refused: counts.refused,
         unreachable: counts.unreachable,
         lost: counts.lost,
-        duration: took.try_into().ok(),
+        duration: span(took),
         stopped: counts.stopped,
     }
 }
 
 /// An action without the results of its targets.
 pub(crate) fn head(head: &Head) -> Action {
-    let time = |ms: u64| SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
     let until = head.finished_ms.unwrap_or_else(now_ms);
     let took = Duration::from_millis(until.saturating_sub(head.created_ms));
     Action {
@@ -210,9 +210,9 @@ pub(crate) fn head(head: &Head) -> Action {
             input: None,
             input_json: Bytes::new(),
         }),
-        created: Some(time(head.created_ms).into()),
-        finished: head.finished_ms.map(|ms| time(ms).into()),
-        timeout: Duration::from_millis(head.timeout_ms).try_into().ok(),
+        created: Some(at(head.created_ms).into()),
+        finished: head.finished_ms.map(|ms| at(ms).into()),
+        timeout: span(Duration::from_millis(head.timeout_ms)),
         detach: head.detach,
         summary: Some(summary(&head.summary, took)),
         results: Vec::new(),

@@ -7,6 +7,8 @@
 
 pub mod changes;
 mod documents;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod output;
 pub mod program;
 mod run;

@@ -7,7 +7,7 @@ use super::{
     operate::held,
     term::{self, Handled, Memory},
 };
-use crate::cluster::{error::Error, status::CallbackStatus, store::SharedStore};
+use crate::cluster::{error::Error, status::CallbackStatus, store::SharedStore, times};
 use kontrol_core::{model::Digest, view::View};
 use kontrol_runtime::duration::show;
 use std::time::{Duration, SystemTime};
@@ -105,7 +105,7 @@ fn waits(view: &View, status: &CallbackStatus, handled: &Handled, now: SystemTim
         add(Why::Running, None, text);
     }
     if let Some(hold) = held(operate) {
-        let until = SystemTime::UNIX_EPOCH + Duration::from_millis(hold.until_ms);
+        let until = times::at(hold.until_ms);
         let text = format!(
             "{} holds the callback for {} more: {}",
             hold.by,

@@ -18,6 +18,8 @@ mod answer;
 mod call;
 mod endpoint;
 mod error;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod input;
 mod json;
 mod request;
@@ -100,12 +102,12 @@ fn router_of(descriptors: &[u8], grpc: Routes) -> Result<Router, GatewayError> {
 
 /// A refusal that stands before every route, in the form of all errors.
 pub fn refusal(code: StatusCode, status: &Status) -> Response {
-    error::refusal(code, status)
+    error::bare(code, status)
 }
 
 /// A status, as every route says it.
 pub fn refused(status: &Status) -> Response {
-    let mut response = error::refusal(error::http_status(status.code()), status);
+    let mut response = error::bare(error::http_status(status.code()), status);
     error::advise(&mut response, status);
     response
 }

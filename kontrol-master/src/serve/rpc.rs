@@ -4,6 +4,8 @@ mod action;
 mod convert;
 mod ensemble;
 mod exchange;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod health;
 mod keepalive;
 mod operate;

@@ -7,6 +7,9 @@ use std::{ffi::OsStr, fmt, process::ExitCode};
 /// Exit code of wrong settings.
 pub const WRONG_SETTINGS: u8 = 2;
 
+/// Longest reason, in bytes.
+const MAX_REASON_BYTES: usize = 1024;
+
 /// A setting that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("--{flag}: {reason}")]
@@ -22,9 +25,25 @@ impl Mistake {
     pub fn new(flag: &'static str, reason: impl fmt::Display) -> Self {
         Self {
             flag,
-            reason: reason.to_string(),
+            reason: one_line(&reason.to_string()),
         }
     }
+}
+
+/// What is said as one line that ends somewhere: what it quotes can be a whole file that somebody put there by mistake.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for letter in text.chars() {
+        if line.len() >= MAX_REASON_BYTES {
+            line.push('…');
+            break;
+        } else if letter.is_control() {
+            line.extend(letter.escape_default());
+        } else {
+            line.push(letter);
+        }
+    }
+    line
 }
 
 /// A setting that was given and is not blank.
@@ -153,6 +172,17 @@ mod tests {
             !is_link("KONTROL_MASTER", "tcp://10.96.0.10:8000"),
             "that one somebody wrote"
         );
+    }
+
+    #[test]
+    fn a_mistake_is_one_line_whatever_it_quotes() {
+        let mistake = |reason: &str| Mistake::new("ttl", reason).to_string();
+        assert_eq!(
+            mistake("`1\n\u{1b}ä` is no time"),
+            "--ttl: `1\\n\\u{1b}ä` is no time"
+        );
+        let long = mistake(&"ä".repeat(100_000));
+        assert!(long.ends_with('…') && long.len() < MAX_REASON_BYTES + 16);
     }
 
     #[test]

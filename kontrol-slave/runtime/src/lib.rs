@@ -20,6 +20,8 @@ pub mod connection;
 pub mod dial;
 pub mod duration;
 pub mod folder;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod host;
 pub mod logging;
 pub mod process;

@@ -3,6 +3,8 @@
 //! The file is read again for each action, so that an edit counts at once. It fails closed: while it can't be read, or
 //! has a mistake, nothing runs.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod rules;
 
 use kontrol_runtime::folder::{Content, Reader, read_now};
@@ -11,6 +13,9 @@ use std::{collections::HashMap, path::PathBuf, sync::LazyLock};
 
 /// The largest file that is read.
 const MAX_BYTES: usize = 1024 * 1024;
+
+/// How many of its mistakes whoever dispatches is told.
+const MAX_TOLD: usize = 3;
 
 /// Reads it, for all actions that start.
 static READER: LazyLock<Reader> = LazyLock::new(|| Reader::new(4));
@@ -71,10 +76,19 @@ impl Policy {
             Ok(_) => Err(format!(
                 "this slave runs only what {name} allows, and that is not this command"
             )),
-            Err(reasons) => Err(format!(
-                "this slave runs only what {name} allows, and that is nothing: {}",
-                reasons.join("; ")
-            )),
+            Err(reasons) => {
+                let told = &reasons[..reasons.len().min(MAX_TOLD)];
+                let more = reasons.len() - told.len();
+                let more = if more > 0 {
+                    format!("; and {more} more")
+                } else {
+                    String::new()
+                };
+                let told = told.join("; ");
+                Err(format!(
+                    "this slave runs only what {name} allows, and that is nothing: {told}{more}"
+                ))
+            }
         }
     }
 }
@@ -120,6 +134,12 @@ mod tests {
         fs::write(&path, "'").unwrap();
         let reason = refused(&policy, &variables).await;
         assert!(reason.contains("line 1: a quote"), "{reason}");
+        fs::write(&path, "[a\n".repeat(10_000)).unwrap();
+        let reason = refused(&policy, &variables).await;
+        assert!(
+            reason.ends_with("; and 9997 more") && reason.len() < 1024,
+            "{reason}"
+        );
         fs::remove_file(&path).unwrap();
         let reason = refused(&policy, &variables).await;
         assert!(reason.contains("does not exist"), "{reason}");

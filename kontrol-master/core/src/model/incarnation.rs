@@ -5,7 +5,7 @@
 //! to the next incarnation, to the tombstone of the last one, and from there to whoever joins at that address next. Who
 //! is remembered so is older than who has the place, whatever arrives when.
 
-use super::Report;
+use super::{Report, whole};
 use serde::{Deserialize, Serialize};
 
 /// How many incarnations are remembered for a place.
@@ -72,6 +72,7 @@ pub struct Retired {
     #[serde(flatten)]
     pub incarnation: Incarnation,
     /// Its seq.
+    #[serde(with = "whole")]
     pub seq: u64,
     /// Why it left; absent where another incarnation of the same pod went on with its seq.
     #[serde(default, skip_serializing_if = "Option::is_none")]

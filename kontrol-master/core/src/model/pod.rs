@@ -12,7 +12,7 @@ use crate::{
     json,
     limits::{
         Limits, MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES, MAX_NAME_BYTES,
-        MAX_NONCE_BYTES, annotations_size,
+        MAX_NONCE_BYTES, MAX_SAFE_INTEGER, annotations_size,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -153,7 +153,7 @@ struct Record {
     annotations: BTreeMap<String, String>,
     #[serde(default, with = "whole")]
     beat: u64,
-    #[serde(default)]
+    #[serde(default, with = "whole")]
     first_seen_ms: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     retired: Vec<Retired>,
@@ -179,6 +179,9 @@ pub enum RecordError {
         /// The address.
         ip: IpAddr,
     },
+    /// No reader of the PODS document would agree with another on such a number.
+    #[error("has seq {0}, which is larger than any that is given")]
+    Seq(u64),
 }
 
 impl Pod {
@@ -260,6 +263,9 @@ impl Pod {
     /// Reads the record of `pods/<key>`.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let record: Record = serde_json::from_slice(bytes)?;
+        if record.seq > MAX_SAFE_INTEGER {
+            return Err(RecordError::Seq(record.seq));
+        }
         let pod = Self::from_record(record);
         if pod.key.to_string() != pod.record.key {
             return Err(RecordError::Key {

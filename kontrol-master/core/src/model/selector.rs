@@ -10,6 +10,7 @@
 //! White space is free. A key or value is anything without white space and `, = ! ( ) < >`; a value may be empty.
 //! As in Kubernetes, `!=` and `notin` also hold for a pod that has no such label.
 
+use super::invalid::clip;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -190,7 +191,7 @@ impl<'a> Reader<'a> {
         SelectorError::Syntax {
             position: 1 + self.text[..start].chars().count(),
             found: match self.peek() {
-                Token::Word(text) | Token::Sign(text) => format!("{text:?}"),
+                Token::Word(text) | Token::Sign(text) => format!("{:?}", clip(text)),
                 Token::End => "the end".to_owned(),
             },
             expected,

@@ -7,6 +7,8 @@ use std::{borrow::Cow, collections::HashSet, fmt};
 
 /// How much of a name a path shows.
 const SHOWN_CHARS: usize = 64;
+/// How much of a path is shown, in bytes: the rest of a longer one is left out.
+const SHOWN_PATH_BYTES: usize = 512;
 
 /// Why a text is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,6 +302,10 @@ impl<'t> Reader<'t> {
     fn path(&self) -> String {
         let mut path = self.root.to_owned();
         for level in &self.levels {
+            if path.len() >= SHOWN_PATH_BYTES {
+                path.push('…');
+                break;
+            }
             match level {
                 Level::Array(0) => {}
                 Level::Array(count) => path += &format!("[{}]", count - 1),

@@ -184,3 +184,20 @@ proptest! {
         prop_assert!(comes_back(&serde_json::to_string(&number).unwrap()));
     }
 }
+
+#[test]
+fn a_path_shows_where_it_begins_and_ends_somewhere() {
+    let name = r"\u0001".repeat(100);
+    let text = format!(
+        "{}1,\"a\":2,\"a\":3{}",
+        format!("{{\"{name}\":").repeat(29),
+        "}".repeat(29)
+    );
+    let fault = value(text.as_bytes()).unwrap_err();
+    assert_eq!(fault.reason, "is given twice");
+    assert!(
+        fault.path.starts_with("\\u{1}") && fault.path.ends_with('…'),
+        "{fault}"
+    );
+    assert!(fault.path.len() < 1024, "{} bytes", fault.path.len());
+}

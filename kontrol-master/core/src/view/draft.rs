@@ -13,6 +13,7 @@ use crate::{
         Pod, PodKey,
         action::{Head, State},
         incarnation::is_retired,
+        invalid::one_line,
     },
 };
 use serde::de::DeserializeOwned;
@@ -148,10 +149,13 @@ impl Draft {
             candidates.retain(|_, other| other.key != entry.key);
             candidates.insert(entry.create_revision, candidate);
         } else if let Some(id) = entry.key.strip_prefix(MASTERS) {
-            let Some(master) = self.read(entry) else {
-                return;
+            let master = self.read(entry);
+            let masters = Arc::make_mut(&mut self.view.masters);
+            match master {
+                Some(master) => masters.insert(id.to_owned(), master),
+                // What stood there before is gone, as it is for whoever reads the store anew.
+                None => masters.remove(id),
             };
-            Arc::make_mut(&mut self.view.masters).insert(id.to_owned(), master);
         } else if let Some(id) = entry.key.strip_prefix(ACTIONS) {
             self.put_action(id, entry);
         } else if let Some(id) = entry.key.strip_prefix(RELAY) {
@@ -425,12 +429,12 @@ impl Draft {
     }
 
     fn trouble(&mut self, what: String) {
-        let grave = false;
+        let (grave, what) = (false, one_line(what));
         self.view.troubles.push(Trouble { grave, what });
     }
 
     fn grave_trouble(&mut self, what: String) {
-        let grave = true;
+        let (grave, what) = (true, one_line(what));
         self.view.troubles.push(Trouble { grave, what });
     }
 

@@ -99,7 +99,8 @@ impl Latest {
         match before {
             Some(before) if before.create_revision == self.create_revision => {
                 before.instance == self.instance
-                    && (self.batch == before.batch || self.batch == before.batch + 1)
+                    && (self.batch == before.batch
+                        || Some(self.batch) == before.batch.checked_add(1))
             }
             // The key was made since; the end of its last use was told to the leader directly before it was deleted.
             Some(_) | None => self.batch == 1,
@@ -227,6 +228,10 @@ mod tests {
         };
         relayed.hear("o", other, Some(at(10)));
         assert_eq!(spans(&relayed)[2..], [Blind::between(at(9), at(11))]);
+        // Behind a number that no master reaches comes none.
+        relayed.hear("last", latest(u64::MAX, 50, at(12)), None);
+        relayed.hear("last", latest(2, 50, at(13)), Some(at(12)));
+        assert_eq!(spans(&relayed)[3..], [Blind::between(at(12), at(13))]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::STATE;
 use crate::{
     kv::{Entry, Revision, Snapshot},
-    model::{Exact, exact},
+    model::{Exact, exact, invalid::one_line},
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl StateRecord {
     pub(super) fn read(entry: &Entry) -> Result<Self, Unreadable> {
         serde_json::from_slice(&entry.value).map_err(|error| Unreadable {
             revision: entry.mod_revision,
-            reason: error.to_string().into(),
+            reason: one_line(error).into(),
         })
     }
 }

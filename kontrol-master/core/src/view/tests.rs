@@ -375,6 +375,24 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// However a master comes to know of the store, it knows the same.
+#[test]
+fn a_master_whose_record_becomes_unreadable_is_gone() {
+    let master = PeerMaster {
+        id: "m1".into(),
+        address: "10.0.0.1:8000".into(),
+        instance: "01".into(),
+    };
+    let (mut store, now) = (Naive::default(), Instant::now());
+    let there = store.step(|store| vec![store.put("masters/m1", master.encode())]);
+    let broken = store.step(|store| vec![store.put("masters/m1", b"{".to_vec())]);
+    let (view, _) = View::default().apply(&there, now);
+    assert_eq!(view.master("m1"), Some(&master));
+    let (view, _) = view.apply(&broken, now);
+    assert_eq!(view.master("m1"), None);
+    assert_eq!(view.troubles().len(), 1);
+}
+
 proptest! {
     /// A view that followed every event and one that was read at the end are the same: same digest, same order. So
     /// every master at one revision computes one digest (I2), however it came there.

@@ -95,7 +95,7 @@ impl FromStr for StoreUrl {
             return Self::classic(list.trim_end_matches('/'));
         }
         match text.strip_prefix("file:") {
-            Some("") => Err(StoreUrlError(
+            Some("" | "//") => Err(StoreUrlError(
                 "names no directory; write file:/var/lib/kontrol".into(),
             )),
             Some(dir) => Ok(Self::File(dir.strip_prefix("//").unwrap_or(dir).into())),
@@ -110,7 +110,12 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory:"),
-            Self::File(dir) => write!(f, "file:{}", dir.display()),
+            Self::File(dir) => {
+                let dir = dir.display().to_string();
+                // Without these, its own would be taken for those of the URL.
+                let slashes = if dir.starts_with("//") { "//" } else { "" };
+                write!(f, "file:{slashes}{dir}")
+            }
             Self::Etcd(endpoints) => write!(f, "etcd://{}", endpoints.join(",")),
         }
     }
@@ -189,6 +194,7 @@ mod tests {
             ("file:/a/b", StoreUrl::File("/a/b".into()), "file:/a/b"),
             ("file:///a", StoreUrl::File("/a".into()), "file:/a"),
             ("file:rel", StoreUrl::File("rel".into()), "file:rel"),
+            ("file:////a", StoreUrl::File("//a".into()), "file:////a"),
             (
                 "etcd://a,b:23,[::1]:5,[::2]",
                 etcd(&["a:2379", "b:23", "[::1]:5", "[::2]:2379"]),
@@ -212,6 +218,7 @@ mod tests {
             "",
             "redis://h",
             "file:",
+            "file://",
             "etcd://",
             "etcd://a,,b",
             "etcd://a:x",

@@ -6,11 +6,13 @@ use http::{
     HeaderValue, Method, StatusCode,
     header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
+use kontrol_core::model::invalid::{clip, one_line};
 use kontrol_proto::json;
 use prost::Message;
 use prost_reflect::DescriptorPool;
 use serde::Serialize;
 use serde_json::Value;
+use std::fmt;
 use tonic::{Code, Status};
 
 /// What the error's body says.
@@ -111,7 +113,7 @@ pub(super) fn advise(response: &mut Response, status: &Status) {
 }
 
 /// A status without details, under another number than the table's.
-pub(super) fn refusal(code: StatusCode, status: &Status) -> Response {
+pub(super) fn bare(code: StatusCode, status: &Status) -> Response {
     let body = ErrorBody {
         code: status.code() as i32,
         message: status.message(),
@@ -120,11 +122,16 @@ pub(super) fn refusal(code: StatusCode, status: &Status) -> Response {
     plain(code, &body)
 }
 
+/// The request is wrong, and how: what that quotes can be as long as a URL, and hold anything.
+pub(super) fn refusal(reason: impl fmt::Display) -> Status {
+    Status::invalid_argument(one_line(reason))
+}
+
 /// Nothing is at this path.
 pub(super) fn not_found(path: &str) -> Response {
     let body = ErrorBody {
         code: Code::NotFound as i32,
-        message: &format!("nothing is at {path}"),
+        message: &one_line(format_args!("nothing is at {path}")),
         details: Vec::new(),
     };
     plain(StatusCode::NOT_FOUND, &body)
@@ -134,7 +141,7 @@ pub(super) fn not_found(path: &str) -> Response {
 pub(super) fn method_not_allowed(method: &Method, path: &str, allowed: &str) -> Response {
     let body = ErrorBody {
         code: Code::Unimplemented as i32,
-        message: &format!("{path} takes {allowed}, not {method}"),
+        message: &one_line(format_args!("{} takes {allowed}, not {method}", clip(path))),
         details: Vec::new(),
     };
     let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, &body);

@@ -7,7 +7,7 @@
 
 mod value;
 
-use super::input::OneField;
+use super::{error, input::OneField};
 use kontrol_core::strict::{Fault, Kind as Found, Numbers, Reader, integer};
 use kontrol_proto::{MAX_MESSAGE_BYTES, json::exact};
 use prost::{
@@ -63,7 +63,7 @@ fn refusal(fault: &Fault) -> Status {
         (false, "") => format!("body: {reason}"),
         (false, path) => format!("{path}: {reason}"),
     };
-    Status::invalid_argument(message)
+    error::refusal(message)
 }
 
 /// Reads an object as a message.

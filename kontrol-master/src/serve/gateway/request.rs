@@ -4,7 +4,7 @@
 use super::{
     MAX_BODY_BYTES,
     answer::{Format, HISTORY, REVISION},
-    input, json,
+    error, input, json,
     rule::{self, BodyRule, Operation},
 };
 use crate::serve::access::Caller;
@@ -46,23 +46,22 @@ pub(super) async fn message(
         let texts: Vec<&str> = values.iter().map(AsRef::as_ref).collect();
         input::set(&mut message, fields, &texts).map_err(|reason| {
             let name = dotted(fields);
-            Status::invalid_argument(format!("query parameter {name}: {reason}"))
+            error::refusal(format!("query parameter {name}: {reason}"))
         })?;
     }
     if !operation.variables.is_empty() {
         let values = operation.template.capture(parts.uri.path());
-        let values = values.ok_or_else(|| Status::invalid_argument("the path is not UTF-8"))?;
+        let values = values.ok_or_else(|| error::refusal("the path is not UTF-8"))?;
         let body = DynamicMessage::decode(operation.rpc.input.clone(), &wire[..])
             .map_err(|error| Status::internal(error.to_string()))?;
         for (fields, value) in operation.variables.iter().zip(values) {
             if said(&body, fields).is_some_and(|said| said != value) {
                 let reason = "is something else in the path: give it there alone";
                 let name = dotted(fields);
-                return Err(Status::invalid_argument(format!("{name} {reason}")));
+                return Err(error::refusal(format!("{name} {reason}")));
             }
-            input::set(&mut message, fields, &[&value]).map_err(|reason| {
-                Status::invalid_argument(format!("{}: {reason}", dotted(fields)))
-            })?;
+            input::set(&mut message, fields, &[&value])
+                .map_err(|reason| error::refusal(format!("{}: {reason}", dotted(fields))))?;
         }
     }
     if operation.rpc.streams && Format::of(&parts.headers) == Format::Sse {
@@ -126,7 +125,7 @@ fn resume(
 
 fn set(message: &mut DynamicMessage, field: &FieldDescriptor, text: &str) -> Result<(), Status> {
     input::set(message, std::slice::from_ref(field), &[text])
-        .map_err(|reason| Status::invalid_argument(format!("Last-Event-ID: {reason}")))
+        .map_err(|reason| error::refusal(format!("Last-Event-ID: {reason}")))
 }
 
 /// Refuses what a page of another site has a browser send: such a page can reach masters that its author can't, those on
@@ -168,7 +167,7 @@ async fn from_body(operation: &Operation, parts: &Parts, body: Body) -> Result<V
     };
     let text = tokio::time::timeout(BODY_TIMEOUT, collect(&parts.headers, body, most, too_large))
         .await
-        .map_err(|_| Status::invalid_argument("the body took too long to arrive"))??;
+        .map_err(|_| error::refusal("the body took too long to arrive"))??;
     let text = text.trim_ascii();
     match &operation.body {
         _ if text.is_empty() => Ok(Vec::new()),
@@ -182,7 +181,7 @@ fn check_content(headers: &HeaderMap) -> Result<(), Status> {
     let encoding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes());
     if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
         let message = "the body is compressed: send it without a content-encoding";
-        return Err(Status::invalid_argument(message));
+        return Err(error::refusal(message));
     }
     let Some(kind) = headers.get(CONTENT_TYPE) else {
         return Ok(());
@@ -200,7 +199,7 @@ fn check_content(headers: &HeaderMap) -> Result<(), Status> {
     if known.contains(&essence.as_str()) || essence.ends_with("+json") {
         return Ok(());
     }
-    Err(Status::invalid_argument(format!(
+    Err(error::refusal(format!(
         "content-type {essence} is not taken: send application/json"
     )))
 }
@@ -219,7 +218,7 @@ async fn collect(
     let mut text = BytesMut::new();
     let mut received = 0_usize;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Status::invalid_argument("the body broke off"))?;
+        let frame = frame.map_err(|_| error::refusal("the body broke off"))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -247,7 +246,7 @@ fn query<'q>(operation: &Operation, query: &'q str) -> Result<Query<'q>, Status>
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = decode(name)?;
         let fields = parameter(operation, &name).map_err(|reason| {
-            Status::invalid_argument(format!("unknown query parameter {name:?}: {reason}"))
+            error::refusal(format!("unknown query parameter {name:?}: {reason}"))
         })?;
         let is_list = fields.last().is_some_and(FieldDescriptor::is_list);
         let (_, values) = given
@@ -255,7 +254,7 @@ fn query<'q>(operation: &Operation, query: &'q str) -> Result<Query<'q>, Status>
             .or_insert_with(|| (fields, Vec::new()));
         if !values.is_empty() && !is_list {
             let message = format!("query parameter {name} is given twice");
-            return Err(Status::invalid_argument(message));
+            return Err(error::refusal(message));
         }
         values.push(decode(value)?);
     }
@@ -282,7 +281,7 @@ fn parameter(operation: &Operation, name: &str) -> Result<Vec<FieldDescriptor>, 
 }
 
 fn decode(text: &str) -> Result<Cow<'_, str>, Status> {
-    let not_utf8 = || Status::invalid_argument("the query is not UTF-8");
+    let not_utf8 = || error::refusal("the query is not UTF-8");
     if text.contains('+') {
         let spaced = text.replace('+', " ");
         let decoded = percent_decode_str(&spaced).decode_utf8();

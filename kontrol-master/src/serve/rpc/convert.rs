@@ -1,6 +1,6 @@
 //! Between protobuf and the domain.
 
-use crate::ensemble::explain::Account;
+use crate::{cluster::times, ensemble::explain::Account};
 use kontrol_core::{
     model::{Exact, Invalid, Pod, Report, invalid::clip},
     view::{Member, PeerMaster, Reason, Removal, View, operate},
@@ -10,10 +10,7 @@ use kontrol_runtime::clock::wall;
 pub(super) use kontrol_slave::payload::{from_proto, to_proto};
 use prost_types::Timestamp;
 use serde_json::Value;
-use std::{
-    net::IpAddr,
-    time::{Duration, SystemTime},
-};
+use std::{net::IpAddr, time::Duration};
 
 /// The report of a keepalive, and the key that the caller believes to have. Limits are checked by the intake.
 pub(super) fn report(request: PingRequest) -> Result<(Report, String), Invalid> {
@@ -169,7 +166,7 @@ pub(super) fn safeguard(freeze: &operate::Freeze) -> v1::Safeguard {
 
 /// Milliseconds since 1970.
 fn at(ms: u64) -> Timestamp {
-    (SystemTime::UNIX_EPOCH + Duration::from_millis(ms)).into()
+    times::at(ms).into()
 }
 
 /// What one master knows of a pod.
@@ -185,7 +182,7 @@ pub(super) fn account(account: Account) -> MasterView {
 
 /// A duration; none beyond what protobuf can hold.
 pub(super) fn duration(duration: Duration) -> Option<prost_types::Duration> {
-    duration.try_into().ok()
+    times::span(duration)
 }
 
 #[cfg(test)]

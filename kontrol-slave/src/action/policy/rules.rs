@@ -8,11 +8,12 @@
 //! /bin/sh -c 'uptime; free'               a text for a shell is the third word of /bin/sh -c
 //! ```
 //!
-//! In the first word no pattern crosses a `/` or takes a leading dot, and none may hold `**` or `..`: `/opt/tools/*` is
+//! In the first word no pattern holds a `/` or takes a leading dot, and none may hold `**` or `..`: `/opt/tools/*` is
 //! neither `/opt/tools/../../bin/sh` nor `/opt/*/../sh`. A variable that no rule names is refused: with PATH, LD_PRELOAD or
 //! BASH_ENV any allowed command could be made another one.
 
 use glob::{MatchOptions, Pattern};
+use kontrol_core::model::invalid::clip;
 use std::collections::HashMap;
 
 /// What stands for any further arguments.
@@ -33,7 +34,10 @@ pub(super) struct Rules(Vec<Rule>);
 #[derive(Debug)]
 struct Rule {
     variables: Vec<(String, Pattern)>,
-    words: Vec<Pattern>,
+    /// The program, part by part: a pattern that is matched with a whole path goes back from each slash to each star before
+    /// it, and whoever dispatches could give it one that takes years.
+    program: Vec<Pattern>,
+    arguments: Vec<Pattern>,
     further: bool,
 }
 
@@ -68,11 +72,13 @@ impl Rule {
     fn parse(line: &str) -> Result<Option<Self>, String> {
         let words = shlex::split(line).ok_or("a quote is not closed")?;
         let pattern = |text: &str| {
-            Pattern::new(text).map_err(|error| format!("{text:?} is no pattern: {}", error.msg))
+            Pattern::new(text)
+                .map_err(|error| format!("{:?} is no pattern: {}", clip(text), error.msg))
         };
         let mut rule = Self {
             variables: Vec::new(),
-            words: Vec::new(),
+            program: Vec::new(),
+            arguments: Vec::new(),
             further: false,
         };
         for word in &words {
@@ -80,19 +86,23 @@ impl Rule {
                 return Err(format!("{FURTHER} must come last"));
             }
             match word.split_once('=') {
-                Some((name, value)) if rule.words.is_empty() && is_name(name) => {
+                Some((name, value)) if rule.program.is_empty() && is_name(name) => {
                     rule.variables.push((name.to_owned(), pattern(value)?));
                 }
                 _ if word == FURTHER => rule.further = true,
-                _ if rule.words.is_empty() && (word.contains("**") || climbs(word)) => {
+                _ if rule.program.is_empty() && (word.contains("**") || climbs(word)) => {
                     return Err(format!(
-                        "{word:?} must name the program without ** and without .."
+                        "{:?} must name the program without ** and without ..",
+                        clip(word)
                     ));
                 }
-                _ => rule.words.push(pattern(word)?),
+                _ if rule.program.is_empty() => {
+                    rule.program = word.split('/').map(pattern).collect::<Result<_, _>>()?;
+                }
+                _ => rule.arguments.push(pattern(word)?),
             }
         }
-        match (words.is_empty(), rule.words.is_empty()) {
+        match (words.is_empty(), rule.program.is_empty()) {
             (true, _) => Ok(None),
             (false, true) => Err("there is no program in it".into()),
             (false, false) => Ok(Some(rule)),
@@ -100,28 +110,24 @@ impl Rule {
     }
 
     fn allows(&self, argv: &[String], variables: &HashMap<String, String>) -> bool {
-        let fits = if self.further {
-            argv.len() >= self.words.len()
-        } else {
-            argv.len() == self.words.len()
+        let Some((program, arguments)) = argv.split_first() else {
+            return false;
         };
-        let climbs = argv.first().is_some_and(|program| climbs(program));
-        fits && !climbs
-            && self
-                .words
-                .iter()
-                .zip(argv)
-                .enumerate()
-                .all(|(index, (pattern, word))| {
-                    pattern.matches_with(
-                        word,
-                        MatchOptions {
-                            require_literal_separator: index == 0,
-                            require_literal_leading_dot: index == 0,
-                            ..MatchOptions::new()
-                        },
-                    )
-                })
+        let fits = if self.further {
+            arguments.len() >= self.arguments.len()
+        } else {
+            arguments.len() == self.arguments.len()
+        };
+        let no_leading_dot = MatchOptions {
+            require_literal_leading_dot: true,
+            ..MatchOptions::new()
+        };
+        let parts = program.split('/');
+        fits && !climbs(program)
+            && parts.clone().count() == self.program.len()
+            && (self.program.iter().zip(parts))
+                .all(|(pattern, part)| pattern.matches_with(part, no_leading_dot))
+            && (self.arguments.iter().zip(arguments)).all(|(pattern, word)| pattern.matches(word))
             && variables.iter().all(|(name, value)| {
                 let mut rules = self.variables.iter();
                 rules.any(|(allowed, pattern)| allowed == name && pattern.matches(value))
@@ -188,6 +194,25 @@ mod tests {
         assert!(!allowed("/opt/*/run", &["/opt/../run"], &[]));
         assert!(!allowed("/opt/[!a]./run", &["/opt/../run"], &[]));
         assert!(allowed("cat *", &["cat", "/etc/passwd"], &[]));
+        assert!(Rules::parse("/opt/[a/]b").is_err());
+    }
+
+    /// It would not end in a lifetime if each star could go back.
+    #[test]
+    fn no_command_makes_a_rule_think_for_long() {
+        let rules = format!("/{}z/* {}z", "*a".repeat(16), "*a".repeat(16));
+        let long = "a".repeat(2000);
+        for program in [
+            format!("/{long}/x"),
+            format!("/{long}z/x"),
+            format!("/{long}"),
+        ] {
+            let runs = program.contains('z');
+            for word in [format!("{long}z"), long.clone()] {
+                let fits = runs && word.ends_with('z');
+                assert_eq!(allowed(&rules, &[&program, &word], &[]), fits);
+            }
+        }
     }
 
     #[test]

@@ -104,11 +104,20 @@ impl Counts {
 
     /// How many did not exit with code 0.
     pub fn failures(&self) -> u32 {
-        self.failed + self.timed_out + self.cancelled + self.refused + self.unreachable + self.lost
+        let others = [
+            self.timed_out,
+            self.cancelled,
+            self.refused,
+            self.unreachable,
+            self.lost,
+        ];
+        // A record of the store can say anything.
+        let sum = |sum: u32, count| sum.saturating_add(count);
+        others.into_iter().fold(self.failed, sum)
     }
 
     /// How many have ended.
     pub fn ended(&self) -> u32 {
-        self.succeeded + self.failures()
+        self.succeeded.saturating_add(self.failures())
     }
 }

@@ -212,6 +212,19 @@ fn what_kubernetes_allows_is_taken() {
     );
 }
 
+/// As anybody can write one with etcdctl.
+#[test]
+fn a_record_whose_numbers_are_beyond_all_reason_is_refused_or_reads_back() {
+    let pod = Pod::join(report(1), MAX_SAFE_INTEGER, u64::MAX);
+    let retired = pod.retire(None);
+    let back = Pod::decode(&pod.after(retired).encode()).unwrap();
+    assert_eq!(back.first_seen_ms(), u64::MAX);
+    assert_eq!(back.encode(), Pod::decode(&back.encode()).unwrap().encode());
+    let beyond = Pod::join(report(1), MAX_SAFE_INTEGER + 1, 1).encode();
+    let error = Pod::decode(&beyond).unwrap_err().to_string();
+    assert!(error.starts_with("has seq 9007199254740992"), "{error}");
+}
+
 proptest! {
     #[test]
     fn a_record_reads_back(pod in any_pod()) {

@@ -140,6 +140,12 @@ fn a_selector_without_bound_is_refused() {
     );
 }
 
+#[test]
+fn an_error_shows_the_start_of_what_it_found() {
+    let error = error(&format!("a {}", "\n".repeat(10) + &"b".repeat(10_000)));
+    assert!(error.len() < 300, "{error}");
+}
+
 fn word() -> impl Strategy<Value = String> {
     prop_oneof!["[a-z0-9./_-]{1,8}", Just("in".into()), Just("notin".into())]
 }
