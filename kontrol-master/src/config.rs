@@ -119,7 +119,10 @@ impl ServeArgs {
         };
         let credentials = mistakes.all(self.dial.check(environment(TOKEN_VARIABLE)));
         let mut credentials = credentials.unwrap_or_default();
-        if let Some((cert, key)) = &access.files.identity {
+        // A certificate for servers alone would end every connection to a master that asks for one; a token says enough.
+        if let Some((cert, key)) = &access.files.identity
+            && !credentials.has_token()
+        {
             credentials = credentials.or_identity(cert, key);
         }
         let advertise = mistakes.or_default(self.listen.advertise());

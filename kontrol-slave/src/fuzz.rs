@@ -76,7 +76,10 @@ fn accepted(identity: Identity) {
         node: identity.node,
     };
     let key = report.key().to_string();
-    assert_eq!(report.check(&key, &kontrol_core::limits::Limits::default()), Ok(()));
+    assert_eq!(
+        report.check(&key, &kontrol_core::limits::Limits::default()),
+        Ok(())
+    );
 }
 
 /// Lines as Kubernetes writes them.

@@ -107,13 +107,20 @@ pub fn plan(report: &Report, known: Known<'_>) -> Plan {
         }
     } else if pod.has_retired(&who) {
         Plan::Superseded
-    } else if known.kept {
+    } else if known.kept || !same_pod && !may_take(report, pod) {
         Plan::Kept
     } else if same_pod {
         Plan::Update
     } else {
         Plan::Replace
     }
+}
+
+/// Whether a report may take the place of this pod, which is another one. An address is what a pod says; its id is what its
+/// principal proves. So one principal does not drive out what another one reports: it waits until that has left.
+pub fn may_take(report: &Report, pod: &Pod) -> bool {
+    let by = report.by.as_ref();
+    by.is_none_or(|by| by.speaks_for(pod.id()))
 }
 
 fn plan_absent(report: &Report, who: &Incarnation, known: Known<'_>) -> Plan {

@@ -41,6 +41,7 @@ pub fn report(host: u8) -> Report {
         labels: BTreeMap::from([("app".into(), "web".into())]),
         annotations: BTreeMap::new(),
         node: String::new(),
+        by: None,
     }
 }
 

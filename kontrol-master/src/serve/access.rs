@@ -34,7 +34,7 @@ use axum::{
 use certificate::Certificate;
 use hosts::Hosts;
 use http::{
-    HeaderMap, StatusCode, Version,
+    Extensions, HeaderMap, StatusCode, Version,
     header::{AUTHORIZATION, CONTENT_TYPE, HOST},
 };
 use kontrol_core::{
@@ -207,6 +207,11 @@ impl Gate {
                 Ok((Arc::clone(&entry.principal), until))
             }
             Proof::Run(digest) => {
+                if !self.0.roster.connected() {
+                    return Err(
+                        "this master knows no such token; it is out of touch with the store, and can't tell whether the callback of such a token runs",
+                    );
+                }
                 let view = self.0.roster.peek();
                 let run = view.callback_token().filter(|run| run.is(digest));
                 run.ok_or("this master knows no such token")?;
@@ -233,6 +238,12 @@ fn token(header: &[u8]) -> Option<&str> {
 }
 
 impl Caller {
+    /// Who asks, as the gate has found. A request that came past the gate is refused.
+    pub fn of(extensions: &Extensions) -> Result<Self, Status> {
+        let caller = extensions.get::<Self>().cloned();
+        caller.ok_or_else(|| Status::internal("nobody looked at who asks"))
+    }
+
     /// The principal, where one is known.
     pub fn principal(&self) -> Option<&Arc<Principal>> {
         match &self.identity {
@@ -252,14 +263,12 @@ impl Caller {
     }
 
     /// Whether it may report, and attach as, a pod of this id; what it is told when it may not.
-    pub fn speaks_for(&self, id: &str) -> Result<(), Status> {
+    /// `rpc`: how it says so.
+    pub fn speaks_for(&self, id: &str, rpc: &str) -> Result<(), Status> {
         match self.principal() {
             Some(principal) if !principal.speaks_for(id) => {
                 let refused = Status::permission_denied(foreign(principal, id));
-                self.gate
-                    .0
-                    .audit
-                    .refused(self, "a pod's keepalive", &refused);
+                self.gate.0.audit.refused(self, rpc, &refused);
                 Err(refused)
             }
             Some(_) | None => Ok(()),

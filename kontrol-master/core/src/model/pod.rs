@@ -9,6 +9,7 @@ use super::{
     whole,
 };
 use crate::{
+    access::Principal,
     json,
     limits::{
         Limits, MAX_ANNOTATION_BYTES, MAX_ANNOTATIONS_BYTES, MAX_LABEL_NAME_BYTES, MAX_NAME_BYTES,
@@ -17,7 +18,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 /// What a keepalive says, checked: every field is within its limits.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +45,8 @@ pub struct Report {
     pub annotations: BTreeMap<String, String>,
     /// The machine it runs on.
     pub node: String,
+    /// Who says it, where masters ask: it takes the place of no pod that it does not speak for.
+    pub by: Option<Arc<Principal>>,
 }
 
 impl Report {

@@ -12,7 +12,7 @@ use kontrol_core::{
     kv::{Compare, Entry, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision, Snapshot, Txn},
     limits::{Limits, MAX_PAYLOAD_BYTES, MAX_SAFE_INTEGER},
     model::{Incarnation, Invalid, Pod, PodKey, Reason, Report, Retired},
-    plan::{Departed, Known, Plan, plan},
+    plan::{Departed, Known, Plan, may_take, plan},
     view::{PODS, RemovalRecord, SEQ, TOMBSTONES, View, pod_key, tombstone_key},
 };
 use kontrol_runtime::clock::now_ms;
@@ -453,6 +453,16 @@ fn refused(report: &Report, place: &Place, plan: Plan) -> Error {
     let itself = place
         .departed()
         .is_some_and(|gone| gone.incarnation == Incarnation::of(report));
+    if let (Some(pod), Some(by)) = (pod, &report.by)
+        && pod.id() != report.id
+        && !may_take(report, pod)
+    {
+        return Error::Superseded(format!(
+            "the pod {:?} has the address {}, and {by} may not take its place: it comes in once that one has left; give each pod an address of its own, or evict the other",
+            pod.id(),
+            pod.ip()
+        ));
+    }
     let by = match pod {
         _ if plan == Plan::Kept => {
             "too many starts or pods report from this address by turns".to_owned()

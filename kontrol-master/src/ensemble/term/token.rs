@@ -44,7 +44,11 @@ impl Storing {
             otherwise: Vec::new(),
         };
         match self.context.store.commit(self.fence.guard(txn)).await? {
-            Outcome::Committed(_) => Ok(Some(token)),
+            Outcome::Committed(revision) => {
+                // The callback's first call may come at once, and here.
+                self.context.roster.caught_up(revision, LIMIT).await;
+                Ok(Some(token))
+            }
             Outcome::Conflict(_) => Err(NotIssued::Deposed),
         }
     }

@@ -23,8 +23,18 @@ const SECOND: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Audit {
     metrics: Arc<Metrics>,
-    told: Arc<Mutex<Told>>,
+    told: Arc<Mutex<[Told; KINDS]>>,
 }
+
+/// Whose refusals are told up to a number of their own: whoever tries TLS or tokens hides nothing that a known one tries.
+#[derive(Debug, Clone, Copy)]
+enum Of {
+    Tls,
+    Strangers,
+    Known,
+}
+
+const KINDS: usize = 3;
 
 /// How many refusals were told since when, and how many were not.
 #[derive(Debug)]
@@ -37,11 +47,11 @@ struct Told {
 impl Audit {
     /// Counts in these metrics.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        let told = Told {
+        let told = [(); KINDS].map(|()| Told {
             since: Instant::now(),
             told: 0,
             left_out: 0,
-        };
+        });
         Self {
             metrics,
             told: Arc::new(Mutex::new(told)),
@@ -63,7 +73,11 @@ impl Audit {
     /// Somebody may not do what was asked for.
     pub(super) fn refused(&self, caller: &Caller, rpc: &str, status: &Status) {
         self.metrics.refused(status.code());
-        if !self.tells() {
+        let of = match caller.principal() {
+            Some(_) => Of::Known,
+            None => Of::Strangers,
+        };
+        if !self.tells(of) {
             return;
         }
         let (principal, role) = named(caller);
@@ -77,15 +91,15 @@ impl Audit {
     /// Somebody came to the port, and TLS did not come about.
     pub fn no_tls(&self, peer: SocketAddr, reason: &dyn fmt::Display) {
         self.metrics.handshake_failed();
-        if self.tells() {
+        if self.tells(Of::Tls) {
             let peer = peer.ip();
             tracing::info!(target: "kontrol::audit", %peer, %reason, "audit: TLS refused");
         }
     }
 
     /// Whether one more refusal may be told; tells how many were left out before it.
-    fn tells(&self) -> bool {
-        let left_out = self.may_tell(Instant::now());
+    fn tells(&self, of: Of) -> bool {
+        let left_out = self.may_tell(of, Instant::now());
         if let Some(left_out @ 1..) = left_out {
             tracing::info!(target: "kontrol::audit", left_out, "audit: more was refused");
         }
@@ -93,8 +107,9 @@ impl Audit {
     }
 
     /// Whether one more may be told, and how many were not before it.
-    fn may_tell(&self, now: Instant) -> Option<u64> {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+    fn may_tell(&self, of: Of, now: Instant) -> Option<u64> {
+        let mut all = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = &mut all[of as usize];
         if now.saturating_duration_since(told.since) >= SECOND {
             told.since = now;
             told.told = 0;
@@ -134,13 +149,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn refusals_are_told_up_to_a_number_each_second_and_the_rest_is_counted() {
         let audit = Audit::new(Arc::default());
-        let tell = || audit.may_tell(Instant::now());
+        let tell = || audit.may_tell(Of::Strangers, Instant::now());
         for _ in 0..MOST {
             assert_eq!(tell(), Some(0));
         }
         for _ in 0..1000 {
             assert_eq!(tell(), None);
         }
+        assert_eq!(audit.may_tell(Of::Known, Instant::now()), Some(0));
         tokio::time::advance(SECOND).await;
         assert_eq!(tell(), Some(1000));
         assert_eq!(tell(), Some(0));

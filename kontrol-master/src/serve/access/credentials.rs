@@ -23,8 +23,10 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How often the files are looked at.
+/// How often the files are looked at, and at how many looks in a row they must be the same to count: one that is written in
+/// place is short, or empty, in between, and nobody is to be shut out by that.
 const LOOK: Duration = Duration::from_secs(1);
+const QUIET: u32 = 2;
 /// Largest file of tokens, in bytes: each of its lines takes some 100.
 const MAX_FILE_BYTES: u64 = 32 * 1024 * 1024;
 
@@ -298,22 +300,25 @@ impl Following {
         let mut seen: BTreeMap<PathBuf, Content> = BTreeMap::new();
         // Read once more at the start: something may have changed since, and this is what later looks are compared with.
         let (mut due, mut first) = (true, true);
+        let mut quiet = QUIET;
         let (mut found, mut told) = (Vec::new(), Vec::new());
         while token
             .run_until_cancelled(tokio::time::sleep(LOOK))
             .await
             .is_some()
         {
+            quiet = quiet.saturating_add(1);
             for path in &paths {
                 let before = seen.entry(path.clone()).or_default();
                 if !before.is_current(path, &reader).await {
                     *before = reader.read(path, 0).await;
-                    due = true;
+                    (due, quiet) = (true, 0);
                 }
             }
-            if !mem::take(&mut due) {
+            if !due || quiet < QUIET && !first {
                 continue;
             }
+            due = false;
             let (files, before) = (self.files.clone(), Known::clone(&self.sender.borrow()));
             let (known, mistakes) = match reader.look(move || files.read_over(before)).await {
                 Ok(read) => read,

@@ -46,12 +46,8 @@ impl ActionService for Service {
         request: Request<Streaming<AttachRequest>>,
     ) -> Result<Response<Orders>, Status> {
         let ending = request.extensions().get::<Ending>().cloned();
-        let caller = request.extensions().get::<Caller>().cloned();
-        let may = move |id: &str| {
-            caller
-                .as_ref()
-                .map_or(Ok(()), |caller| caller.speaks_for(id))
-        };
+        let caller = Caller::of(request.extensions())?;
+        let may = move |id: &str| caller.speaks_for(id, "kontrol.v1.ActionService/Attach");
         let sessions = &self.context.sessions;
         let orders = sessions.open(request.into_inner(), ending.unwrap_or_default(), may);
         orders.await.map(Response::new)

@@ -39,6 +39,7 @@ pub(super) fn report(request: PingRequest) -> Result<(Report, String), Invalid> 
         labels: request.labels.into_iter().collect(),
         annotations: request.annotations.into_iter().collect(),
         node: request.node,
+        by: None,
     };
     Ok((report, request.key))
 }

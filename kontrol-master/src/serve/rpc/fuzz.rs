@@ -66,7 +66,10 @@ pub fn ping(data: &[u8]) {
         node: served.node,
     })
     .expect("what is served can be sent");
-    assert_eq!(again.check(&key, &kontrol_core::limits::Limits::default()), Ok(()));
+    assert_eq!(
+        again.check(&key, &kontrol_core::limits::Limits::default()),
+        Ok(())
+    );
     assert!(same(&again.payload, &report.payload));
     let payload = report.payload.clone();
     assert_eq!(Report { payload, ..again }, report);

@@ -11,6 +11,9 @@ use prost::Message;
 use std::pin::Pin;
 use tonic::{Request, Response, Status, Streaming};
 
+/// As the table of access has them.
+const PING: &str = "kontrol.v1.KeepaliveService/Ping";
+const PING_STREAM: &str = "kontrol.v1.KeepaliveService/PingStream";
 /// How many keepalives of one stream are taken in at once; their answers keep the order.
 const STREAM_CONCURRENCY: usize = 64;
 
@@ -24,17 +27,16 @@ impl Service {
         Self { context }
     }
 
-    /// `caller`: who says it; none inside this process.
     async fn take(
         &self,
-        caller: Option<&Caller>,
+        caller: &Caller,
+        rpc: &str,
         request: PingRequest,
     ) -> Result<PingResponse, Status> {
-        if let Some(caller) = caller {
-            caller.speaks_for(&request.id)?;
-        }
+        caller.speaks_for(&request.id, rpc)?;
         let bytes = request.encoded_len();
-        let (report, key) = convert::report(request).map_err(crate::cluster::error::Error::from)?;
+        let (mut report, key) =
+            convert::report(request).map_err(crate::cluster::error::Error::from)?;
         let (settings, keepalives) = (&self.context.settings, &self.context.keepalives);
         let limit = settings.limits.request_bytes;
         // As with every other limit of keepalives: what was taken once counts on.
@@ -44,6 +46,7 @@ impl Service {
                 "the keepalive has {bytes} bytes, and {limit} are the limit (--max-request)"
             )));
         }
+        report.by = caller.principal().cloned();
         let accepted = keepalives.accept(report, &key).await?;
         Ok(PingResponse {
             key: accepted.key.to_string(),
@@ -57,8 +60,8 @@ impl Service {
 #[tonic::async_trait]
 impl KeepaliveService for Service {
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
-        let caller = request.extensions().get::<Caller>().cloned();
-        let taken = self.take(caller.as_ref(), request.into_inner()).await;
+        let caller = Caller::of(request.extensions())?;
+        let taken = self.take(&caller, PING, request.into_inner()).await;
         taken.map(Response::new)
     }
 
@@ -69,7 +72,7 @@ impl KeepaliveService for Service {
         request: Request<Streaming<PingStreamRequest>>,
     ) -> Result<Response<Self::PingStreamStream>, Status> {
         let service = self.clone();
-        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = Caller::of(request.extensions())?;
         let end = self.context.token.clone().cancelled_owned();
         let answers = request
             .into_inner()
@@ -78,7 +81,7 @@ impl KeepaliveService for Service {
                 let (service, caller) = (service.clone(), caller.clone());
                 async move {
                     let ping = request?.ping.unwrap_or_default();
-                    let result = match service.take(caller.as_ref(), ping).await {
+                    let result = match service.take(&caller, PING_STREAM, ping).await {
                         Ok(response) => StreamResult::Response(response),
                         Err(status) => StreamResult::Error(PingError {
                             code: status.code().into(),

@@ -69,6 +69,20 @@ pub(super) struct Connector {
 
 type Stream = TokioIo<Watched>;
 
+/// Says once that whoever is on the way can read the token.
+fn warn_of_clear_text(target: &Target, stream: &TcpStream) {
+    static SAID: Once = Once::new();
+    let leaves = |address: SocketAddr| !address.ip().to_canonical().is_loopback();
+    if stream.peer_addr().is_ok_and(leaves) {
+        SAID.call_once(|| {
+            tracing::warn!(
+                master = %target,
+                "the token goes out in clear text, for everybody on the way to read: use https://"
+            );
+        });
+    }
+}
+
 impl Connector {
     pub(super) fn new(target: Target, credentials: Credentials, limit: Duration) -> Self {
         Self {
@@ -93,6 +107,9 @@ impl Connector {
             material.map_err(|_| late("the files of the credentials can't be read"))??;
         let tcp = timeout_at(deadline, reach(&self.target, uri)).await;
         let tcp = tcp.map_err(|_| late("no answer"))??;
+        if material.token.is_some() && !self.target.tls {
+            warn_of_clear_text(&self.target, &tcp);
+        }
         *self.shared.state() = State {
             token: material.token,
             ..State::default()
