@@ -1,14 +1,16 @@
 //! The port: HTTP/1.1 and HTTP/2 on one socket, in TLS or in clear text, so gRPC and the HTTP gateway share it.
 //!
 //! One task accepts and owns every connection's task; nothing outlives `serve`. What a peer can hold is bounded: the number
-//! of connections, streams a connection, header size, and the time to say anything at all. Peers that vanish without a
-//! word are found by HTTP/2 pings, those of HTTP/1.1 by TCP's.
+//! of connections, streams a connection, header size, and the time to say anything at all. Connections take turns, however
+//! fast one sends. Peers that vanish without a word are found by HTTP/2 pings, those of HTTP/1.1 by TCP's.
 //!
 //! At shutdown nothing new is accepted and each connection ends with its last response. Long streams must end on the
 //! same token, by themselves; what is still open at the deadline is dropped.
 
 mod clear_text;
 mod connection;
+mod fair;
+mod greeting;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +18,8 @@ use super::access::{Audit, Credentials, Link, certificate::Certificate};
 use crate::metrics::{Metrics, Queue};
 use axum::Router;
 use connection::{Activity, Counted};
+use fair::Fair;
+use greeting::{Greeting, PREFACE, greeting};
 use hyper::{body::Incoming, rt::Executor, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -64,10 +68,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long requests whose connection was dropped get to notice.
 const STRAGGLERS: Duration = Duration::from_secs(1);
-/// What an HTTP/2 client says first.
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What a TLS client says first: the type of the record that holds its greeting.
-const TLS_HANDSHAKE: u8 = 22;
 
 /// What a peer can hold of the port at the most.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -401,7 +401,8 @@ impl Shared {
                 Ok::<_, std::convert::Infallible>(response.map(|body| Counted::new(body, one)))
             }
         });
-        let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+        let mut connection =
+            pin!(server.serve_connection(TokioIo::new(Fair::new(stream)), service));
         let silent = async {
             match first {
                 Some(first) => {
@@ -453,33 +454,6 @@ fn tune(stream: &TcpStream, stalled: Duration) -> io::Result<()> {
     sockopt::set_tcp_keepintvl(stream, TCP_PROBE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(stream, TCP_PROBES)?;
     Ok(())
-}
-
-/// What a peer speaks, by its first word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Greeting {
-    Tls,
-    Http,
-}
-
-/// Waits until the peer has said enough to tell TLS, HTTP/1.1 and HTTP/2 apart: the time-outs of each start only then.
-async fn greeting(stream: &TcpStream) -> io::Result<Greeting> {
-    let mut first = [0; PREFACE.len()];
-    loop {
-        let seen = stream.peek(&mut first).await?;
-        let said = &first[..seen];
-        if said.is_empty() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if said[0] == TLS_HANDSHAKE {
-            return Ok(Greeting::Tls);
-        }
-        if said.len() == PREFACE.len() || !PREFACE.starts_with(said) {
-            return Ok(Greeting::Http);
-        }
-        // A preface in pieces is rare, and there is no word from the system that more than this has come.
-        sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Errors of a connection that was gone before it was accepted: the next one may be fine.
