@@ -13,11 +13,13 @@ mod fair;
 mod greeting;
 #[cfg(test)]
 mod tests;
+mod unsent;
 
 use super::access::{Audit, Credentials, Link, certificate::Certificate};
 use crate::metrics::{Metrics, Queue};
 use axum::Router;
-use connection::{Activity, Counted};
+pub use connection::Streams;
+use connection::{Activity, Counted, Patience};
 use fair::Fair;
 use greeting::{Greeting, PREFACE, greeting};
 use hyper::{body::Incoming, rt::Executor, service::service_fn};
@@ -47,6 +49,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpConnectInfo;
 use tower::ServiceExt;
+pub use unsent::Unsent;
 
 /// Largest head of a request, in bytes.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -84,7 +87,8 @@ pub struct Limits {
     pub head: Duration,
     /// How long a connection may have no request at all.
     pub idle: Duration,
-    /// How long a peer may take nothing of what it is sent.
+    /// How long a peer may take nothing of what it is sent: of TCP, and of an answer of HTTP/2. A reader of a stream may pause
+    /// for as long as a connection may be idle.
     pub stalled: Duration,
 }
 
@@ -147,6 +151,7 @@ impl Port {
             token: token.clone(),
             metrics: self.metrics,
             audit: self.audit,
+            unsent: Unsent::default(),
         });
         let mut open = Open::default();
         let mut pause = FIRST_PAUSE;
@@ -257,6 +262,7 @@ struct Shared {
     token: CancellationToken,
     metrics: Arc<Metrics>,
     audit: Audit,
+    unsent: Unsent,
 }
 
 fn server(streams: TaskTracker, limits: &Limits) -> Builder<Tracked> {
@@ -390,15 +396,21 @@ impl Shared {
         let activity = Activity::default();
         let (of_requests, under_way) = (ending.clone(), activity.clone());
         let router = &self.router;
+        let unsent = self.unsent.of_another();
+        let patience = Patience {
+            answer: self.limits.stalled,
+            stream: self.limits.idle,
+        };
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(info.clone());
             request.extensions_mut().insert(link.clone());
             request.extensions_mut().insert(of_requests.clone());
+            request.extensions_mut().insert(unsent.clone());
             let one = under_way.begin();
-            let response = router.clone().oneshot(request);
+            let (response, unsent) = (router.clone().oneshot(request), unsent.clone());
             async move {
                 let response = response.await?;
-                Ok::<_, std::convert::Infallible>(response.map(|body| Counted::new(body, one)))
+                Ok::<_, std::convert::Infallible>(Counted::wrap(response, one, patience, &unsent))
             }
         });
         let mut connection =
@@ -422,17 +434,20 @@ impl Shared {
                     if is_silent {
                         break Ok(());
                     }
-                }
-                () = activity.idle(self.limits.idle) => {
-                    connection.as_mut().graceful_shutdown();
-                    // A peer that does not go is gone after this.
-                    break timeout(self.limits.head, connection).await.unwrap_or(Ok(()));
+                    continue;
                 }
                 () = self.token.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     break connection.await;
                 }
+                () = activity.idle(self.limits.idle) => {}
+                () = activity.stalled() => {}
             }
+            // What else is under way may come to its end. A peer that does not go is gone after this.
+            connection.as_mut().graceful_shutdown();
+            break timeout(self.limits.head, connection)
+                .await
+                .unwrap_or(Ok(()));
         };
         // Streams learn of the end when the connection is dropped, which is after this.
         ending.give_up();

@@ -5,18 +5,20 @@ use super::{
     Caller,
     lapse::{Side, Until},
 };
+use crate::serve::listener::{Streams, Unsent};
 use axum::{
     body::Body,
     extract::{Request, State},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
+use kontrol_core::access::table::{self, Kind};
 use prost_reflect::DescriptorPool;
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 use tonic::{Code, Status, service::Routes};
 
-/// The rpcs that are streams, in either direction.
-type Streams = Arc<HashSet<String>>;
+/// The rpcs that are streams, in either direction; and whether their answers are.
+type Streaming = Arc<HashMap<String, bool>>;
 
 /// These services, behind the guard. `descriptors` tell which rpcs are streams. A request without a [`Caller`] came past the
 /// gate, and is refused.
@@ -24,7 +26,7 @@ pub fn guarded<'a>(
     routes: Routes,
     descriptors: impl IntoIterator<Item = &'a [u8]>,
 ) -> Result<Routes, prost_reflect::DescriptorError> {
-    let mut streams = HashSet::new();
+    let mut streams = HashMap::new();
     for set in descriptors {
         let pool = DescriptorPool::decode(set)?;
         let rpcs = pool
@@ -32,14 +34,17 @@ pub fn guarded<'a>(
             .flat_map(|service| service.methods().collect::<Vec<_>>());
         streams.extend(
             rpcs.filter(|rpc| rpc.is_client_streaming() || rpc.is_server_streaming())
-                .map(|rpc| format!("{}/{}", rpc.parent_service().full_name(), rpc.name())),
+                .map(|rpc| {
+                    let name = format!("{}/{}", rpc.parent_service().full_name(), rpc.name());
+                    (name, rpc.is_server_streaming())
+                }),
         );
     }
     let guard = from_fn_with_state(Arc::new(streams), guard);
     Ok(Routes::from(routes.into_axum_router().layer(guard)))
 }
 
-async fn guard(State(streams): State<Streams>, request: Request, next: Next) -> Response {
+async fn guard(State(streams): State<Streaming>, request: Request, next: Next) -> Response {
     let Some(caller) = request.extensions().get::<Caller>().cloned() else {
         return refuse(&Status::internal("nobody looked at who asks"));
     };
@@ -47,13 +52,23 @@ async fn guard(State(streams): State<Streams>, request: Request, next: Next) -> 
     if let Err(status) = caller.authorize(&rpc) {
         return refuse(&status);
     }
-    let streams = streams.contains(&rpc) && caller.principal().is_some();
+    let stream = streams.get(&rpc).copied();
+    let is_vital = table::find(&rpc).is_some_and(|rule| rule.kind == Kind::Vital);
+    if let Some(unsent) = request.extensions().get::<Unsent>().filter(|_| !is_vital)
+        && let Err(status) = unsent.check()
+    {
+        return refuse(&status);
+    }
+    let streams = stream.is_some() && caller.principal().is_some();
     let request = if streams {
         request.map(|body| until(body, &caller, Side::Request))
     } else {
         request
     };
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
+    if stream == Some(true) {
+        response.extensions_mut().insert(Streams);
+    }
     caller.gate.0.audit.done(&caller, &rpc, code(&response));
     if streams {
         response.map(|body| until(body, &caller, Side::Response))
