@@ -166,6 +166,10 @@ impl Server {
                 Arc::clone(&metrics),
             ),
         );
+        tasks.spawn(
+            "the looks after streams",
+            gate.clone().joined(stages.close.clone()),
+        );
         remark(&config, address, &metrics);
         let operations = Operations {
             readiness,

@@ -74,6 +74,7 @@ fn accepted(identity: Identity) {
         labels: identity.labels,
         annotations: identity.annotations,
         node: identity.node,
+        by: None,
     };
     let key = report.key().to_string();
     assert_eq!(

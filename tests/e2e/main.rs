@@ -25,6 +25,8 @@ mod liveness;
 mod logs;
 mod operate;
 mod readme;
+#[path = "../secured.rs"]
+mod secured;
 mod serving;
 mod slave;
 mod watch;

@@ -170,8 +170,10 @@ fn older_or_same(beat: u64, than: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::{Principal, Role};
     use crate::{model::Reason, testing::report};
     use serde_json::json;
+    use std::sync::Arc;
 
     fn known(pod: Option<&Pod>, beat: u64) -> Known<'_> {
         Known {
@@ -215,6 +217,19 @@ mod tests {
             ..beat(1)
         };
         assert_eq!(plan(&other, known(Some(&pod), 5)), Plan::Replace);
+        // Whoever may not speak for the pod does not take its place, and whoever may does.
+        for (name, role, expected) in [
+            (other.id.as_str(), Role::Slave, Plan::Kept),
+            ("*", Role::Slave, Plan::Replace),
+            ("masters", Role::Peer, Plan::Replace),
+        ] {
+            let by = Some(Arc::new(Principal::new(name, role).unwrap()));
+            let said = Report {
+                by,
+                ..other.clone()
+            };
+            assert_eq!(plan(&said, known(Some(&pod), 5)), expected, "{name}");
+        }
     }
 
     #[test]

@@ -147,8 +147,13 @@ impl Dispatches {
         self.carried.with(|carried| carried.contains(action))
     }
 
-    /// Runs a command on slaves. `dispatcher`: who asks.
-    pub fn dispatch(&self, request: DispatchRequest, dispatcher: String) -> Result<Told, Error> {
+    /// Runs a command on slaves. `dispatcher`: who asks; it counts as gone once `lapsed` is cancelled.
+    pub fn dispatch(
+        &self,
+        request: DispatchRequest,
+        dispatcher: String,
+        lapsed: CancellationToken,
+    ) -> Result<Told, Error> {
         let request = Request::new(request)?;
         request.check_depth(&self.limits)?;
         if !self.roster.started() {
@@ -194,7 +199,7 @@ impl Dispatches {
             max_output: request.max_output,
             window: u32::try_from(limits.window).unwrap_or(u32::MAX),
         };
-        let (client, told) = Client::new();
+        let (client, told) = Client::new(lapsed);
         let rollout = Rollout::new(targets, limits);
         self.start(
             head,

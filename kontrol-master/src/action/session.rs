@@ -97,12 +97,14 @@ impl Sessions {
         self.tasks.joined(self.token).await
     }
 
-    /// Opens the channel of a slave, once the leader knows of it. `may` says whether its caller speaks for a pod's id.
+    /// Opens the channel of a slave, once the leader knows of it. `may` says whether its caller speaks for a pod's id; it ends once
+    /// `lapsed` is cancelled: its caller is not known any more.
     pub async fn open(
         &self,
         mut requests: Streaming<AttachRequest>,
         ending: Ending,
         may: impl Fn(&str) -> Result<(), Status>,
+        lapsed: CancellationToken,
     ) -> Result<Orders, Status> {
         let first = timeout(HELLO_LIMIT, requests.message()).await;
         let first =
@@ -130,6 +132,7 @@ impl Sessions {
             attachment,
             ending,
             cut,
+            lapsed,
         };
         // Joined with the others at the end.
         drop(self.tasks.spawn(session.run(requests, sender)));
@@ -205,6 +208,8 @@ struct Session {
     ending: Ending,
     /// Cancelled when the switchboard has done with it: the slave attached again, or takes no orders any more.
     cut: CancellationToken,
+    /// Cancelled when the slave's token or certificate does not count any more. That is no death: its TTL decides.
+    lapsed: CancellationToken,
 }
 
 /// The orders on their way to the slave.
@@ -235,14 +240,15 @@ impl Session {
                     return false;
                 }
                 () = self.cut.cancelled() => return false,
-                () = orders.closed() => return true,
+                () = self.lapsed.cancelled() => return false,
+                () = orders.closed() => return !self.lapsed.is_cancelled(),
                 message = requests.message() => match message {
                     Ok(Some(AttachRequest { event: Some(event) })) => {
                         self.sessions.switchboard.said(self.attachment.clone(), event).await;
                     }
                     // Of a newer slave.
                     Ok(Some(AttachRequest { event: None })) => {}
-                    Ok(None) | Err(_) => return true,
+                    Ok(None) | Err(_) => return !self.lapsed.is_cancelled(),
                 },
             }
         }

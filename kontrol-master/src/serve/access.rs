@@ -23,6 +23,7 @@ mod tests;
 pub use audit::Audit;
 pub use credentials::{Credentials, Files, Known};
 pub use guard::guarded;
+pub use lapse::Lapsed;
 pub use meter::{Admission, Meter};
 
 use crate::cluster::roster::Roster;
@@ -45,11 +46,13 @@ use kontrol_core::{
     },
     model::invalid::clip,
 };
+use kontrol_runtime::supervise::{Children, Failure};
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::SystemTime,
 };
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::gateway;
@@ -89,6 +92,8 @@ struct Inner {
     hosts: Hosts,
     roster: Roster,
     audit: Audit,
+    /// The looks after streams.
+    looks: Children,
     meter: Meter,
 }
 
@@ -138,8 +143,14 @@ impl Gate {
             hosts,
             roster,
             audit,
+            looks: Children::new("a look after a stream"),
             meter,
         }))
+    }
+
+    /// Waits for the end of what looks after streams, once the token is cancelled and they have ended.
+    pub async fn joined(self, token: CancellationToken) -> Result<(), Failure> {
+        self.0.looks.clone().joined(token).await
     }
 
     fn caller(&self, request: &Request) -> Caller {

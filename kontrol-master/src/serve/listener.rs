@@ -1,22 +1,27 @@
 //! The port: HTTP/1.1 and HTTP/2 on one socket, in TLS or in clear text, so gRPC and the HTTP gateway share it.
 //!
 //! One task accepts and owns every connection's task; nothing outlives `serve`. What a peer can hold is bounded: the number
-//! of connections, streams a connection, header size, and the time to say anything at all. Peers that vanish without a
-//! word are found by HTTP/2 pings, those of HTTP/1.1 by TCP's.
+//! of connections, streams a connection, header size, and the time to say anything at all. Connections take turns, however
+//! fast one sends. Peers that vanish without a word are found by HTTP/2 pings, those of HTTP/1.1 by TCP's.
 //!
 //! At shutdown nothing new is accepted and each connection ends with its last response. Long streams must end on the
 //! same token, by themselves; what is still open at the deadline is dropped.
 
 mod clear_text;
 mod connection;
+mod fair;
+mod greeting;
 #[cfg(test)]
 mod tests;
+mod unsent;
 
 use super::access::{Audit, Credentials, Link, certificate::Certificate};
-use super::holding::Holding;
 use crate::metrics::{Metrics, Queue};
 use axum::Router;
-use connection::Activity;
+pub use connection::Streams;
+use connection::{Activity, Counted, Patience};
+use fair::Fair;
+use greeting::{Greeting, PREFACE, greeting};
 use hyper::{body::Incoming, rt::Executor, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -44,6 +49,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpConnectInfo;
 use tower::ServiceExt;
+pub use unsent::Unsent;
 
 /// Largest head of a request, in bytes.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -65,10 +71,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long requests whose connection was dropped get to notice.
 const STRAGGLERS: Duration = Duration::from_secs(1);
-/// What an HTTP/2 client says first.
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// What a TLS client says first: the type of the record that holds its greeting.
-const TLS_HANDSHAKE: u8 = 22;
 
 /// What a peer can hold of the port at the most.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +87,8 @@ pub struct Limits {
     pub head: Duration,
     /// How long a connection may have no request at all.
     pub idle: Duration,
-    /// How long a peer may take nothing of what it is sent.
+    /// How long a peer may take nothing of what it is sent: of TCP, and of an answer of HTTP/2. A reader of a stream may pause
+    /// for as long as a connection may be idle.
     pub stalled: Duration,
 }
 
@@ -148,6 +151,7 @@ impl Port {
             token: token.clone(),
             metrics: self.metrics,
             audit: self.audit,
+            unsent: Unsent::default(),
         });
         let mut open = Open::default();
         let mut pause = FIRST_PAUSE;
@@ -258,6 +262,7 @@ struct Shared {
     token: CancellationToken,
     metrics: Arc<Metrics>,
     audit: Audit,
+    unsent: Unsent,
 }
 
 fn server(streams: TaskTracker, limits: &Limits) -> Builder<Tracked> {
@@ -391,18 +396,25 @@ impl Shared {
         let activity = Activity::default();
         let (of_requests, under_way) = (ending.clone(), activity.clone());
         let router = &self.router;
+        let unsent = self.unsent.of_another();
+        let patience = Patience {
+            answer: self.limits.stalled,
+            stream: self.limits.idle,
+        };
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(info.clone());
             request.extensions_mut().insert(link.clone());
             request.extensions_mut().insert(of_requests.clone());
+            request.extensions_mut().insert(unsent.clone());
             let one = under_way.begin();
-            let response = router.clone().oneshot(request);
+            let (response, unsent) = (router.clone().oneshot(request), unsent.clone());
             async move {
                 let response = response.await?;
-                Ok::<_, std::convert::Infallible>(response.map(|body| Holding::new(body, one)))
+                Ok::<_, std::convert::Infallible>(Counted::wrap(response, one, patience, &unsent))
             }
         });
-        let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+        let mut connection =
+            pin!(server.serve_connection(TokioIo::new(Fair::new(stream)), service));
         let silent = async {
             match first {
                 Some(first) => {
@@ -422,17 +434,20 @@ impl Shared {
                     if is_silent {
                         break Ok(());
                     }
-                }
-                () = activity.idle(self.limits.idle) => {
-                    connection.as_mut().graceful_shutdown();
-                    // A peer that does not go is gone after this.
-                    break timeout(self.limits.head, connection).await.unwrap_or(Ok(()));
+                    continue;
                 }
                 () = self.token.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     break connection.await;
                 }
+                () = activity.idle(self.limits.idle) => {}
+                () = activity.stalled() => {}
             }
+            // What else is under way may come to its end. A peer that does not go is gone after this.
+            connection.as_mut().graceful_shutdown();
+            break timeout(self.limits.head, connection)
+                .await
+                .unwrap_or(Ok(()));
         };
         // Streams learn of the end when the connection is dropped, which is after this.
         ending.give_up();
@@ -454,33 +469,6 @@ fn tune(stream: &TcpStream, stalled: Duration) -> io::Result<()> {
     sockopt::set_tcp_keepintvl(stream, TCP_PROBE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(stream, TCP_PROBES)?;
     Ok(())
-}
-
-/// What a peer speaks, by its first word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Greeting {
-    Tls,
-    Http,
-}
-
-/// Waits until the peer has said enough to tell TLS, HTTP/1.1 and HTTP/2 apart: the time-outs of each start only then.
-async fn greeting(stream: &TcpStream) -> io::Result<Greeting> {
-    let mut first = [0; PREFACE.len()];
-    loop {
-        let seen = stream.peek(&mut first).await?;
-        let said = &first[..seen];
-        if said.is_empty() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if said[0] == TLS_HANDSHAKE {
-            return Ok(Greeting::Tls);
-        }
-        if said.len() == PREFACE.len() || !PREFACE.starts_with(said) {
-            return Ok(Greeting::Http);
-        }
-        // A preface in pieces is rare, and there is no word from the system that more than this has come.
-        sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Errors of a connection that was gone before it was accepted: the next one may be fine.

@@ -93,6 +93,7 @@ fn made_up(number: u32, version: u32) -> Arc<Pod> {
         labels: BTreeMap::from(labels.map(|(name, value)| (name.to_owned(), value.to_owned()))),
         annotations: BTreeMap::new(),
         node: format!("node-{zone}"),
+        by: None,
     };
     Arc::new(Pod::join(report, u64::from(number), 0))
 }
@@ -117,6 +118,7 @@ fn beside(pods: &[Arc<Pod>]) -> Arc<Pod> {
         labels: last.labels().clone(),
         annotations: BTreeMap::new(),
         node: last.node().to_owned(),
+        by: None,
     };
     Arc::new(Pod::join(report, last.seq().saturating_add(1), 0))
 }
@@ -143,6 +145,7 @@ fn pod(pod: v1::Pod) -> Result<Arc<Pod>, String> {
         labels: pod.labels.into_iter().collect(),
         annotations: pod.annotations.into_iter().collect(),
         node: pod.node,
+        by: None,
     };
     Ok(Arc::new(Pod::join(report, pod.seq, 0)))
 }
@@ -207,6 +210,7 @@ mod tests {
                 labels: pod.labels().clone(),
                 annotations: BTreeMap::new(),
                 node: pod.node().to_owned(),
+                by: None,
             };
             assert_eq!(
                 report.check(&pod.key().to_string(), &Limits::default()),

@@ -44,6 +44,7 @@ pub(crate) fn pods(count: u32) -> Vec<Arc<Pod>> {
             labels: BTreeMap::from([("app".into(), "web".into())]),
             annotations: BTreeMap::new(),
             node: String::new(),
+            by: None,
         };
         Arc::new(Pod::join(report, u64::from(n), 1))
     };

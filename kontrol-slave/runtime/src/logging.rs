@@ -58,15 +58,17 @@ pub fn init(format: Format, verbose: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// What is logged.
+/// What is logged. What HTTP/2 warns of is what a peer does wrong: whoever does it again and again would fill the disk, and
+/// nobody here can do anything about it.
 fn filter(verbose: bool) -> Targets {
-    let level = if verbose {
-        LevelFilter::DEBUG
+    let (level, peers) = if verbose {
+        (LevelFilter::DEBUG, LevelFilter::WARN)
     } else {
-        LevelFilter::INFO
+        (LevelFilter::INFO, LevelFilter::ERROR)
     };
     Targets::new()
         .with_default(LevelFilter::WARN)
+        .with_target("h2", peers)
         .with_target("kontrol", level)
 }
 
@@ -135,7 +137,8 @@ mod tests {
             ("kontrol_slave::agent", Level::DEBUG, false, true),
             ("kontrol::callback", Level::INFO, true, true),
             ("h2::codec", Level::INFO, false, false),
-            ("h2::codec", Level::WARN, true, true),
+            ("h2::codec", Level::WARN, false, true),
+            ("hyper", Level::WARN, true, true),
         ] {
             assert_eq!(
                 filter(false).would_enable(target, &level),

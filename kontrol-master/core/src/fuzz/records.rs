@@ -52,6 +52,7 @@ pub fn pods_record(data: &[u8]) {
         labels: pod.labels().clone(),
         annotations: pod.annotations().clone(),
         node: pod.node().into(),
+        by: None,
     };
     assert!(
         pod.says(&report),

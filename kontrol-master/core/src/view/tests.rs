@@ -382,6 +382,7 @@ fn a_master_whose_record_becomes_unreadable_is_gone() {
         id: "m1".into(),
         address: "10.0.0.1:8000".into(),
         instance: "01".into(),
+        tls: false,
     };
     let (mut store, now) = (Naive::default(), Instant::now());
     let there = store.step(|store| vec![store.put("masters/m1", master.encode())]);

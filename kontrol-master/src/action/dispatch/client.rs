@@ -6,6 +6,7 @@ use kontrol_proto::v1::{DispatchResponse, dispatch_response::Event};
 use std::{collections::VecDeque, future::pending};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 /// How many messages are handed on ahead of the dispatcher's reading.
@@ -18,6 +19,8 @@ pub(super) type Piece = (usize, Stream, usize);
 #[derive(Debug)]
 pub(super) struct Client {
     sender: mpsc::Sender<Result<DispatchResponse, Status>>,
+    /// Cancelled when nobody knows it any more: it counts as gone then, even where it stays and takes nothing.
+    lapsed: CancellationToken,
     /// The last place in the queue, kept free for the reason of an early end.
     last: Option<OwnedPermit>,
     /// What is still to be told. Bounded, for slaves send no more output than was taken from here.
@@ -35,12 +38,13 @@ pub(super) enum Progress {
 }
 
 impl Client {
-    /// A dispatcher, and what it reads.
-    pub(super) fn new() -> (Self, Told) {
+    /// A dispatcher, and what it reads. `lapsed`: when it is not known any more.
+    pub(super) fn new(lapsed: CancellationToken) -> (Self, Told) {
         let (sender, receiver) = mpsc::channel(AHEAD + 1);
         let client = Self {
             last: sender.clone().try_reserve_owned().ok(),
             sender,
+            lapsed,
             waiting: VecDeque::new(),
         };
         (client, ReceiverStream::new(receiver))
@@ -54,7 +58,7 @@ impl Client {
 
     /// Whether it went away.
     pub(super) fn is_gone(&self) -> bool {
-        self.sender.is_closed()
+        self.sender.is_closed() || self.lapsed.is_cancelled()
     }
 
     /// Whether it was told everything.
@@ -74,18 +78,22 @@ impl Client {
             return pending().await;
         };
         if client.waiting.is_empty() {
-            client.sender.closed().await;
+            tokio::select! {
+                () = client.sender.closed() => {}
+                () = client.lapsed.cancelled() => {}
+            }
             return Progress::Gone;
         }
-        match client.sender.reserve().await {
-            Ok(permit) => {
+        let reserved = client.lapsed.run_until_cancelled(client.sender.reserve());
+        match reserved.await {
+            Some(Ok(permit)) => {
                 let Some((response, piece)) = client.waiting.pop_front() else {
                     return Progress::Took(None);
                 };
                 permit.send(Ok(response));
                 Progress::Took(piece)
             }
-            Err(_) => Progress::Gone,
+            Some(Err(_)) | None => Progress::Gone,
         }
     }
 

@@ -58,16 +58,10 @@ impl Audit {
         }
     }
 
-    /// Somebody changed something, or had it done; or it was not done after all.
-    pub(super) fn done(&self, caller: &Caller, rpc: &str, code: Code) {
-        if table::find(rpc).is_none_or(|rule| rule.kind != Kind::Act) {
-            return;
-        }
-        let (principal, role) = named(caller);
-        let peer = caller.address;
-        tracing::info!(
-            target: "kontrol::audit", principal, role, shown = shown(caller), %peer, rpc, ?code, "audit: called"
-        );
+    /// Somebody is about to change something, or to have it done: it is told with what became of it.
+    pub(super) fn begin(&self, caller: &Caller, rpc: &str) -> Pending {
+        let acts = table::find(rpc).is_some_and(|rule| rule.kind == Kind::Act);
+        Pending(acts.then(|| (caller.clone(), rpc.to_owned())))
     }
 
     /// Somebody may not do what was asked for.
@@ -120,6 +114,36 @@ impl Audit {
         }
         told.told += 1;
         Some(std::mem::take(&mut told.left_out))
+    }
+}
+
+/// What is to be told of a call: at its end, or when its caller went away before.
+#[must_use = "it is told when this is dropped"]
+pub(super) struct Pending(Option<(Caller, String)>);
+
+impl Pending {
+    /// It came to its end.
+    pub(super) fn done(mut self, code: Code) {
+        self.tell(&format_args!("{code:?}"));
+    }
+
+    fn tell(&mut self, code: &dyn fmt::Debug) {
+        let Some((caller, rpc)) = self.0.take() else {
+            return;
+        };
+        let (principal, role) = named(&caller);
+        let peer = caller.address;
+        tracing::info!(
+            target: "kontrol::audit", principal, role, shown = shown(&caller), %peer, rpc, ?code, "audit: called"
+        );
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.tell(&format_args!(
+            "Unknown: the caller went away, and it may have been done"
+        ));
     }
 }
 

@@ -1,23 +1,24 @@
 //! The guard before every gRPC service, called over a socket or by the gateway: it asks the table and the meter, audits what
 //! is done, and ends streams whose callers lost what they showed.
 
-use super::{
-    Admission, Caller,
-    lapse::{Side, Until},
-};
+use super::{Admission, Caller, lapse::Side};
+use crate::serve::listener::{Streams, Unsent};
 use axum::{
     body::Body,
     extract::{Request, State},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
-use kontrol_core::traffic::Call;
+use kontrol_core::{
+    access::table::{self, Kind},
+    traffic::Call,
+};
 use prost_reflect::DescriptorPool;
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 use tonic::{Code, Status, service::Routes};
 
-/// The rpcs that are streams, in either direction.
-type Streams = Arc<HashSet<String>>;
+/// The rpcs that are streams, in either direction; and whether their answers are.
+type Streaming = Arc<HashMap<String, bool>>;
 
 /// These services, behind the guard. `descriptors` tell which rpcs are streams. A request without a [`Caller`] came past the
 /// gate, and is refused.
@@ -25,7 +26,7 @@ pub fn guarded<'a>(
     routes: Routes,
     descriptors: impl IntoIterator<Item = &'a [u8]>,
 ) -> Result<Routes, prost_reflect::DescriptorError> {
-    let mut streams = HashSet::new();
+    let mut streams = HashMap::new();
     for set in descriptors {
         let pool = DescriptorPool::decode(set)?;
         let rpcs = pool
@@ -33,14 +34,17 @@ pub fn guarded<'a>(
             .flat_map(|service| service.methods().collect::<Vec<_>>());
         streams.extend(
             rpcs.filter(|rpc| rpc.is_client_streaming() || rpc.is_server_streaming())
-                .map(|rpc| format!("{}/{}", rpc.parent_service().full_name(), rpc.name())),
+                .map(|rpc| {
+                    let name = format!("{}/{}", rpc.parent_service().full_name(), rpc.name());
+                    (name, rpc.is_server_streaming())
+                }),
         );
     }
     let guard = from_fn_with_state(Arc::new(streams), guard);
     Ok(Routes::from(routes.into_axum_router().layer(guard)))
 }
 
-async fn guard(State(streams): State<Streams>, mut request: Request, next: Next) -> Response {
+async fn guard(State(streams): State<Streaming>, mut request: Request, next: Next) -> Response {
     let Some(caller) = request.extensions().get::<Caller>().cloned() else {
         return refuse(&Status::internal("nobody looked at who asks"));
     };
@@ -48,11 +52,17 @@ async fn guard(State(streams): State<Streams>, mut request: Request, next: Next)
     if let Err(status) = caller.authorize(&rpc) {
         return refuse(&status);
     }
-    let streams = streams.contains(&rpc);
+    let stream = streams.get(&rpc).copied();
+    let is_vital = table::find(&rpc).is_some_and(|rule| rule.kind == Kind::Vital);
+    if let Some(unsent) = request.extensions().get::<Unsent>().filter(|_| !is_vital)
+        && let Err(status) = unsent.check()
+    {
+        return refuse(&status);
+    }
     let admission = match request.extensions_mut().remove::<Admission>() {
         // It came by the gateway, which has asked before it read the body.
         Some(admission) => admission,
-        None => match caller.begin(&rpc, call(streams)) {
+        None => match caller.begin(&rpc, call(stream.is_some())) {
             Ok(admission) => {
                 request = request.map(|body| caller.measured(&rpc, body));
                 admission
@@ -60,29 +70,27 @@ async fn guard(State(streams): State<Streams>, mut request: Request, next: Next)
             Err(status) => return refuse(&status),
         },
     };
-    let lapses = streams && caller.principal().is_some();
-    let request = if lapses {
-        request.map(|body| until(body, &caller, Side::Request))
-    } else {
-        request
-    };
-    let response = next.run(request).await;
-    caller.gate.0.audit.done(&caller, &rpc, code(&response));
-    admission.until_answered(if lapses {
-        response.map(|body| until(body, &caller, Side::Response))
-    } else {
-        response
+    let lapsed = (stream.is_some() && caller.principal().is_some()).then(|| caller.look_after());
+    if let Some(lapsed) = &lapsed {
+        request = request.map(|body| lapsed.ends(body, Side::Request));
+        request.extensions_mut().insert(lapsed.clone());
+    }
+    // A caller that goes away meanwhile may have had it done all the same.
+    let audited = caller.gate.0.audit.begin(&caller, &rpc);
+    let mut response = next.run(request).await;
+    audited.done(code(&response));
+    if stream == Some(true) {
+        response.extensions_mut().insert(Streams);
+    }
+    admission.until_answered(match &lapsed {
+        Some(lapsed) => response.map(|body| lapsed.ends(body, Side::Response)),
+        None => response,
     })
 }
 
 /// What an rpc is to the meter.
 fn call(streams: bool) -> Call {
     if streams { Call::Stream } else { Call::Request }
-}
-
-fn until(body: Body, caller: &Caller, side: Side) -> Body {
-    let body = tonic::body::Body::new(body);
-    Body::new(Until::new(body, caller.clone().lapse(), side))
 }
 
 fn refuse(status: &Status) -> Response {

@@ -2,14 +2,17 @@
 //! certificate expired, its authority went, the run of the callback is over.
 
 use super::{Caller, Identity};
+use http::Extensions;
 use http_body::{Body, Frame};
 use std::{
     future::{Future, pending},
     pin::Pin,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
 use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 /// A wall clock may be put right meanwhile, so that an end that is far away is looked at again.
@@ -17,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 impl Caller {
     /// Waits until what it showed does not count any more; for good where nothing had to be shown.
-    pub(super) async fn lapse(self) -> Status {
+    async fn lapse(self) -> Status {
         let Identity::Known(_, proof) = &self.identity else {
             return pending().await;
         };
@@ -54,6 +57,59 @@ impl Caller {
     }
 }
 
+/// That what the caller of a stream showed does not count any more: an extension of its request. It is found out beside the
+/// stream, which nobody may read. Cheap to clone; nobody looks any more once all clones are dropped.
+#[derive(Debug, Clone)]
+pub struct Lapsed {
+    lapsed: CancellationToken,
+    why: Arc<OnceLock<Status>>,
+    _looked_after: Arc<DropGuard>,
+}
+
+impl Lapsed {
+    /// Is cancelled when it does not count any more; never where nothing had to be shown.
+    pub fn of(extensions: &Extensions) -> CancellationToken {
+        let this = extensions.get::<Self>();
+        this.map_or_else(CancellationToken::new, |this| this.lapsed.clone())
+    }
+
+    /// Waits for that, and tells why.
+    async fn wait(self) -> Status {
+        self.lapsed.cancelled().await;
+        let why = self.why.get().cloned();
+        why.unwrap_or_else(|| Status::unauthenticated("the caller is not known any more"))
+    }
+
+    /// A body that ends then.
+    pub(super) fn ends(&self, body: axum::body::Body, side: Side) -> axum::body::Body {
+        let body = tonic::body::Body::new(body);
+        axum::body::Body::new(Until::new(body, self.clone().wait(), side))
+    }
+}
+
+impl Caller {
+    /// Looks after a stream of this caller.
+    pub(super) fn look_after(&self) -> Lapsed {
+        let (lapsed, gone) = (CancellationToken::new(), CancellationToken::new());
+        let why = Arc::new(OnceLock::new());
+        let (tell, set, caller) = (lapsed.clone(), Arc::clone(&why), self.clone());
+        let over = gone.clone();
+        // Joined with the others at the end.
+        drop(self.gate.0.looks.spawn(async move {
+            if let Some(status) = over.run_until_cancelled(caller.lapse()).await {
+                // Nobody else sets it.
+                let _ = set.set(status);
+                tell.cancel();
+            }
+        }));
+        Lapsed {
+            lapsed,
+            why,
+            _looked_after: Arc::new(gone.drop_guard()),
+        }
+    }
+}
+
 /// How a stream says that it has to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
@@ -64,7 +120,7 @@ pub(super) enum Side {
 }
 
 /// A body that ends early when that is asked for.
-pub(super) struct Until<E> {
+struct Until<E> {
     body: tonic::body::Body,
     /// None once it has ended.
     end: Option<Pin<Box<E>>>,
@@ -72,7 +128,7 @@ pub(super) struct Until<E> {
 }
 
 impl<E: Future<Output = Status>> Until<E> {
-    pub(super) fn new(body: tonic::body::Body, end: E, side: Side) -> Self {
+    fn new(body: tonic::body::Body, end: E, side: Side) -> Self {
         Self {
             body,
             end: Some(Box::pin(end)),

@@ -184,7 +184,7 @@ async fn without_authentication_everybody_may_everything() {
                 .iter()
                 .all(|rule| caller.judge(rule.rpc).is_ok())
         );
-        assert!(caller.speaks_for("web-1").is_ok());
+        assert!(caller.speaks_for("web-1", "x").is_ok());
     }
 }
 
@@ -198,8 +198,8 @@ async fn a_slave_speaks_for_its_own_pod() {
         &gate,
         &[&format!("Bearer {}", token_of(Role::Slave).as_str())],
     );
-    assert!(slave.speaks_for("web-1").is_ok());
-    let refused = slave.speaks_for("db-1").unwrap_err();
+    assert!(slave.speaks_for("web-1", "x").is_ok());
+    let refused = slave.speaks_for("db-1", "x").unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert!(refused.message().contains("db-1"), "{refused:?}");
 }

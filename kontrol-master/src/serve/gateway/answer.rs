@@ -11,6 +11,7 @@ use super::{
     error::{ErrorBody, LastLine},
     rule::{Operation, Rpc},
 };
+use crate::serve::listener::Streams;
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures::stream;
@@ -70,6 +71,7 @@ pub(super) async fn stream(
         Some((Ok::<_, Infallible>(line), events))
     });
     let mut response = response(Body::from_stream(lines), format.content_type());
+    response.extensions_mut().insert(Streams);
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // nginx would else collect the stream before it passes anything on.

@@ -1,7 +1,7 @@
 //! Clear text on a port that speaks TLS: whoever does that is told so, in the protocol that it speaks, and nothing of what it
 //! asks is looked at.
 
-use super::{Limits, Tracked};
+use super::{Limits, Tracked, fair::Fair};
 use crate::serve::gateway;
 use axum::body::Body;
 use http::{StatusCode, header::CONTENT_TYPE};
@@ -17,7 +17,7 @@ const REASON: &str = "this port speaks TLS: use https://";
 pub(super) async fn answer(server: Builder<Tracked>, stream: TcpStream, limits: &Limits) {
     let service =
         service_fn(async |request: Request<Incoming>| Ok::<_, Infallible>(refuse(&request)));
-    let connection = server.serve_connection(TokioIo::new(stream), service);
+    let connection = server.serve_connection(TokioIo::new(Fair::new(stream)), service);
     // How it ends is nobody's trouble.
     let _ = timeout(limits.head, connection).await;
 }

@@ -1,7 +1,7 @@
 //! ActionService.
 
 use super::{Context, stream::alive};
-use crate::serve::access::Caller;
+use crate::serve::access::{Caller, Lapsed};
 use crate::{
     action::{cancel, session::Orders, wire},
     cluster::error::Error,
@@ -49,7 +49,9 @@ impl ActionService for Service {
         let caller = Caller::of(request.extensions())?;
         let may = move |id: &str| caller.speaks_for(id, "kontrol.v1.ActionService/Attach");
         let sessions = &self.context.sessions;
-        let orders = sessions.open(request.into_inner(), ending.unwrap_or_default(), may);
+        let lapsed = Lapsed::of(request.extensions());
+        let ending = ending.unwrap_or_default();
+        let orders = sessions.open(request.into_inner(), ending, may, lapsed);
         orders.await.map(Response::new)
     }
 
@@ -60,10 +62,11 @@ impl ActionService for Service {
         request: Request<DispatchRequest>,
     ) -> Result<Response<Self::DispatchStream>, Status> {
         let caller = super::caller(&request);
+        let lapsed = Lapsed::of(request.extensions());
         let told = self
             .context
             .dispatches
-            .dispatch(request.into_inner(), caller)?;
+            .dispatch(request.into_inner(), caller, lapsed)?;
         // Its master ends it itself when it stops: it knows what becomes of the action.
         let told = alive(told, |_| DispatchResponse { event: None });
         Ok(Response::new(Box::pin(told)))

@@ -157,7 +157,10 @@ impl Master {
             ..DispatchRequest::default()
         };
         Dispatched {
-            told: self.dispatches.dispatch(request, "test".into()).unwrap(),
+            told: self
+                .dispatches
+                .dispatch(request, "test".into(), CancellationToken::new())
+                .unwrap(),
             action: String::new(),
             ends: Vec::new(),
         }
