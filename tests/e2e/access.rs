@@ -2,6 +2,7 @@
 
 mod lapse;
 mod matrix;
+mod own;
 mod secrets;
 mod start;
 
