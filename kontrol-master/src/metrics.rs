@@ -58,10 +58,14 @@ pub enum Queue {
     Watches,
     /// Connections of an address that has many: they are closed.
     Connections,
+    /// Requests that wait for their rest: they are refused.
+    Uploads,
+    /// Answers that wait for their readers: reads are refused.
+    Answers,
 }
 
 impl Queue {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Relay,
         Self::Detour,
         Self::Changes,
@@ -72,6 +76,8 @@ impl Queue {
         Self::Notices,
         Self::Watches,
         Self::Connections,
+        Self::Uploads,
+        Self::Answers,
     ];
 
     fn label(self) -> QueueLabel {
@@ -86,6 +92,8 @@ impl Queue {
             Self::Notices => "notices",
             Self::Watches => "watches",
             Self::Connections => "connections",
+            Self::Uploads => "uploads",
+            Self::Answers => "answers",
         };
         QueueLabel { queue }
     }

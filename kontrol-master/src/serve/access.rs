@@ -5,7 +5,8 @@
 //!                                                            gRPC ─────────────────────────────────▶ guard, audit, streams
 //! ```
 //!
-//! What a role may call stands in `kontrol_core::access::table`. A stream ends within seconds when what its caller showed
+//! What a role may call stands in `kontrol_core::access::table`. How much a caller may send that has to wait for the rest, and
+//! for how long, is in [`upload`]. A stream ends within seconds when what its caller showed
 //! does not count any more: see [`lapse`]. Without tokens and authorities everybody may call everything, and a master
 //! listens on loopback alone, or was told `--insecure`.
 
@@ -17,10 +18,13 @@ pub mod hosts;
 mod lapse;
 #[cfg(test)]
 mod tests;
+mod upload;
 
 pub use audit::Audit;
 pub use credentials::{Credentials, Files, Known};
+pub(super) use guard::Measured;
 pub use guard::guarded;
+pub(super) use upload::{Held, PATIENCE as UPLOAD_PATIENCE};
 
 use crate::cluster::roster::Roster;
 use axum::{
@@ -48,6 +52,7 @@ use std::{
     time::SystemTime,
 };
 use tonic::Status;
+use upload::Uploads;
 
 use super::gateway;
 
@@ -86,6 +91,7 @@ struct Inner {
     hosts: Hosts,
     roster: Roster,
     audit: Audit,
+    uploads: Uploads,
 }
 
 /// Who asks: an extension of every request. Cheap to clone.
@@ -132,6 +138,7 @@ impl Gate {
             credentials,
             hosts,
             roster,
+            uploads: Uploads::new(Arc::clone(audit.metrics())),
             audit,
         }))
     }

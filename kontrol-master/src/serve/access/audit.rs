@@ -48,6 +48,11 @@ impl Audit {
         }
     }
 
+    /// Where it counts.
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// Somebody changed something, or had it done; or it was not done after all.
     pub(super) fn done(&self, caller: &Caller, rpc: &str, code: Code) {
         if table::find(rpc).is_none_or(|rule| rule.kind != Kind::Act) {

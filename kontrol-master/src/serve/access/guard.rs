@@ -1,9 +1,10 @@
-//! The guard before every gRPC service, called over a socket or by the gateway: it asks the table, audits what is done, and
-//! ends streams whose callers lost what they showed.
+//! The guard before every gRPC service, called over a socket or by the gateway: it asks the table, bounds what is sent,
+//! audits what is done, and ends streams whose callers lost what they showed.
 
 use super::{
     Caller,
     lapse::{Side, Until},
+    upload::Upload,
 };
 use crate::serve::listener::{Streams, Unsent};
 use axum::{
@@ -17,8 +18,19 @@ use prost_reflect::DescriptorPool;
 use std::{collections::HashMap, sync::Arc};
 use tonic::{Code, Status, service::Routes};
 
-/// The rpcs that are streams, in either direction; and whether their answers are.
-type Streaming = Arc<HashMap<String, bool>>;
+/// The rpcs that are streams, in either direction.
+type Streaming = Arc<HashMap<String, Directions>>;
+
+/// In which directions an rpc streams.
+#[derive(Debug, Clone, Copy, Default)]
+struct Directions {
+    request: bool,
+    response: bool,
+}
+
+/// A request that came by the gateway, which has bounded what was sent: an extension of it.
+#[derive(Debug, Clone)]
+pub(in crate::serve) struct Measured;
 
 /// These services, behind the guard. `descriptors` tell which rpcs are streams. A request without a [`Caller`] came past the
 /// gate, and is refused.
@@ -36,7 +48,11 @@ pub fn guarded<'a>(
             rpcs.filter(|rpc| rpc.is_client_streaming() || rpc.is_server_streaming())
                 .map(|rpc| {
                     let name = format!("{}/{}", rpc.parent_service().full_name(), rpc.name());
-                    (name, rpc.is_server_streaming())
+                    let directions = Directions {
+                        request: rpc.is_client_streaming(),
+                        response: rpc.is_server_streaming(),
+                    };
+                    (name, directions)
                 }),
         );
     }
@@ -52,23 +68,36 @@ async fn guard(State(streams): State<Streaming>, request: Request, next: Next) -
     if let Err(status) = caller.authorize(&rpc) {
         return refuse(&status);
     }
-    let stream = streams.get(&rpc).copied();
+    let directions = streams.get(&rpc).copied();
     let is_vital = table::find(&rpc).is_some_and(|rule| rule.kind == Kind::Vital);
     if let Some(unsent) = request.extensions().get::<Unsent>().filter(|_| !is_vital)
         && let Err(status) = unsent.check()
     {
         return refuse(&status);
     }
-    let streams = stream.is_some() && caller.principal().is_some();
+    let mut held = None;
+    let request = if request.extensions().get::<Measured>().is_some() {
+        request
+    } else {
+        request.map(|body| {
+            let streams = directions.unwrap_or_default().request;
+            let (upload, kept) = Upload::new(body, caller.upload(), streams);
+            // What a call has sent is in memory until it is answered; what a stream has sent, a message at a time.
+            held = (!streams).then_some(kept);
+            Body::new(upload)
+        })
+    };
+    let streams = directions.is_some() && caller.principal().is_some();
     let request = if streams {
         request.map(|body| until(body, &caller, Side::Request))
     } else {
         request
     };
     let mut response = next.run(request).await;
-    if stream == Some(true) {
+    if directions.is_some_and(|directions| directions.response) {
         response.extensions_mut().insert(Streams);
     }
+    drop(held);
     caller.gate.0.audit.done(&caller, &rpc, code(&response));
     if streams {
         response.map(|body| until(body, &caller, Side::Response))

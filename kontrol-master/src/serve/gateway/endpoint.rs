@@ -6,7 +6,7 @@ use super::{
     rule::Operation,
     template::split_verb,
 };
-use crate::serve::access::Caller;
+use crate::serve::access::{Caller, Measured};
 use axum::{body::Body, extract::Request, response::Response};
 use http::{Method, request::Parts};
 use prost_reflect::DescriptorPool;
@@ -74,15 +74,18 @@ impl Endpoint {
     async fn carry_out(
         &self,
         operation: &Operation,
-        parts: Parts,
+        mut parts: Parts,
         body: Body,
     ) -> Result<Response, Status> {
         let rpc = &operation.rpc;
+        let mut held = None;
         // The service asks as well, but only once the body is read.
         if let Some(caller) = parts.extensions.get::<Caller>() {
             caller.authorize(rpc.uri.path().trim_start_matches('/'))?;
+            held = Some(caller.upload());
         }
-        let message = request::message(operation, &parts, body).await?;
+        let message = request::message(operation, &parts, body, held.as_mut()).await?;
+        parts.extensions.insert(Measured);
         let format = Format::of(&parts.headers);
         let frames = call::start(self.grpc.clone(), rpc, parts, &message).await?;
         if rpc.streams {

@@ -7,6 +7,7 @@ use super::{
     input, json,
     rule::{self, BodyRule, Operation},
 };
+use crate::serve::access::{Held, UPLOAD_PATIENCE};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -18,11 +19,9 @@ use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use prost::Message;
 use prost_reflect::{DynamicMessage, FieldDescriptor};
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap};
 use tonic::Status;
 
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a body that is too large is read and thrown away, so that the client gets to read why.
 const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
 /// Most dots in the name of a query parameter: recursive messages would let a caller nest without end.
@@ -32,14 +31,15 @@ const SEC_FETCH_SITE: &str = "sec-fetch-site";
 /// What a browser's EventSource says when it comes back.
 const LAST_EVENT_ID: &str = "last-event-id";
 
-/// The message that an HTTP request asks for, encoded.
+/// The message that an HTTP request asks for, encoded. `held` is where the memory of the body counts, if it does.
 pub(super) async fn message(
     operation: &Operation,
     parts: &Parts,
     body: Body,
+    held: Option<&mut Held>,
 ) -> Result<Vec<u8>, Status> {
     check_site(parts)?;
-    let mut wire = from_body(operation, parts, body).await?;
+    let mut wire = from_body(operation, parts, body, held).await?;
     let mut message = DynamicMessage::new(operation.rpc.input.clone());
     for (fields, values) in query(operation, parts.uri.query().unwrap_or_default())?.values() {
         let texts: Vec<&str> = values.iter().map(AsRef::as_ref).collect();
@@ -152,12 +152,17 @@ fn check_site(parts: &Parts) -> Result<(), Status> {
     Err(Status::permission_denied(reason))
 }
 
-async fn from_body(operation: &Operation, parts: &Parts, body: Body) -> Result<Vec<u8>, Status> {
+async fn from_body(
+    operation: &Operation,
+    parts: &Parts,
+    body: Body,
+    held: Option<&mut Held>,
+) -> Result<Vec<u8>, Status> {
     if matches!(operation.body, BodyRule::Nothing) {
         return Ok(Vec::new());
     }
     check_content(&parts.headers)?;
-    let text = tokio::time::timeout(BODY_TIMEOUT, collect(&parts.headers, body))
+    let text = tokio::time::timeout(UPLOAD_PATIENCE, collect(&parts.headers, body, held))
         .await
         .map_err(|_| Status::invalid_argument("the body took too long to arrive"))??;
     let text = text.trim_ascii();
@@ -196,7 +201,11 @@ fn check_content(headers: &HeaderMap) -> Result<(), Status> {
     )))
 }
 
-async fn collect(headers: &HeaderMap, mut body: Body) -> Result<Bytes, Status> {
+async fn collect(
+    headers: &HeaderMap,
+    mut body: Body,
+    mut held: Option<&mut Held>,
+) -> Result<Bytes, Status> {
     let too_large =
         || Status::invalid_argument(format!("the body is larger than {MAX_BODY_BYTES} bytes"));
     let announced = http_body::Body::size_hint(&body).lower();
@@ -213,6 +222,9 @@ async fn collect(headers: &HeaderMap, mut body: Body) -> Result<Bytes, Status> {
         };
         received += data.len();
         if received <= MAX_BODY_BYTES {
+            if let Some(held) = held.as_mut() {
+                held.grow(data.len())?;
+            }
             text.extend_from_slice(&data);
         } else if received > MAX_BODY_BYTES + DISCARDED_BYTES {
             break;
