@@ -68,10 +68,14 @@ pub enum Queue {
     Streams,
     /// Reads and actions while many are worked on: they are refused.
     Requests,
+    /// Requests that wait for their rest: they are refused.
+    Uploads,
+    /// Answers that wait for their readers: reads are refused.
+    Answers,
 }
 
 impl Queue {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Relay,
         Self::Detour,
         Self::Changes,
@@ -87,6 +91,8 @@ impl Queue {
         Self::Rate,
         Self::Streams,
         Self::Requests,
+        Self::Uploads,
+        Self::Answers,
     ];
 
     fn label(self) -> QueueLabel {
@@ -106,6 +112,8 @@ impl Queue {
             Self::Rate => "rate",
             Self::Streams => "streams",
             Self::Requests => "requests",
+            Self::Uploads => "uploads",
+            Self::Answers => "answers",
         };
         QueueLabel { queue }
     }

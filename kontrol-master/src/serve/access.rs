@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What a role may call stands in `kontrol_core::access::table`. Whoever may is still turned away when it is too much: see
-//! [`meter`]. A stream ends within seconds when what its caller showed
+//! [`meter`]; and [`upload`], for what is sent and has to wait for its rest. A stream ends within seconds when what its caller showed
 //! does not count any more: see [`lapse`]. Without tokens and authorities everybody may call everything, and a master
 //! listens on loopback alone, or was told `--insecure`.
 
@@ -19,12 +19,14 @@ mod lapse;
 mod meter;
 #[cfg(test)]
 mod tests;
+mod upload;
 
 pub use audit::Audit;
 pub use credentials::{Credentials, Files, Known};
 pub use guard::guarded;
 pub use lapse::Lapsed;
 pub use meter::{Admission, Meter};
+pub(super) use upload::{Held, PATIENCE as UPLOAD_PATIENCE};
 
 use crate::cluster::roster::Roster;
 use axum::{
@@ -54,6 +56,7 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use upload::Uploads;
 
 use super::gateway;
 
@@ -95,6 +98,7 @@ struct Inner {
     /// The looks after streams.
     looks: Children,
     meter: Meter,
+    uploads: Uploads,
 }
 
 /// Who asks: an extension of every request. Cheap to clone.
@@ -142,6 +146,7 @@ impl Gate {
             credentials,
             hosts,
             roster,
+            uploads: Uploads::new(Arc::clone(audit.metrics())),
             audit,
             looks: Children::new("a look after a stream"),
             meter,

@@ -149,9 +149,9 @@ impl Port {
             local,
             limits: self.limits,
             token: token.clone(),
+            unsent: Unsent::new(Arc::clone(&self.metrics)),
             metrics: self.metrics,
             audit: self.audit,
-            unsent: Unsent::default(),
         });
         let mut open = Open::default();
         let mut pause = FIRST_PAUSE;

@@ -58,6 +58,11 @@ impl Audit {
         }
     }
 
+    /// Where it counts.
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// Somebody is about to change something, or to have it done: it is told with what became of it.
     pub(super) fn begin(&self, caller: &Caller, rpc: &str) -> Pending {
         let acts = table::find(rpc).is_some_and(|rule| rule.kind == Kind::Act);

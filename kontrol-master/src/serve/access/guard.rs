@@ -1,7 +1,7 @@
-//! The guard before every gRPC service, called over a socket or by the gateway: it asks the table and the meter, audits what
-//! is done, and ends streams whose callers lost what they showed.
+//! The guard before every gRPC service, called over a socket or by the gateway: it asks the table and the meter, bounds what
+//! is sent, audits what is done, and ends streams whose callers lost what they showed.
 
-use super::{Admission, Caller, lapse::Side};
+use super::{Admission, Caller, lapse::Side, upload::Upload};
 use crate::serve::listener::{Streams, Unsent};
 use axum::{
     body::Body,
@@ -17,8 +17,15 @@ use prost_reflect::DescriptorPool;
 use std::{collections::HashMap, sync::Arc};
 use tonic::{Code, Status, service::Routes};
 
-/// The rpcs that are streams, in either direction; and whether their answers are.
-type Streaming = Arc<HashMap<String, bool>>;
+/// The rpcs that are streams, in either direction.
+type Streaming = Arc<HashMap<String, Directions>>;
+
+/// In which directions an rpc streams.
+#[derive(Debug, Clone, Copy, Default)]
+struct Directions {
+    request: bool,
+    response: bool,
+}
 
 /// These services, behind the guard. `descriptors` tell which rpcs are streams. A request without a [`Caller`] came past the
 /// gate, and is refused.
@@ -36,7 +43,11 @@ pub fn guarded<'a>(
             rpcs.filter(|rpc| rpc.is_client_streaming() || rpc.is_server_streaming())
                 .map(|rpc| {
                     let name = format!("{}/{}", rpc.parent_service().full_name(), rpc.name());
-                    (name, rpc.is_server_streaming())
+                    let directions = Directions {
+                        request: rpc.is_client_streaming(),
+                        response: rpc.is_server_streaming(),
+                    };
+                    (name, directions)
                 }),
         );
     }
@@ -52,25 +63,34 @@ async fn guard(State(streams): State<Streaming>, mut request: Request, next: Nex
     if let Err(status) = caller.authorize(&rpc) {
         return refuse(&status);
     }
-    let stream = streams.get(&rpc).copied();
+    let directions = streams.get(&rpc).copied();
     let is_vital = table::find(&rpc).is_some_and(|rule| rule.kind == Kind::Vital);
     if let Some(unsent) = request.extensions().get::<Unsent>().filter(|_| !is_vital)
         && let Err(status) = unsent.check()
     {
         return refuse(&status);
     }
+    let mut held = None;
     let admission = match request.extensions_mut().remove::<Admission>() {
-        // It came by the gateway, which has asked before it read the body.
+        // It came by the gateway, which has asked, and has bounded what was sent, before it read the body.
         Some(admission) => admission,
-        None => match caller.begin(&rpc, call(stream.is_some())) {
+        None => match caller.begin(&rpc, call(directions.is_some())) {
             Ok(admission) => {
-                request = request.map(|body| caller.measured(&rpc, body));
+                request = request.map(|body| {
+                    let body = caller.measured(&rpc, body);
+                    let streams = directions.unwrap_or_default().request;
+                    let (upload, kept) = Upload::new(body, caller.upload(), streams);
+                    // What a call has sent is in memory until it is answered; what a stream has sent, a message at a time.
+                    held = (!streams).then_some(kept);
+                    Body::new(upload)
+                });
                 admission
             }
             Err(status) => return refuse(&status),
         },
     };
-    let lapsed = (stream.is_some() && caller.principal().is_some()).then(|| caller.look_after());
+    let lapsed =
+        (directions.is_some() && caller.principal().is_some()).then(|| caller.look_after());
     if let Some(lapsed) = &lapsed {
         request = request.map(|body| lapsed.ends(body, Side::Request));
         request.extensions_mut().insert(lapsed.clone());
@@ -79,7 +99,8 @@ async fn guard(State(streams): State<Streaming>, mut request: Request, next: Nex
     let audited = caller.gate.0.audit.begin(&caller, &rpc);
     let mut response = next.run(request).await;
     audited.done(code(&response));
-    if stream == Some(true) {
+    drop(held);
+    if directions.is_some_and(|directions| directions.response) {
         response.extensions_mut().insert(Streams);
     }
     admission.until_answered(match &lapsed {

@@ -79,11 +79,13 @@ impl Endpoint {
         body: Body,
     ) -> Result<Response, Status> {
         let rpc = &operation.rpc;
+        let mut held = None;
         // The service asks as well, but only once the body is read.
         let admission = match parts.extensions.get::<Caller>() {
             Some(caller) => {
                 let name = rpc.uri.path().trim_start_matches('/');
                 caller.authorize(name)?;
+                held = Some(caller.upload());
                 caller.begin(
                     name,
                     if rpc.streams {
@@ -96,7 +98,7 @@ impl Endpoint {
             None => Admission::default(),
         };
         parts.extensions.insert(admission.clone());
-        let message = request::message(operation, &parts, body).await?;
+        let message = request::message(operation, &parts, body, held.as_mut()).await?;
         let format = Format::of(&parts.headers);
         let frames = call::start(self.grpc.clone(), rpc, parts, &message).await?;
         let answer = if rpc.streams {

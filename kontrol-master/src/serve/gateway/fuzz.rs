@@ -60,7 +60,8 @@ pub fn http_json(data: &[u8]) {
     };
     let (parts, ()) = request.into_parts();
     let body = Body::from(Bytes::copy_from_slice(body));
-    let made = RUNTIME.with(|runtime| runtime.block_on(request::message(operation, &parts, body)));
+    let made =
+        RUNTIME.with(|runtime| runtime.block_on(request::message(operation, &parts, body, None)));
     match made {
         Ok(wire) => decoded(operation, &wire),
         Err(status) => {

@@ -7,7 +7,7 @@ use super::{
     error, input, json,
     rule::{self, BodyRule, Operation},
 };
-use crate::serve::access::Caller;
+use crate::serve::access::{Caller, Held, UPLOAD_PATIENCE};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -19,11 +19,9 @@ use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use prost::Message;
 use prost_reflect::{DynamicMessage, FieldDescriptor};
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap};
 use tonic::Status;
 
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a body that is too large is read and thrown away, so that the client gets to read why.
 const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
 /// Most dots in the name of a query parameter: recursive messages would let a caller nest without end.
@@ -33,14 +31,15 @@ const SEC_FETCH_SITE: &str = "sec-fetch-site";
 /// What a browser's EventSource says when it comes back.
 const LAST_EVENT_ID: &str = "last-event-id";
 
-/// The message that an HTTP request asks for, encoded.
+/// The message that an HTTP request asks for, encoded. `held` is where the memory of the body counts, if it does.
 pub(super) async fn message(
     operation: &Operation,
     parts: &Parts,
     body: Body,
+    held: Option<&mut Held>,
 ) -> Result<Vec<u8>, Status> {
     check_site(parts)?;
-    let mut wire = from_body(operation, parts, body).await?;
+    let mut wire = from_body(operation, parts, body, held).await?;
     let mut message = DynamicMessage::new(operation.rpc.input.clone());
     for (fields, values) in query(operation, parts.uri.query().unwrap_or_default())?.values() {
         let texts: Vec<&str> = values.iter().map(AsRef::as_ref).collect();
@@ -152,7 +151,12 @@ fn check_site(parts: &Parts) -> Result<(), Status> {
     Err(Status::permission_denied(reason))
 }
 
-async fn from_body(operation: &Operation, parts: &Parts, body: Body) -> Result<Vec<u8>, Status> {
+async fn from_body(
+    operation: &Operation,
+    parts: &Parts,
+    body: Body,
+    held: Option<&mut Held>,
+) -> Result<Vec<u8>, Status> {
     if matches!(operation.body, BodyRule::Nothing) {
         return Ok(Vec::new());
     }
@@ -165,9 +169,12 @@ async fn from_body(operation: &Operation, parts: &Parts, body: Body) -> Result<V
         Some(caller) => caller.too_large(most),
         None => Status::invalid_argument(format!("the body is larger than {most} bytes")),
     };
-    let text = tokio::time::timeout(BODY_TIMEOUT, collect(&parts.headers, body, most, too_large))
-        .await
-        .map_err(|_| error::refusal("the body took too long to arrive"))??;
+    let text = tokio::time::timeout(
+        UPLOAD_PATIENCE,
+        collect(&parts.headers, body, held, most, too_large),
+    )
+    .await
+    .map_err(|_| error::refusal("the body took too long to arrive"))??;
     let text = text.trim_ascii();
     match &operation.body {
         _ if text.is_empty() => Ok(Vec::new()),
@@ -207,6 +214,7 @@ fn check_content(headers: &HeaderMap) -> Result<(), Status> {
 async fn collect(
     headers: &HeaderMap,
     mut body: Body,
+    mut held: Option<&mut Held>,
     most: usize,
     too_large: impl Fn() -> Status,
 ) -> Result<Bytes, Status> {
@@ -224,6 +232,9 @@ async fn collect(
         };
         received += data.len();
         if received <= most {
+            if let Some(held) = held.as_mut() {
+                held.grow(data.len())?;
+            }
             text.extend_from_slice(&data);
         } else if received > most + DISCARDED_BYTES {
             break;

@@ -1,6 +1,7 @@
 //! Answers that wait for their readers, of all connections and of each: reads are refused while they take too much memory.
 //! Keepalives are not: their answers are small.
 
+use crate::metrics::{Metrics, Queue};
 use std::{
     fmt,
     sync::{
@@ -19,6 +20,7 @@ const MAX_BYTES_EACH: usize = 32 * 1024 * 1024;
 pub struct Unsent {
     all: Arc<AtomicUsize>,
     here: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
 }
 
 impl fmt::Debug for Unsent {
@@ -28,11 +30,19 @@ impl fmt::Debug for Unsent {
 }
 
 impl Unsent {
+    /// Nothing waits. `metrics`: where it counts what is refused.
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            ..Self::default()
+        }
+    }
+
     /// Of another connection.
     pub(super) fn of_another(&self) -> Self {
         Self {
-            all: Arc::clone(&self.all),
             here: Arc::default(),
+            ..self.clone()
         }
     }
 
@@ -48,6 +58,7 @@ impl Unsent {
         } else {
             return Ok(());
         };
+        self.metrics.turned_away(Queue::Answers);
         Err(Status::resource_exhausted(refused))
     }
 
