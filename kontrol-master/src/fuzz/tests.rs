@@ -10,7 +10,10 @@ use std::{
 };
 
 /// How many inputs are made of each corpus.
-const MUTATIONS: usize = 3000;
+const MUTATIONS: usize = 2000;
+/// How many inputs a corpus may have, and bytes all of them: they are replayed with each run of the tests.
+const MAX_FILES: usize = 60;
+const MAX_BYTES: usize = 300 * 1024;
 /// What parsers have an ear for.
 const WORDS: [&[u8]; 20] = [
     b"\0",
@@ -79,6 +82,10 @@ fn each_target_has_its_program_and_its_corpus() {
     assert_eq!(targets.len(), TARGETS.len());
     assert_eq!(names(&folder("targets")), targets);
     assert_eq!(names(&folder("corpus")), targets);
+    let corpora = TARGETS.map(|(name, _)| corpus(name));
+    assert!(corpora.iter().all(|corpus| corpus.len() <= MAX_FILES));
+    let bytes: usize = corpora.iter().flatten().map(Vec::len).sum();
+    assert!(bytes <= MAX_BYTES, "the corpus has {bytes} bytes");
     let manifest = fs::read_to_string(folder("Cargo.toml")).unwrap();
     for name in targets {
         assert!(manifest.contains(&format!("path = \"targets/{name}.rs\"")));
