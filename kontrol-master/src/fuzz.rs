@@ -14,7 +14,7 @@ pub use crate::{
     },
 };
 use kontrol_cli::MasterUrls;
-pub use kontrol_core::fuzz::{ids, pods_record, selector, store_record, strict_json};
+pub use kontrol_core::fuzz::{ids, pods_record, selector, store_record, strict_json, tokens};
 use kontrol_runtime::command_line::Mistake;
 pub use kontrol_runtime::fuzz::{duration, host_port};
 pub use kontrol_slave::fuzz::{podinfo, policy, tiers};
@@ -23,7 +23,7 @@ pub use kontrol_slave::fuzz::{podinfo, policy, tiers};
 pub type Body = fn(&[u8]);
 
 /// All of them.
-pub const TARGETS: [(&str, Body); 19] = [
+pub const TARGETS: [(&str, Body); 20] = [
     ("callback_output", callback_output),
     ("dispatch", dispatch),
     ("duration", duration),
@@ -42,6 +42,7 @@ pub const TARGETS: [(&str, Body); 19] = [
     ("store_url", store_url),
     ("strict_json", strict_json),
     ("tiers", tiers),
+    ("tokens", tokens),
     ("view", view),
 ];
 

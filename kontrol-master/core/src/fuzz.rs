@@ -11,6 +11,7 @@ pub use json::strict_json;
 pub use records::{pods_record, store_record};
 pub use selector::selector;
 
+use crate::access::tokens::Tokens;
 use crate::model::{Digest, PodKey, action::ActionId};
 use std::{fmt, str::FromStr};
 
@@ -33,6 +34,25 @@ pub fn said(error: impl fmt::Display) {
 pub fn parts<const N: usize>(data: &[u8]) -> Option<[&str; N]> {
     let mut parts = str::from_utf8(data).ok()?.splitn(N, '\0');
     Some([(); N].map(|()| parts.next().unwrap_or_default()))
+}
+
+/// The file of tokens: each line that is read is shown so that it reads back, and what is wrong is told in one line that shows
+/// no digest.
+pub fn tokens(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    match Tokens::parse(text) {
+        Ok(tokens) => {
+            let lines: Vec<String> = tokens.entries().map(ToString::to_string).collect();
+            assert_eq!(lines.len(), tokens.len());
+            let again = Tokens::parse(&lines.join("\n")).expect("it was shown");
+            for entry in tokens.entries() {
+                assert_eq!(again.find(&entry.digest), Some(entry));
+            }
+        }
+        Err(lines) => lines.into_iter().for_each(said),
+    }
 }
 
 /// Keys, digests and ids of actions: what is read is what is shown.

@@ -217,6 +217,11 @@ impl Tokens {
         self.count
     }
 
+    /// Each of them, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values().flatten()
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.count == 0
@@ -350,7 +355,7 @@ mod tests {
         #[test]
         fn no_text_breaks_it_and_a_line_reads_back(text in "\\PC{0,80}|((slave|peer|x) [a-z*\\[]{0,4} sha256:[0-9a-f]{60,66}\n?){0,3}") {
             if let Ok(tokens) = Tokens::parse(&text) {
-                for entry in tokens.entries.values().flatten() {
+                for entry in tokens.entries() {
                     let again = Tokens::parse(&entry.to_string()).unwrap();
                     prop_assert_eq!(again.find(&entry.digest), Some(entry));
                 }
