@@ -6,6 +6,7 @@
     reason = "a failed unwrap of a test is a failed test"
 )]
 
+mod abuse;
 mod action;
 mod chaos;
 mod detour;
@@ -16,5 +17,7 @@ mod restart;
 mod rotation;
 mod safeguard;
 mod scene;
+#[path = "../secured.rs"]
+mod secured;
 mod store;
 mod storm;
