@@ -5,6 +5,8 @@
 //! nothing, because this master's view may be behind. Only what the store told after the report came needs no
 //! comparison. To the store, a transaction that writes nothing is a read.
 
+mod refusal;
+
 use crate::cluster::error::Error;
 use kontrol_core::{
     contest::{self, Contests, Refusal},
@@ -12,10 +14,11 @@ use kontrol_core::{
     kv::{Compare, Entry, MAX_TXN_BYTES, MAX_TXN_OPS, Op, Revision, Snapshot, Txn},
     limits::{Limits, MAX_PAYLOAD_BYTES, MAX_SAFE_INTEGER},
     model::{Incarnation, Invalid, Pod, PodKey, Reason, Report, Retired},
-    plan::{Departed, Known, Plan, may_take, plan},
+    plan::{Departed, Known, Plan, plan},
     view::{PODS, RemovalRecord, SEQ, TOMBSTONES, View, pod_key, tombstone_key},
 };
 use kontrol_runtime::clock::now_ms;
+use refusal::refused;
 use std::{collections::HashMap, sync::Arc};
 use tokio::time::Instant;
 
@@ -445,50 +448,6 @@ fn check_size(pod: &Pod, payload_bytes: usize) -> Result<(), Invalid> {
         return Err(Invalid::new("annotations", reason));
     }
     Ok(())
-}
-
-/// What a report is told that is refused.
-fn refused(report: &Report, place: &Place, plan: Plan) -> Error {
-    let pod = place.pod();
-    let itself = place
-        .departed()
-        .is_some_and(|gone| gone.incarnation == Incarnation::of(report));
-    if let (Some(pod), Some(by)) = (pod, &report.by)
-        && pod.id() != report.id
-        && !may_take(report, pod)
-    {
-        return Error::Superseded(format!(
-            "the pod {:?} has the address {}, and {by} may not take its place: it comes in once that one has left; give each pod an address of its own, or evict the other",
-            pod.id(),
-            pod.ip()
-        ));
-    }
-    let by = match pod {
-        _ if plan == Plan::Kept => {
-            "too many starts or pods report from this address by turns".to_owned()
-        }
-        None if itself => {
-            return Error::Superseded(format!(
-                "nonce {}: beat {} came after a later one, and after the pod had left",
-                report.nonce, report.beat
-            ));
-        }
-        Some(pod) if pod.id() != report.id => format!(
-            "the pod {:?} reports from the same address {}",
-            pod.id(),
-            pod.ip()
-        ),
-        Some(_) => "a newer start of the same pod reports".to_owned(),
-        None => format!("a newer start or pod reported from {} and left", report.ip),
-    };
-    let nonce = if report.nonce.is_empty() {
-        String::new()
-    } else {
-        format!("nonce {}: ", report.nonce)
-    };
-    Error::Superseded(format!(
-        "{nonce}{by}; give each pod an address of its own, or stop one of the two"
-    ))
 }
 
 /// Who left last, as the plan sees it.
