@@ -149,6 +149,8 @@ impl Upload {
         while self.sent < bytes && !self.ended {
             let may = self.windows[0].min(self.windows[1]).min(FRAME_BYTES);
             if may == 0 {
+                // TLS keeps what the socket did not take at once.
+                self.ended |= self.wire.flush().await.is_err();
                 self.listen().await;
                 continue;
             }
