@@ -5,9 +5,9 @@
 //!                                                            gRPC ─────────────────────────────────▶ guard, audit, streams
 //! ```
 //!
-//! What a role may call stands in `kontrol_core::access::table`. Whoever may is still turned away when it is too much: see
-//! [`meter`]; and [`upload`], for what is sent and has to wait for its rest. A stream ends within seconds when what its caller showed
-//! does not count any more: see [`lapse`]. Without tokens and authorities everybody may call everything, and a master
+//! What a role may call stands in `kontrol_core::access::table`. Whoever may is still turned away when it is too much (see
+//! `meter`), also of what is sent and has to wait for its rest (`upload`). A stream ends within seconds when what its caller
+//! showed does not count any more (`lapse`). Without tokens and authorities everybody may call everything, and a master
 //! listens on loopback alone, or was told `--insecure`.
 
 mod audit;
