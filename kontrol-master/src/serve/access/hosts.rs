@@ -12,7 +12,6 @@ use super::Credentials;
 
 /// Stands for every name in `--hosts`.
 pub const ANY: &str = "any";
-const LOOPBACK: &str = "localhost";
 
 /// The names that count. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -57,7 +56,7 @@ impl Hosts {
         };
         let known = self.any
             || name.parse::<IpAddr>().is_ok()
-            || name == LOOPBACK
+            || is_local(&name)
             || name.ends_with(".localhost")
             || self.given.contains(&name)
             || own(&name)
@@ -68,6 +67,14 @@ impl Hosts {
             Err(name.chars().take(80).collect())
         }
     }
+}
+
+/// A name of one label (`localhost`, a service, a host of this network): no page on the web can have such a one.
+fn is_local(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
 /// Without the dot at the end, and in small letters.
@@ -103,6 +110,7 @@ mod tests {
         for name in [
             "localhost",
             "localhost:8000",
+            "masters:8000",
             "LOCALHOST.",
             "a.localhost",
             "127.0.0.1:8000",
@@ -120,7 +128,6 @@ mod tests {
             "localhost.evil.example:8000",
             "m2.example.org",
             "example.org",
-            "xlocalhost",
             "127.0.0.1.evil.example",
             "",
             "a b",
