@@ -6,3 +6,6 @@ mod holding;
 pub mod listener;
 pub mod operations;
 pub mod rpc;
+
+/// What gRPC puts before a message: whether it is compressed, and its length.
+const MESSAGE_PREFIX_BYTES: usize = 5;

@@ -122,6 +122,13 @@ enum Identity {
     Known(Arc<Principal>, Proof),
 }
 
+/// Whose calls, and whose bytes, are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Who {
+    Principal(Arc<Principal>),
+    Address(IpAddr),
+}
+
 /// What shows who somebody is.
 #[derive(Debug, Clone)]
 enum Proof {
@@ -265,6 +272,14 @@ impl Caller {
         match &self.identity {
             Identity::Known(principal, _) => Some(principal),
             Identity::Anyone | Identity::Nobody | Identity::Refused(_) => None,
+        }
+    }
+
+    /// With whom it is counted.
+    fn who(&self) -> Who {
+        match self.principal() {
+            Some(principal) => Who::Principal(Arc::clone(principal)),
+            None => Who::Address(self.address.to_canonical()),
         }
     }
 

@@ -30,7 +30,7 @@ mod tests;
 
 use axum::{Router, extract::Request, response::Response, routing::any};
 use endpoint::Endpoint;
-use http::{StatusCode, header::CONTENT_TYPE};
+use http::{Method, StatusCode, Version, header::CONTENT_TYPE};
 use prost_reflect::DescriptorPool;
 use rule::Operation;
 use std::{collections::BTreeMap, sync::Arc};
@@ -118,6 +118,11 @@ async fn fallback(grpc: Routes, request: Request) -> Response {
         .headers()
         .get(CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    // A web page can send neither: what keeps pages out looks at all else.
+    if is_grpc && (request.version() != Version::HTTP_2 || request.method() != Method::POST) {
+        let status = Status::invalid_argument("gRPC is POST over HTTP/2: use a gRPC client");
+        return refused(&status);
+    }
     if is_grpc {
         return match grpc.oneshot(request).await {
             Ok(response) => response.map(axum::body::Body::new),

@@ -59,6 +59,25 @@ async fn the_classic_keepalive_is_taken_on_both_routes_whatever_curl_calls_it() 
     server.stop().await;
 }
 
+/// A web page can send what looks like it over HTTP/1.1, past what keeps pages out.
+#[tokio::test]
+async fn grpc_over_http1_is_refused() {
+    let server = Server::start().await;
+    for method in ["POST", "GET"] {
+        let reply = send(
+            server.address,
+            method,
+            "/kontrol.v1.EnsembleService/GetState",
+            &[("content-type", "application/grpc")],
+            &[0; 5],
+        )
+        .await;
+        assert_eq!(reply.status, 400, "{method}");
+        assert!(reply.text().await.contains("gRPC is POST over HTTP/2"));
+    }
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn every_route_of_the_ensemble_answers() {
     let server = Server::start().await;

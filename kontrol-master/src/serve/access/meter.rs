@@ -5,38 +5,24 @@
 //! What counts in each case stands in `kontrol_core::traffic`. A call goes on until the body of its answer is dropped: an
 //! answer that nobody reads takes memory for as long.
 
-use super::Caller;
+use super::{Caller, Who};
 use crate::metrics::{Metrics, Queue};
-use crate::serve::holding::Holding;
+use crate::serve::{MESSAGE_PREFIX_BYTES, holding::Holding};
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use kontrol_core::{
-    access::{
-        Principal,
-        table::{self, Kind},
-    },
+    access::table::{self, Kind},
     limits::MAX_REQUEST_BYTES,
     traffic::{Call, Excess, Limits, Ticket, Traffic},
 };
 use std::{
-    net::IpAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 use tokio::time::Instant;
 use tonic::Status;
-
-/// What gRPC puts before a message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
-
-/// Whose calls are counted together.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Who {
-    Principal(Arc<Principal>),
-    Address(IpAddr),
-}
 
 /// Counts what goes on, and says when it is too much. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -148,11 +134,7 @@ impl Caller {
         if is_vital(rpc) {
             return Ok(Admission::default());
         }
-        let who = match self.principal() {
-            Some(principal) => Who::Principal(Arc::clone(principal)),
-            None => Who::Address(self.address.to_canonical()),
-        };
-        self.gate.0.meter.begin(&who, call)
+        self.gate.0.meter.begin(&self.who(), call)
     }
 
     /// Most bytes of a request of this rpc; none where the service itself has another limit.
@@ -175,7 +157,7 @@ impl Caller {
                 body,
                 caller: self.clone(),
                 most,
-                prefix: Vec::with_capacity(PREFIX_BYTES),
+                prefix: Vec::with_capacity(MESSAGE_PREFIX_BYTES),
             }),
             None => body,
         }
@@ -209,9 +191,9 @@ impl http_body::Body for Request {
         let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && this.prefix.len() < PREFIX_BYTES
+            && this.prefix.len() < MESSAGE_PREFIX_BYTES
         {
-            let missing = PREFIX_BYTES - this.prefix.len();
+            let missing = MESSAGE_PREFIX_BYTES - this.prefix.len();
             this.prefix
                 .extend_from_slice(&data[..missing.min(data.len())]);
             if let [_, length @ ..] = &this.prefix[..]

@@ -9,16 +9,14 @@ mod messages;
 #[cfg(test)]
 mod tests;
 
-use super::Caller;
+use super::{Caller, Who};
 use crate::metrics::{Metrics, Queue};
 use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use kontrol_core::access::Principal;
 use messages::Messages;
 use std::{
     collections::HashMap,
-    net::IpAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Wake, Waker},
@@ -34,13 +32,6 @@ const MAX_BYTES_EACH: usize = 64 * 1024 * 1024;
 const FREE_BYTES: usize = 8 * 1024;
 /// How long the rest of a message is waited for, in all. Time in which nobody here wants it does not count.
 pub(in crate::serve) const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Who sends.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Who {
-    Principal(Arc<Principal>),
-    Address(IpAddr),
-}
 
 /// Everything that waits for the rest. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -140,13 +131,9 @@ impl Drop for Held {
 impl Caller {
     /// Begins to count what it sends with a request.
     pub(in crate::serve) fn upload(&self) -> Held {
-        let who = match self.principal() {
-            Some(principal) => Who::Principal(Arc::clone(principal)),
-            None => Who::Address(self.address.to_canonical()),
-        };
         Held {
             uploads: self.gate.0.uploads.clone(),
-            who,
+            who: self.who(),
             bytes: 0,
             counted: 0,
         }

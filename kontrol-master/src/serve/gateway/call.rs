@@ -2,6 +2,7 @@
 //! read back. The service, its interceptors and its layers can't tell such a call from one over a socket.
 
 use super::rule::Rpc;
+use crate::serve::MESSAGE_PREFIX_BYTES;
 use bytes::{Buf, Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Version,
@@ -14,9 +15,6 @@ use http::{
 use http_body_util::{BodyExt, Full};
 use tonic::{Code, Status, service::Routes};
 use tower::ServiceExt;
-
-/// A message's prefix: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
 
 /// Headers of the HTTP message itself. All others, such as `authorization`, are the call's metadata.
 const NOT_METADATA: [HeaderName; 13] = [
@@ -119,7 +117,7 @@ impl Frames {
 
     /// The next message if it is here in full.
     fn buffered(&mut self) -> Result<Option<Bytes>, Status> {
-        let Some((prefix, rest)) = self.buffer.split_first_chunk::<PREFIX_BYTES>() else {
+        let Some((prefix, rest)) = self.buffer.split_first_chunk::<MESSAGE_PREFIX_BYTES>() else {
             return Ok(None);
         };
         let [compressed, length @ ..] = *prefix;
@@ -130,7 +128,7 @@ impl Frames {
         if rest.len() < length {
             return Ok(None);
         }
-        self.buffer.advance(PREFIX_BYTES);
+        self.buffer.advance(MESSAGE_PREFIX_BYTES);
         Ok(Some(self.buffer.split_to(length).freeze()))
     }
 }

@@ -1,9 +1,10 @@
 //! What a peer can't do to the port. Serving and draining are tested with the gateway, in `tests/gateway`.
 
-use super::*;
+use super::{greeting::PREFACE, *};
 use axum::routing::get;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     task::JoinHandle,
 };
 

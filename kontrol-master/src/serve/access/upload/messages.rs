@@ -1,7 +1,6 @@
 //! Where messages end in the body of a gRPC stream.
 
-/// What gRPC puts before a message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
+use crate::serve::MESSAGE_PREFIX_BYTES as PREFIX_BYTES;
 
 /// Finds the ends of the messages in the body of a gRPC stream.
 #[derive(Debug, Default)]
