@@ -113,9 +113,18 @@ impl RunTask {
             run = run => Some(run),
             () = pass_on(confirmed, sender) => None,
         };
-        if issued {
-            self.storing.take_back().await;
-        }
+        let storing = self.storing.clone();
+        let token_ends = async {
+            if issued {
+                storing.take_back().await;
+            }
+        };
+        // A store that is slow about the token must not hold up the state.
+        let (finished, ()) = tokio::join!(self.finish(run, start), token_ends);
+        finished
+    }
+
+    async fn finish(self, run: Option<callback::Run>, start: SystemTime) -> Finished {
         let Some(run) = run else {
             return Finished::broken(self.digest, "the election ended".to_owned());
         };
