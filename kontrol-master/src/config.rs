@@ -1,23 +1,22 @@
 //! The settings of a master that serves: flag, then environment, then default. [`ServeArgs`] is what was said,
 //! [`Config`] is what it means; all mistakes are told at once. Nothing is bound, opened or contacted here.
 
+mod access;
 mod args;
 pub mod limits;
 mod mistakes;
 #[cfg(test)]
 mod tests;
 
+pub use access::Access;
 pub use args::ServeArgs;
 pub use limits::Limits;
 
-use crate::serve::access::{Files, Known};
 use crate::{
     cluster::store::{EtcdOptions, EtcdTls, StoreUrl},
     ensemble::callback::Program,
 };
-use args::{
-    AccessArgs, CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs, SafeguardArgs, TimeArgs,
-};
+use args::{CallbackArgs, EnsembleArgs, EtcdArgs, ListenArgs, ModeArgs, SafeguardArgs, TimeArgs};
 use kontrol_core::{
     safeguard::Policy,
     settings::{MIN_LOST, Settings},
@@ -87,19 +86,11 @@ pub struct Config {
     pub limits: Limits,
 }
 
-/// Who may come in.
-#[derive(Debug, Clone)]
-pub struct Access {
-    /// Where tokens, certificates and authorities are.
-    pub files: Files,
-    /// What they held at the start.
-    pub known: Known,
-    /// Host names beside the master's own.
-    pub hosts: Vec<String>,
-    /// Whether metrics and reflection are everybody's.
-    pub open_metrics: bool,
-    /// Whether it serves beyond loopback although nobody is asked who it is.
-    pub insecure: bool,
+impl Config {
+    /// Whether everybody who reaches this master from elsewhere may do everything.
+    pub fn is_insecure(&self) -> bool {
+        !self.bind.to_canonical().is_loopback() && !self.access.files.authenticate()
+    }
 }
 
 impl ServeArgs {
@@ -113,10 +104,6 @@ impl ServeArgs {
         let access = self.access.check(&mut mistakes);
         let bind = mistakes.one(self.listen.bind(access.files.authenticate()));
         let bind = bind.unwrap_or(Ipv4Addr::LOCALHOST.into());
-        let access = Access {
-            insecure: !bind.to_canonical().is_loopback() && !access.files.authenticate(),
-            ..access
-        };
         let credentials = mistakes.all(self.dial.check(environment(TOKEN_VARIABLE)));
         let mut credentials = credentials.unwrap_or_default();
         // A certificate for servers alone would end every connection to a master that asks for one; a token says enough.
@@ -320,54 +307,6 @@ impl ListenArgs {
             }
             None if numeric(&host) => Err(form()),
             Some(_) | None => Ok(Some(text.to_owned())),
-        }
-    }
-}
-
-impl AccessArgs {
-    fn check(&self, mistakes: &mut Mistakes) -> Access {
-        let file =
-            |path: &Option<std::path::PathBuf>| path.clone().filter(|path| path != Path::new(""));
-        let (cert, key) = (file(&self.tls_cert), file(&self.tls_key));
-        if cert.is_some() != key.is_some() {
-            let reason = "goes with --tls-key: give both or none";
-            mistakes.0.push(Mistake::new("tls-cert", reason));
-        }
-        let files = Files {
-            identity: cert.zip(key),
-            client_ca: file(&self.client_ca),
-            client_crl: file(&self.client_crl),
-            tokens: file(&self.tokens),
-        };
-        if files.client_ca.is_some() && files.identity.is_none() {
-            let reason = "goes with --tls-cert: a client certificate is shown over TLS alone";
-            mistakes.0.push(Mistake::new("client-ca", reason));
-        }
-        if files.client_crl.is_some() && files.client_ca.is_none() {
-            let reason = "goes with --client-ca: it says what those have revoked";
-            mistakes.0.push(Mistake::new("client-crl", reason));
-        }
-        let known = mistakes.all(files.read()).unwrap_or_default();
-        let hosts = given(self.hosts.as_deref()).unwrap_or_default();
-        let hosts: Vec<String> = hosts
-            .split(',')
-            .map(|name| name.trim().to_owned())
-            .filter(|name| !name.is_empty())
-            .collect();
-        for name in &hosts {
-            let is_name = name.parse::<HostPort>().is_ok_and(|at| at.port.is_none());
-            if !is_name {
-                let reason =
-                    format!("{name:?} is no host name: write names without ports, or `any`");
-                mistakes.0.push(Mistake::new("hosts", reason));
-            }
-        }
-        Access {
-            files,
-            known,
-            hosts,
-            open_metrics: self.open_metrics,
-            insecure: false,
         }
     }
 }

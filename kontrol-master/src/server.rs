@@ -245,8 +245,8 @@ fn remark(config: &Config, address: SocketAddr, metrics: &Metrics) {
     if let Some(remark) = config.credentials.remark() {
         tracing::warn!("{remark}");
     }
-    metrics.insecure.set(access.insecure.into());
-    if access.insecure {
+    metrics.insecure.set(config.is_insecure().into());
+    if config.is_insecure() {
         tracing::warn!(
             %address,
             "insecure: whoever reaches this port can report pods, replace the state and run commands (--insecure); give --tokens or --client-ca, with --tls-cert, to have it ask"

@@ -137,8 +137,8 @@ pub(super) struct AccessArgs {
     )]
     pub(super) tokens: Option<PathBuf>,
 
-    /// Host names that requests over HTTP may use for this master, with commas; `any`: every one. Addresses, localhost,
-    /// --advertise and the names of --tls-cert always count. Default: none beside those
+    /// Host names that requests over HTTP may use for this master, with commas; `any`: every one. Addresses, names without a
+    /// dot, --advertise and the names of --tls-cert always count. Default: none beside those
     #[arg(
         long,
         env = "KONTROL_HOSTS",

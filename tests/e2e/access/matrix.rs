@@ -146,6 +146,8 @@ fn of_code(code: Code) -> Outcome {
         Outcome::Unauthenticated
     } else if code == Code::PermissionDenied {
         Outcome::Denied
+    } else if [Code::Internal, Code::Unimplemented, Code::Unknown].contains(&code) {
+        Outcome::Odd(format!("{code:?}"))
     } else {
         Outcome::LetIn
     }
@@ -160,7 +162,7 @@ impl Expected {
             Self::Unknown => Outcome::Unauthenticated,
             Self::Role(role) if may(role, rpc) => Outcome::LetIn,
             Self::Role(_) => Outcome::Denied,
-            // Attach says a key, and no pod of that key lives.
+            // Attach says a key, and no pod of that key lives here: `own` has one.
             Self::OtherPod if rpc.ends_with("/Attach") => Outcome::LetIn,
             Self::OtherPod if rpc.starts_with("kontrol.v1.KeepaliveService/") => Outcome::Denied,
             Self::OtherPod if is_open => Outcome::LetIn,
