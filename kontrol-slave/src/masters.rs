@@ -9,8 +9,8 @@
 //! ```
 
 use kontrol_runtime::{
-    dial::Target,
-    host::{HostPort, HostPortError, MASTER_PORT},
+    dial::{Target, TargetError},
+    host::HostPortError,
 };
 use std::{collections::HashSet, fmt, net::SocketAddr};
 
@@ -18,10 +18,7 @@ pub mod link;
 
 /// One place where a tier's masters may be: a name or an address, a port, and whether TLS is spoken there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    at: HostPort,
-    tls: bool,
-}
+pub struct Endpoint(Target);
 
 /// The endpoints of one tier of masters: never empty, none twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,26 +101,24 @@ impl fmt::Display for Tier {
 impl Endpoint {
     /// A name, or an address without brackets.
     pub fn host(&self) -> &str {
-        &self.at.host
+        &self.0.host
     }
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.at.port.unwrap_or(MASTER_PORT)
+        self.0.port
     }
 
     /// Whether TLS is spoken there.
     pub fn is_tls(&self) -> bool {
-        self.tls
+        self.0.tls
     }
 
     /// How to dial it, at one of its addresses.
     pub fn target(&self, address: SocketAddr) -> Target {
         Target {
-            host: self.host().to_owned(),
-            port: self.port(),
-            tls: self.tls,
             address: Some(address),
+            ..self.0.clone()
         }
     }
 
@@ -131,38 +126,24 @@ impl Endpoint {
         if text.is_empty() {
             return Err(MasterError::Empty(String::new()));
         }
-        let (tls, rest) = match text.split_once("://") {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (false, rest),
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
-            Some(_) => return Err(MasterError::Form(text.into())),
-            None => (false, text),
-        };
-        let at: HostPort = rest
-            .strip_suffix('/')
-            .unwrap_or(rest)
-            .parse()
-            .map_err(|error| {
-                let mistake = match error {
-                    HostPortError::Form => MasterError::Form,
-                    HostPortError::Host => MasterError::Host,
-                    HostPortError::Port => MasterError::Port,
-                };
-                mistake(text.into())
-            })?;
-        let at = HostPort {
-            host: at.host.to_ascii_lowercase(),
-            port: at.port.or(Some(MASTER_PORT)),
-        };
-        Ok(Self { at, tls })
+        let mut target: Target = text.parse().map_err(|error| {
+            let mistake = match error {
+                TargetError::Scheme(_) | TargetError::At(HostPortError::Form) => MasterError::Form,
+                TargetError::At(HostPortError::Host) => MasterError::Host,
+                TargetError::At(HostPortError::Port) => MasterError::Port,
+            };
+            mistake(text.into())
+        })?;
+        target.host.make_ascii_lowercase();
+        Ok(Self(target))
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.tls {
-            f.write_str("https://")?;
-        }
-        self.at.fmt(f)
+        let url = self.0.to_string();
+        // Clear text is what an endpoint means that says nothing.
+        f.write_str(url.strip_prefix("http://").unwrap_or(&url))
     }
 }
 

@@ -2,8 +2,8 @@
 //! or without brackets.
 
 use kontrol_runtime::{
-    dial::Target,
-    host::{HostPort, HostPortError, MASTER_PORT},
+    dial::{Target, TargetError},
+    host::HostPortError,
 };
 use std::{fmt, str::FromStr};
 
@@ -59,36 +59,20 @@ impl FromStr for MasterUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        let (tls, authority) = match text.split_once("://") {
-            Some(("http", rest)) => (false, rest),
-            Some(("https", rest)) => (true, rest),
-            Some((scheme, _)) => {
-                return Err(format!(
-                    "unknown scheme {scheme}: use http://host:port or https://host:port"
-                ));
+        let target = text.trim().parse().map_err(|error| match error {
+            TargetError::Scheme(scheme) => {
+                format!("unknown scheme {scheme}: use http://host:port or https://host:port")
             }
-            None => (false, text),
-        };
-        let authority = match text.contains("://") {
-            true => authority.strip_suffix('/').unwrap_or(authority),
-            false => authority,
-        };
-        let at: HostPort = authority.parse().map_err(|error| match error {
-            HostPortError::Form => {
-                "is not a master: use http://host:port, https://host:port or host[:port]"
+            TargetError::At(HostPortError::Form) => {
+                "is not a master: use http://host:port, https://host:port or host[:port]".to_owned()
             }
-            HostPortError::Host => {
+            TargetError::At(HostPortError::Host) => {
                 "names no host: use a name, an IPv4 address, or an IPv6 address in brackets"
+                    .to_owned()
             }
-            HostPortError::Port => "is not a port: use 1 to 65535",
+            TargetError::At(HostPortError::Port) => "is not a port: use 1 to 65535".to_owned(),
         })?;
-        Ok(Self(Target {
-            host: at.host,
-            port: at.port.unwrap_or(MASTER_PORT),
-            tls,
-            address: None,
-        }))
+        Ok(Self(target))
     }
 }
 

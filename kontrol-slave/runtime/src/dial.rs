@@ -22,12 +22,17 @@ mod tests;
 pub use args::DialArgs;
 pub use credentials::{Credentials, TOKEN_VARIABLE, TokenError};
 
-use crate::{cause::innermost, host::HostPort, tls};
+use crate::{
+    cause::innermost,
+    host::{HostPort, HostPortError, MASTER_PORT},
+    tls,
+};
 use connector::{Connector, Shared};
 use std::{
     error::Error,
     fmt,
     net::SocketAddr,
+    str::FromStr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -38,7 +43,7 @@ use tonic::{
 };
 
 /// A master to dial.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
     /// The name, or the address without brackets, that a certificate is checked for. Requests bear it too.
     pub host: String,
@@ -59,6 +64,36 @@ impl fmt::Display for Target {
             port: Some(self.port),
         };
         write!(f, "{scheme}://{at}")
+    }
+}
+
+/// A text that names no master.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetError {
+    /// It has another scheme than http and https: this one.
+    Scheme(String),
+    /// What is behind the scheme is no `host[:port]`.
+    At(HostPortError),
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    /// Reads `[http[s]://]host[:port][/]`; without a scheme it is clear text, without a port that of masters.
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+        let tls = scheme.eq_ignore_ascii_case("https");
+        if !tls && !scheme.eq_ignore_ascii_case("http") {
+            return Err(TargetError::Scheme(scheme.to_owned()));
+        }
+        let at = rest.strip_suffix('/').unwrap_or(rest);
+        let HostPort { host, port } = at.parse().map_err(TargetError::At)?;
+        Ok(Self {
+            host,
+            port: port.unwrap_or(MASTER_PORT),
+            tls,
+            address: None,
+        })
     }
 }
 
