@@ -14,6 +14,13 @@ pub const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 pub mod v1 {
     tonic::include_proto!("kontrol.v1");
+
+    impl From<PingRequest> for PingStreamRequest {
+        fn from(ping: PingRequest) -> Self {
+            let kind = Some(ping_stream_request::Kind::Ping(ping));
+            Self { kind }
+        }
+    }
 }
 
 /// `kontrol.internal.v1`: what masters say to each other. No promise to anyone else.

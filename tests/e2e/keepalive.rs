@@ -1,7 +1,10 @@
 //! Keepalives: the classic JSON, the stream, incarnations, beats and goodbyes.
 
 use anyhow::ensure;
-use kontrol_proto::v1::{LeaveReason, PingStreamRequest, ping_stream_response::Result as Answer};
+use kontrol_proto::v1::{
+    LeaveReason, PingStreamRequest, ping_stream_request::Kind,
+    ping_stream_response::Result as Answer,
+};
 use kontrol_tests::{
     SOON,
     client::Api,
@@ -12,6 +15,9 @@ use kontrol_tests::{
     wait::eventually,
 };
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
 
 async fn payload(api: &Api, pod: &PodSpec) -> Value {
     from_proto(api.pod(&pod.expected_key()).await.unwrap().payload.as_ref())
@@ -103,9 +109,7 @@ async fn a_stream_answers_each_keepalive_in_order_and_outlives_a_bad_one() {
     let api = cluster.api(0);
     let mut pings: Vec<_> = (0..20).map(|n| PodSpec::number(n).request()).collect();
     pings[7].role.clear();
-    let requests = pings
-        .into_iter()
-        .map(|ping| PingStreamRequest { ping: Some(ping) });
+    let requests = pings.into_iter().map(PingStreamRequest::from);
     let stream = tokio_stream::iter(requests.collect::<Vec<_>>());
     let mut answers = api
         .keepalives()
@@ -133,9 +137,86 @@ async fn a_stream_answers_each_keepalive_in_order_and_outlives_a_bad_one() {
                 assert_eq!((number, error.code), (7, 3));
                 assert!(error.message.contains("role"), "{}", error.message);
             }
+            Answer::Again(_) => panic!("{number}: a whole keepalive was asked for again"),
         }
     }
     assert_eq!(seqs, (0..19).collect::<Vec<u64>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_beat_keeps_a_pod_alive_until_its_record_is_another_and_then_asks_for_the_whole() {
+    let _permit = small().await;
+    let Some(etcd) = Etcd::start().await else {
+        return;
+    };
+    let cluster = Cluster::on(&etcd.store())
+        .masters(2)
+        .ttl(Duration::from_secs(2));
+    let cluster = cluster.start().await;
+    let api = cluster.api(1);
+    let (sender, requests) = mpsc::channel(1);
+    let stream = ReceiverStream::new(requests);
+    let answers = api.keepalives().ping_stream(stream).await;
+    let mut answers = answers.unwrap().into_inner();
+    let mut say = async |request: PingStreamRequest| {
+        sender.send(request).await.unwrap();
+        let answer = timeout(SOON, answers.message()).await.unwrap().unwrap();
+        answer.unwrap().result.unwrap()
+    };
+    let beat = |beat| PingStreamRequest {
+        kind: Some(Kind::Beat(beat)),
+    };
+    let pod = PodSpec::number(1).payload(json!({"load": 1}));
+    let whole = |number| PingStreamRequest::from(pod.clone().beat(number).request());
+    let Answer::Error(error) = say(PingStreamRequest { kind: None }).await else {
+        panic!("nothing at all is taken");
+    };
+    assert_eq!(
+        (error.code, error.message.as_str()),
+        (3, "ping or beat is required")
+    );
+    assert_eq!(
+        say(beat(1)).await,
+        Answer::Again(true),
+        "nothing was said yet"
+    );
+    let Answer::Response(first) = say(whole(2)).await else {
+        panic!("the whole keepalive does not count");
+    };
+    // For twice as long as it may be silent.
+    let mut number = 3;
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end {
+        assert_eq!(say(beat(number)).await, Answer::Response(first.clone()));
+        number += 1;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let Answer::Error(error) = say(beat(0)).await else {
+        panic!("a beat of 0 is taken");
+    };
+    assert_eq!(error.code, 3);
+
+    // The same pod says something else through another master.
+    let other = pod.clone().beat(number).payload(json!({"load": 2}));
+    cluster.api(0).ping(&other).await.unwrap();
+    eventually(SOON, "the new record on the other master", async || {
+        ensure!(payload(&api, &pod).await == json!({"load": 2}));
+        Ok(())
+    })
+    .await;
+    assert_eq!(say(beat(number + 1)).await, Answer::Again(true));
+    let Answer::Response(_) = say(whole(number + 2)).await else {
+        panic!("the whole keepalive does not count");
+    };
+    assert_eq!(payload(&api, &pod).await, json!({"load": 1}));
+    assert_eq!(say(beat(number + 3)).await, Answer::Response(first.clone()));
+
+    // A pod that was removed does not come back by a beat.
+    let path = format!("/v1/pods/{}", pod.expected_key());
+    api.http("DELETE", &path, None).await.ok();
+    gone(&api, &pod).await;
+    assert_eq!(say(beat(number + 4)).await, Answer::Again(true));
+    gone(&api, &pod).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

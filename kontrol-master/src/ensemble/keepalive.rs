@@ -26,8 +26,9 @@ use kontrol_core::{
     kv::Revision,
     limits::Limits,
     liveness::{Instance, Writing},
-    model::{Invalid, PodKey, Report},
+    model::{Invalid, Pod, PodKey, Report},
     plan::{Known, Plan, plan},
+    view::Member,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -49,6 +50,13 @@ pub struct Accepted {
     pub key: PodKey,
     /// Its seq; 0 after a goodbye of a pod that wasn't there.
     pub seq: u64,
+}
+
+/// What a keepalive left in the roster, so that a later one can say that it still holds.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// The very record: whatever is written since, even with the same words, is another.
+    pod: Arc<Pod>,
 }
 
 /// What became of a keepalive.
@@ -98,29 +106,80 @@ impl Keepalives {
     }
 
     /// Takes one keepalive. `key` is what the reporter believes its key to be, or empty.
-    pub async fn accept(&self, report: Report, key: &str) -> Result<Accepted, Error> {
+    pub async fn accept(&self, report: &Report, key: &str) -> Result<Accepted, Error> {
         let result = self.take(report, key).await;
-        self.metrics.keepalive(match &result {
-            Ok(_) => "accepted",
+        self.tally(result.as_ref().map(|_| "accepted"));
+        result
+    }
+
+    /// What this keepalive left, where the roster says now what it said.
+    pub fn standing(&self, report: &Report) -> Option<Standing> {
+        let view = self.roster.peek();
+        let member = view.member(report.key());
+        let member = member.filter(|member| !report.down && member.pod.says(report))?;
+        let pod = member.pod.clone();
+        Some(Standing { pod })
+    }
+
+    /// Takes a keepalive that says again what stands. `None`: it does not stand any more, as far as this master can tell.
+    pub async fn confirm(&self, standing: &Standing, beat: u64) -> Result<Option<Accepted>, Error> {
+        let result = self.refresh(&standing.pod, beat).await;
+        self.tally(result.as_ref().map(|accepted| match accepted {
+            Some(_) => "accepted",
+            None => "again",
+        }));
+        result
+    }
+
+    fn tally(&self, result: Result<&'static str, &Error>) {
+        self.metrics.keepalive(match result {
+            Ok(result) => result,
             Err(Error::Invalid(_)) => "invalid",
             Err(Error::Superseded(_)) => "superseded",
             Err(Error::Unavailable(_) | Error::Exhausted(_)) => "unavailable",
             Err(Error::NotFound(_) | Error::Internal(_)) => "failed",
         });
-        result
     }
 
-    async fn take(&self, report: Report, key: &str) -> Result<Accepted, Error> {
-        self.check(&report, key)?;
-        if !self.roster.started() {
-            return Err(Error::Unavailable(
-                "this master has not read the roster yet; try another master".to_owned(),
-            ));
+    fn check_started(&self) -> Result<(), Error> {
+        if self.roster.started() {
+            return Ok(());
         }
+        Err(Error::Unavailable(
+            "this master has not read the roster yet; try another master".to_owned(),
+        ))
+    }
+
+    async fn refresh(&self, pod: &Arc<Pod>, beat: u64) -> Result<Option<Accepted>, Error> {
+        self.check_started()?;
+        let (key, at) = (pod.key(), Instant::now());
+        let sign = {
+            let view = self.roster.peek();
+            let member = view.member(key);
+            let Some(member) = member.filter(|member| {
+                Arc::ptr_eq(&member.pod, pod) && member.is_latest(member.mod_revision)
+            }) else {
+                return Ok(None);
+            };
+            member.heard.touch(at, beat, Some(self.me));
+            sign(key, beat, at, Some(member))
+        };
+        Ok(match self.relay.count(sign).await? {
+            Counted::Yes => Some(Accepted {
+                key,
+                seq: pod.seq(),
+            }),
+            Counted::Again(_) => None,
+        })
+    }
+
+    async fn take(&self, report: &Report, key: &str) -> Result<Accepted, Error> {
+        self.check(report, key)?;
+        self.check_started()?;
         let now = Instant::now();
         let mut force = Force::None;
         for _ in 0..MAX_DECISIONS {
-            match self.decide(&report, now, force).await? {
+            match self.decide(report, now, force).await? {
                 Decided::Accepted(accepted) => return Ok(accepted),
                 Decided::Again if force == Force::None => force = Force::Settle,
                 // The leader may be about to remove the pod, and must find another record.
@@ -275,14 +334,7 @@ impl Keepalives {
         if let (Plan::Refresh | Plan::Stale, Some(member)) = (plan, member) {
             member.heard.touch(at, beat, Some(self.me));
         }
-        let sign = Sign {
-            key,
-            revision: member.map_or(0, |member| member.mod_revision),
-            beat,
-            // Told with each keepalive: the leader's record may have been newer when the channel was opened.
-            attachment: member.map_or(0, |member| member.heard.attachment()),
-            at,
-        };
+        let sign = sign(key, beat, at, member);
         let latest = member.is_none_or(|member| member.is_latest(sign.revision));
         (
             plan,
@@ -290,5 +342,17 @@ impl Keepalives {
             sign,
             latest,
         )
+    }
+}
+
+/// What the leader is to count of a keepalive.
+fn sign(key: PodKey, beat: u64, at: Instant, member: Option<&Member>) -> Sign {
+    Sign {
+        key,
+        revision: member.map_or(0, |member| member.mod_revision),
+        beat,
+        // Told with each keepalive: the leader's record may have been newer when the channel was opened.
+        attachment: member.map_or(0, |member| member.heard.attachment()),
+        at,
     }
 }

@@ -44,11 +44,11 @@ async fn grpc_shares_the_port_with_http() {
         (tonic::Code::Unavailable, "scripted: é")
     );
 
-    let beats = (1..=3).map(|beat| PingStreamRequest {
-        ping: Some(PingRequest {
+    let beats = (1..=3).map(|beat| {
+        PingStreamRequest::from(PingRequest {
             beat,
             ..PingRequest::default()
-        }),
+        })
     });
     let mut answers = keepalive
         .ping_stream(futures::stream::iter(beats))

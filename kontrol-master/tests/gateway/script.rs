@@ -6,6 +6,7 @@ use kontrol_proto::v1::{
     self,
     ensemble_service_server::{EnsembleService, EnsembleServiceServer},
     keepalive_service_server::{KeepaliveService, KeepaliveServiceServer},
+    ping_stream_request::Kind as Said,
     watch_response::{Event, PodLeft},
     *,
 };
@@ -165,7 +166,11 @@ impl KeepaliveService for Script {
         request: Request<Streaming<PingStreamRequest>>,
     ) -> Result<Response<Self::PingStreamStream>, Status> {
         let answers = request.into_inner().map(|ping| {
-            let seq = ping?.ping.unwrap_or_default().beat;
+            let seq = match ping?.kind {
+                Some(Said::Ping(ping)) => ping.beat,
+                Some(Said::Beat(beat)) => beat,
+                None => 0,
+            };
             let response = PingResponse {
                 seq,
                 ..PingResponse::default()

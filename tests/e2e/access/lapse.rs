@@ -74,10 +74,7 @@ impl Keepalives {
             nonce: "00000000000000aa".into(),
             ..PingRequest::default()
         };
-        pings
-            .send(PingStreamRequest { ping: Some(ping) })
-            .await
-            .unwrap();
+        pings.send(ping.into()).await.unwrap();
         let mut client = KeepaliveServiceClient::new(channel);
         let answers = client.ping_stream(ReceiverStream::new(requests)).await;
         let mut answers = answers.unwrap().into_inner();
@@ -94,10 +91,7 @@ impl Keepalives {
             role: "front".into(),
             ..PingRequest::default()
         };
-        self.pings
-            .send(PingStreamRequest { ping: Some(ping) })
-            .await
-            .unwrap();
+        self.pings.send(ping.into()).await.unwrap();
         self.answers.message().await.unwrap().expect("an answer");
     }
 }

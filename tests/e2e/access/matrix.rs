@@ -184,10 +184,7 @@ fn ping() -> PingRequest {
 fn message(rpc: &str) -> Vec<u8> {
     match rpc {
         "kontrol.v1.KeepaliveService/Ping" => ping().encode_to_vec(),
-        "kontrol.v1.KeepaliveService/PingStream" => {
-            let ping = Some(ping());
-            PingStreamRequest { ping }.encode_to_vec()
-        }
+        "kontrol.v1.KeepaliveService/PingStream" => PingStreamRequest::from(ping()).encode_to_vec(),
         _ => Vec::new(),
     }
 }

@@ -150,7 +150,7 @@ impl Pod {
                 .await
                 .map(tonic::Response::into_inner);
         }
-        let request = PingStreamRequest { ping: Some(ping) };
+        let request = PingStreamRequest::from(ping);
         if self.stream.is_none() {
             let (sender, receiver) = mpsc::channel(1);
             let answers = self

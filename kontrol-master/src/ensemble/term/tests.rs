@@ -177,7 +177,7 @@ impl Harness {
     }
 
     async fn ping(&self, report: Report) -> Result<Accepted, Error> {
-        self.keepalives.accept(report, "").await
+        self.keepalives.accept(&report, "").await
     }
 
     /// Waits until the roster looks like that; virtual time passes in small steps.

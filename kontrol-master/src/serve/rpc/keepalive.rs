@@ -1,14 +1,20 @@
 //! KeepaliveService.
 
 use super::{Context, convert, stream::why_it_ended};
-use crate::{metrics::Queue, serve::access::Caller};
+use crate::{
+    ensemble::keepalive::{Accepted, Standing},
+    metrics::Queue,
+    serve::access::Caller,
+};
 use futures::{Stream, StreamExt};
 use kontrol_proto::v1::{
     PingError, PingRequest, PingResponse, PingStreamRequest, PingStreamResponse,
-    keepalive_service_server::KeepaliveService, ping_stream_response::Result as StreamResult,
+    keepalive_service_server::KeepaliveService, ping_stream_request::Kind,
+    ping_stream_response::Result as StreamResult,
 };
 use prost::Message;
 use std::pin::Pin;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
 /// As the table of access has them.
@@ -32,7 +38,7 @@ impl Service {
         caller: &Caller,
         rpc: &str,
         request: PingRequest,
-    ) -> Result<PingResponse, Status> {
+    ) -> Result<(PingResponse, Option<Standing>), Status> {
         caller.speaks_for(&request.id, rpc)?;
         let bytes = request.encoded_len();
         let (mut report, key) =
@@ -47,13 +53,51 @@ impl Service {
             )));
         }
         report.by = caller.principal().cloned();
-        let accepted = keepalives.accept(report, &key).await?;
-        Ok(PingResponse {
+        let accepted = keepalives.accept(&report, &key).await?;
+        Ok((self.answer(accepted), keepalives.standing(&report)))
+    }
+
+    fn answer(&self, accepted: Accepted) -> PingResponse {
+        let settings = &self.context.settings;
+        PingResponse {
             key: accepted.key.to_string(),
             seq: accepted.seq,
             ttl: convert::duration(settings.ttl),
             interval: convert::duration(settings.interval()),
-        })
+        }
+    }
+
+    /// Takes a whole keepalive of a stream, and tells those behind it what it left.
+    async fn ping_of(
+        &self,
+        caller: &Caller,
+        ping: PingRequest,
+        left: watch::Sender<Option<Standing>>,
+    ) -> Result<StreamResult, Status> {
+        let (response, standing) = self.take(caller, PING_STREAM, ping).await?;
+        left.send_replace(standing);
+        Ok(StreamResult::Response(response))
+    }
+
+    /// Takes a short one, once the whole one before it is decided.
+    async fn beat_of(
+        &self,
+        beat: u64,
+        mut left: watch::Receiver<Option<Standing>>,
+    ) -> Result<StreamResult, Status> {
+        if beat == 0 {
+            return Err(Status::invalid_argument("beat must be above 0"));
+        }
+        // Its sender goes once that is decided; what it left can be read all the same.
+        while left.changed().await.is_ok() {}
+        let standing = left.borrow().clone();
+        let Some(standing) = standing else {
+            return Ok(StreamResult::Again(true));
+        };
+        let confirmed = self.context.keepalives.confirm(&standing, beat).await?;
+        Ok(confirmed.map_or(StreamResult::Again(true), |accepted| {
+            StreamResult::Response(self.answer(accepted))
+        }))
     }
 }
 
@@ -62,7 +106,7 @@ impl KeepaliveService for Service {
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
         let taken = self.take(&caller, PING, request.into_inner()).await;
-        taken.map(Response::new)
+        taken.map(|(response, _)| Response::new(response))
     }
 
     type PingStreamStream = Pin<Box<dyn Stream<Item = Result<PingStreamResponse, Status>> + Send>>;
@@ -74,20 +118,29 @@ impl KeepaliveService for Service {
         let service = self.clone();
         let caller = Caller::of(request.extensions())?;
         let end = self.context.token.clone().cancelled_owned();
+        // What the last whole keepalive left, or will have left.
+        let mut last = watch::channel(None).1;
         let answers = request
             .into_inner()
             .take_until(end)
             .map(move |request| {
-                let (service, caller) = (service.clone(), caller.clone());
+                let (service, caller, before) = (service.clone(), caller.clone(), last.clone());
+                let (left, now) = watch::channel(None);
+                if matches!(&request, Ok(request) if matches!(request.kind, Some(Kind::Ping(_)))) {
+                    last = now;
+                }
                 async move {
-                    let ping = request?.ping.unwrap_or_default();
-                    let result = match service.take(&caller, PING_STREAM, ping).await {
-                        Ok(response) => StreamResult::Response(response),
-                        Err(status) => StreamResult::Error(PingError {
+                    let taken = match request?.kind {
+                        Some(Kind::Ping(ping)) => service.ping_of(&caller, ping, left).await,
+                        Some(Kind::Beat(beat)) => service.beat_of(beat, before).await,
+                        None => Err(Status::invalid_argument("ping or beat is required")),
+                    };
+                    let result = taken.unwrap_or_else(|status| {
+                        StreamResult::Error(PingError {
                             code: status.code().into(),
                             message: status.message().to_owned(),
-                        }),
-                    };
+                        })
+                    });
                     Ok(PingStreamResponse {
                         result: Some(result),
                     })

@@ -190,13 +190,14 @@ async fn who_wrote_a_record_while_nobody_led_tells_whoever_is_elected_in_a_momen
 async fn a_keepalive_that_changed_a_record_is_answered_once_the_leader_knows_of_that() {
     let mut alone = Alone::start().await;
     alone.task.set(Link::Up);
-    let mut answer = std::pin::pin!(alone.keepalives.accept(report(1), ""));
+    let report = report(1);
+    let mut answer = std::pin::pin!(alone.keepalives.accept(&report, ""));
     let item = tokio::select! {
         answer = &mut answer => panic!("it is answered too early: {answer:?}"),
         item = alone.task.queue.recv() => item.unwrap(),
     };
     assert!(item.written && item.sign.revision > 0);
-    assert!(alone.is_stored(&Pod::join(report(1), 0, 0)).await);
+    assert!(alone.is_stored(&Pod::join(report.clone(), 0, 0)).await);
     let revision = item.sign.revision;
     assert!(
         alone
@@ -221,7 +222,7 @@ async fn a_change_that_the_leader_did_not_hear_of_is_to_be_said_again_and_joins_
         down,
         ..report(1)
     };
-    let say = |report| alone.keepalives.accept(report, "");
+    let say = async |report: Report| alone.keepalives.accept(&report, "").await;
     say(says(1, "first", false)).await.unwrap();
     let answer = say(says(2, "second", false)).await;
     assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
@@ -248,7 +249,7 @@ async fn a_goodbye_is_obeyed_by_the_whole_intake_of_a_master_whose_view_shows_an
     alone.put(&pod).await;
     alone
         .keepalives
-        .accept(start("now", true), "")
+        .accept(&start("now", true), "")
         .await
         .unwrap();
     assert!(!alone.is_stored(&pod).await);
@@ -301,7 +302,8 @@ async fn a_keepalive_that_the_leader_knows_better_about_is_decided_against_the_s
         assert!(told.written);
         told.settle(Counted::Yes);
     };
-    let accepted = alone.keepalives.accept(says(3, "first"), "");
+    let third = says(3, "first");
+    let accepted = alone.keepalives.accept(&third, "");
     let both = async { tokio::join!(accepted, leader) };
     let (answer, ()) = timeout(Duration::from_secs(5), both).await.unwrap();
     answer.unwrap();
@@ -309,4 +311,51 @@ async fn a_keepalive_that_the_leader_knows_better_about_is_decided_against_the_s
     let stored = Pod::decode(&read.entries[0].value).unwrap();
     assert_eq!(stored.payload(), "first");
     assert!(read.entries[0].mod_revision > changed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_keepalive_counts_only_while_the_record_is_the_one_that_it_speaks_of() {
+    let mut alone = Alone::start().await;
+    let says = |beat, payload: &str| Report {
+        beat,
+        payload: payload.into(),
+        ..report(1)
+    };
+    let (pod, first) = (Pod::join(says(1, "first"), 0, 0), says(1, "first"));
+    assert!(alone.keepalives.standing(&first).is_none(), "nothing yet");
+    let known = alone.put(&pod).await;
+    assert!(alone.roster.caught_up(known, Duration::from_secs(1)).await);
+    let goodbye = Report {
+        down: true,
+        ..first.clone()
+    };
+    assert!(alone.keepalives.standing(&goodbye).is_none());
+    assert!(alone.keepalives.standing(&says(1, "other")).is_none());
+    let standing = alone.keepalives.standing(&first).unwrap();
+
+    alone.task.set(Link::Up);
+    let confirm = async |alone: &mut Alone, counted| {
+        let leader = async {
+            let told = alone.task.queue.recv().await.unwrap();
+            assert_eq!(
+                (told.written, told.sign.revision, told.sign.beat),
+                (false, known, 7)
+            );
+            told.settle(counted);
+        };
+        let confirmed = alone.keepalives.confirm(&standing, 7);
+        tokio::join!(confirmed, leader).0.unwrap()
+    };
+    let accepted = confirm(&mut alone, Counted::Yes).await.unwrap();
+    assert_eq!((accepted.key, accepted.seq), (pod.key(), 0));
+    // The leader knows of a later record.
+    assert_eq!(confirm(&mut alone, Counted::Again(known + 1)).await, None);
+
+    // Even one with the same words is another: somebody else may have been there in between.
+    let again = alone.put(&pod).await;
+    assert!(alone.roster.caught_up(again, Duration::from_secs(1)).await);
+    let late = alone.keepalives.confirm(&standing, 8).await.unwrap();
+    assert_eq!(late, None);
+    let gone = alone.store.read(&[pod_key(pod.key())]).await.unwrap();
+    assert_eq!(gone.entries.len(), 1, "nothing is written for it");
 }
