@@ -1,4 +1,4 @@
-//! The keepalive loop of one tier: when [`schedule`] says so, send what the pod reports on the tier's [`Link`], move to
+//! The keepalive loop of one tier: when [`schedule`] says so, send what the pod reports on the tier's [`Link`] (how is `line`'s to choose), move to
 //! the next address when that fails, and say goodbye at the end.
 //!
 //! One loop owns one tier and nothing else, so a tier that is slow or away never delays another. Invariant: `beat`
@@ -38,11 +38,13 @@ use tokio_util::sync::CancellationToken;
 mod content;
 mod farewell;
 mod known_as;
+mod line;
 pub mod schedule;
 mod setback;
 
 use content::{Content, Contents};
 use known_as::KnownAs;
+use line::{Line, Saying};
 use schedule::Schedule;
 pub(crate) use setback::stranger;
 use setback::{Setback, ping};
@@ -132,6 +134,7 @@ pub(crate) struct Beside {
 pub(crate) struct TierTask {
     name: String,
     link: Link,
+    line: Line,
     schedule: Schedule,
     report: Report,
     contents: Contents,
@@ -172,6 +175,7 @@ impl TierTask {
         Self {
             name: tier.to_string(),
             link: Link::new(tier, credentials),
+            line: Line::default(),
             schedule: Schedule::new(Instant::now()),
             contents: Contents::new(report.latest()),
             report,
@@ -282,11 +286,14 @@ impl TierTask {
         deadline: Instant,
     ) -> Result<PingResponse, Setback> {
         loop {
-            self.beat += 1;
-            let content = self.contents.current();
-            let request = request(content, ip, &self.report.nonce, self.beat, false);
+            let saying = Saying {
+                content: self.contents.current(),
+                ip,
+                nonce: &self.report.nonce,
+            };
             let left = deadline.saturating_duration_since(Instant::now());
-            let reason = match ping(attached.channel(), request, left).await {
+            let said = self.line.say(attached, saying, &mut self.beat, left).await;
+            let reason = match said {
                 Ok(response) => {
                     self.contents.accepted();
                     return Ok(response);

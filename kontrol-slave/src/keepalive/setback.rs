@@ -31,6 +31,16 @@ impl Setback {
     }
 }
 
+impl Setback {
+    /// Of a call on this connection.
+    pub(super) fn of(channel: &Channel, status: Status) -> Self {
+        match status.source() {
+            Some(source) => Self::broke(&channel.reason(source)),
+            None => status.into(),
+        }
+    }
+}
+
 impl From<LinkError> for Setback {
     fn from(error: LinkError) -> Self {
         Self::Failed(error.to_string())
@@ -90,10 +100,7 @@ pub(super) async fn ping(
     let mut client = KeepaliveServiceClient::new(channel.clone());
     match timeout(limit, client.ping(request)).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(match status.source() {
-            Some(source) => Setback::broke(&channel.reason(source)),
-            None => status.into(),
-        }),
+        Ok(Err(status)) => Err(Setback::of(&channel, status)),
         Err(_) => Err(Setback::Failed("no answer in time".into())),
     }
 }

@@ -5,6 +5,7 @@
 mod action;
 mod master;
 mod program;
+mod stream;
 mod tls;
 
 use kontrol_runtime::dial::Credentials;

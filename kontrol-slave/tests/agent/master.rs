@@ -3,16 +3,16 @@
 
 mod actions;
 pub(crate) mod channel;
+mod keepalives;
 
 use actions::Actions;
 use channel::Channel;
+use keepalives::Service;
 use kontrol_proto::v1::{
-    PingRequest, PingResponse, PingStreamRequest, PingStreamResponse,
-    action_service_server::ActionServiceServer,
-    keepalive_service_server::{KeepaliveService, KeepaliveServiceServer},
+    PingRequest, action_service_server::ActionServiceServer,
+    keepalive_service_server::KeepaliveServiceServer,
 };
-use kontrol_slave::payload::from_proto;
-use std::{future::pending, net::SocketAddr, pin::Pin, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Request, Response, Status, Streaming,
+    Request, Status,
     transport::{Server, ServerTlsConfig, server::TcpIncoming},
 };
 
@@ -45,26 +45,46 @@ pub(crate) enum Reply {
 #[derive(Debug, Clone)]
 pub(crate) struct Heard {
     pub(crate) at: Instant,
+    /// Where it was short: the whole one that it means, with its own beat.
     pub(crate) request: PingRequest,
+    pub(crate) by: By,
+}
+
+/// How a keepalive came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    /// As a request of its own.
+    Request,
+    /// Whole, on a stream.
+    Stream,
+    /// Short, on a stream.
+    Beat,
+}
+
+/// What becomes of streams of keepalives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Streams {
+    Served,
+    /// As by a master that knows none.
+    Unknown,
+    /// As by a proxy that cuts what is idle.
+    CutWhenIdle,
+    /// Beats are not known.
+    WithoutBeats,
 }
 
 /// A master at work.
 pub(crate) struct Master {
     address: SocketAddr,
     reply: watch::Sender<Reply>,
+    streams: watch::Sender<Streams>,
+    again: watch::Sender<u32>,
     heard: watch::Receiver<Vec<Heard>>,
     tokens: watch::Sender<Option<String>>,
     attach: watch::Sender<Option<Status>>,
     channels: mpsc::Receiver<Channel>,
     token: CancellationToken,
     task: JoinHandle<()>,
-}
-
-struct Service {
-    reply: watch::Receiver<Reply>,
-    heard: watch::Sender<Vec<Heard>>,
-    tokens: watch::Receiver<Option<String>>,
-    token: CancellationToken,
 }
 
 /// Whether who asks bears the token that counts, if one does.
@@ -101,8 +121,12 @@ impl Master {
         let (heard_sender, heard) = watch::channel(Vec::new());
         let (tokens, tokens_receiver) = watch::channel(None);
         let token = CancellationToken::new();
+        let (streams, streams_receiver) = watch::channel(Streams::Served);
+        let (again, again_receiver) = watch::channel(0);
         let service = Service {
             reply: reply_receiver,
+            streams: streams_receiver,
+            again: again_receiver,
             heard: heard_sender,
             tokens: tokens_receiver.clone(),
             token: token.clone(),
@@ -133,6 +157,8 @@ impl Master {
         Self {
             address,
             reply,
+            streams,
+            again,
             heard,
             tokens,
             attach,
@@ -149,6 +175,16 @@ impl Master {
     /// From now on it answers like this.
     pub(crate) fn now(&self, reply: Reply) {
         self.reply.send_replace(reply);
+    }
+
+    /// From now on it treats new streams of keepalives so.
+    pub(crate) fn streams(&self, streams: Streams) {
+        self.streams.send_replace(streams);
+    }
+
+    /// Whatever was said on streams does not hold any more.
+    pub(crate) fn forget(&self) {
+        self.again.send_modify(|times| *times += 1);
     }
 
     /// From now on only this token counts.
@@ -182,53 +218,5 @@ impl Master {
         self.token.cancel();
         timeout(SOON, self.task).await.unwrap().unwrap();
         self.heard.borrow().clone()
-    }
-}
-
-#[tonic::async_trait]
-impl KeepaliveService for Service {
-    type PingStreamStream =
-        Pin<Box<dyn futures::Stream<Item = Result<PingStreamResponse, Status>> + Send>>;
-
-    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
-        known(&self.tokens, &request)?;
-        let heard = Heard {
-            at: Instant::now(),
-            request: request.into_inner(),
-        };
-        let payload = heard.request.payload.clone().unwrap_or_default();
-        let payload = from_proto(payload).unwrap_or_default().to_string();
-        let reply = self.reply.borrow().clone();
-        if matches!(reply, Reply::AcceptSmall(_)) && payload.len() > 50 {
-            return Err(Status::invalid_argument("payload is too large"));
-        }
-        let key = match heard.request.ip.as_str() {
-            "127.0.0.1" => "2kce4N",
-            _ => "2kce4O",
-        };
-        self.heard.send_modify(|all| all.push(heard));
-        match reply {
-            Reply::Accept(interval) | Reply::AcceptSmall(interval) => {
-                Ok(Response::new(PingResponse {
-                    key: key.into(),
-                    seq: 7,
-                    ttl: prost_types::Duration::try_from(interval * 5).ok(),
-                    interval: prost_types::Duration::try_from(interval).ok(),
-                }))
-            }
-            Reply::Refuse(status) => Err(status),
-            Reply::Hang => {
-                let hang = self.token.run_until_cancelled(pending::<()>());
-                hang.await;
-                Err(Status::unavailable("stopped"))
-            }
-        }
-    }
-
-    async fn ping_stream(
-        &self,
-        _: Request<Streaming<PingStreamRequest>>,
-    ) -> Result<Response<Self::PingStreamStream>, Status> {
-        Err(Status::unimplemented("the slave uses unary keepalives"))
     }
 }
