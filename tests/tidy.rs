@@ -4,11 +4,12 @@
 
 #[path = "tidy/guides.rs"]
 mod guides;
+#[path = "tidy/proto.rs"]
+mod proto;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 /// Longest source file, in lines.
@@ -415,23 +416,5 @@ fn no_file_is_orphaned() {
                 .parent()
                 .is_some_and(|above| root().join(above).join("Cargo.toml").exists());
         assert!(declared || is_target, "{name} belongs to no module");
-    }
-}
-
-/// buf is in the PyPI package `buf-bin`; `tests/run` fetches it where it can.
-#[test]
-fn buf_lints_and_builds_the_protobuf_files() {
-    let buf = |arguments: &[&str]| {
-        let mut buf = Command::new("buf");
-        buf.args(arguments).current_dir(root().join("proto"));
-        buf.output()
-    };
-    if buf(&["--version"]).is_err() {
-        return kontrol_tests::skip("there is no buf");
-    }
-    for arguments in [&["lint"][..], &["build", "-o", "/dev/null"]] {
-        let ran = buf(arguments).unwrap();
-        let said = String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned();
-        assert!(ran.status.success(), "buf {arguments:?}: {said}");
     }
 }

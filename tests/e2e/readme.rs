@@ -1,6 +1,7 @@
-//! Every command of the README and of the operator's guide, run as it stands: what it shows must happen. A block that no
+//! Every command of the README, of the operator's guide and of the cook book of the API, run as it stands: what it shows must happen. A block that no
 //! test here runs is a failure.
 
+mod api;
 mod secured;
 
 use anyhow::ensure;
@@ -28,16 +29,36 @@ const ASK: &str = "kontrol-master explain 10.0.0.7";
 const CURL: &str = "curl -X PUT localhost:8000/ping";
 const OPERATE: &str = "hold 'the database moves'";
 const SECURED: &str = "openssl req -x509";
-const ALL: [&str; 11] = [
-    INSTALL, BY_HAND, PROXY, NUMBERS, CHECKED, EXEC, CONFIGURE, ASK, CURL, OPERATE, SECURED,
+const GRPCURL: &str = "localhost:8000 describe kontrol.v1.PingRequest";
+const GRPCURL_SECURED: &str = "grpcurl -cacert ca.pem";
+const HTTP: &str = "curl localhost:8000/readyz";
+const HTTP_SECURED: &str = "curl --cacert ca.pem";
+const SHELL_SLAVE: &str = "nonce=$(od ";
+const ALL: [&str; 16] = [
+    INSTALL,
+    BY_HAND,
+    PROXY,
+    NUMBERS,
+    CHECKED,
+    EXEC,
+    CONFIGURE,
+    ASK,
+    CURL,
+    OPERATE,
+    SECURED,
+    GRPCURL,
+    GRPCURL_SECURED,
+    HTTP,
+    HTTP_SECURED,
+    SHELL_SLAVE,
 ];
 
 /// What `exec` shows of a pod whose command succeeded.
 const DONE: &str = r#""outcome":"OUTCOME_EXITED","exitCode":0"#;
 
-/// What users read, and behind it what operators read.
+/// What users read, behind it what operators read, and what those read who call a master from elsewhere.
 fn readme() -> String {
-    ["README.md", "deploy/README.md"]
+    ["README.md", "deploy/README.md", "proto/README.md"]
         .map(|name| fs::read_to_string(project().join(name)).unwrap())
         .join("\n")
 }
@@ -461,37 +482,6 @@ async fn a_tier_is_operated_as_shown() {
             "run" => said["exitCode"] == 0,
             "evict" => said["pod"]["id"] == "web-1",
             "release" => said["revision"].is_number(),
-            other => panic!("what should {other} tell?"),
-        };
-        assert!(right, "{line}: {output}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn curl_is_answered_as_shown() {
-    let _permit = small().await;
-    let Some(scene) = Scene::start(None).await else {
-        return;
-    };
-    for line in lines(CURL) {
-        if line.contains("/v1/watch") {
-            scene.until_shown(&line, "snapshot").await;
-            continue;
-        }
-        // Its progress goes to standard error.
-        let output = scene.house.succeeds(&format!("{line} 2>/dev/null")).await;
-        let said: Value = serde_json::from_str(&output).unwrap();
-        let right = match line
-            .split("localhost:8000")
-            .nth(1)
-            .unwrap()
-            .split(' ')
-            .next()
-            .unwrap()
-        {
-            "/ping" => said["seq"] == 2,
-            "/v1/pods" => said["pods"].as_array().unwrap().len() == 3,
-            "/v1/state" => said["revision"].is_number(),
             other => panic!("what should {other} tell?"),
         };
         assert!(right, "{line}: {output}");
