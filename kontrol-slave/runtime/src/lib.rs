@@ -25,6 +25,7 @@ pub mod fuzz;
 pub mod host;
 pub mod logging;
 pub mod process;
+pub mod service;
 pub mod supervise;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

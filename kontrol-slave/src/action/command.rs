@@ -3,7 +3,10 @@
 use super::{Settings, variables};
 use crate::payload::from_proto;
 use kontrol_proto::v1::{Command, attach_response::Run};
-use kontrol_runtime::process::{DEFAULT_PATH, Spec, User};
+use kontrol_runtime::{
+    process::{DEFAULT_PATH, Spec, User},
+    service,
+};
 use std::{
     ffi::{OsStr, OsString},
     time::Duration,
@@ -54,7 +57,7 @@ pub(super) fn spec(
 
     let mut environment: Vec<(OsString, OsString)> = inherited
         .into_iter()
-        .filter(|(name, _)| !is_setting(name))
+        .filter(|(name, _)| !is_setting(name) && !service::is_own(name))
         .collect();
     if !environment
         .iter()
@@ -208,6 +211,7 @@ mod tests {
             ("KONTROL_TOKEN", "secret"),
             ("KONTROL_ACTIONS", "any"),
             ("NAMESPACE", "n"),
+            ("NOTIFY_SOCKET", "/run/n"),
             ("A", "1"),
             ("HOME", "/root"),
             ("INPUT", "old"),
@@ -215,7 +219,7 @@ mod tests {
         let spec = made(command, &settings(), &inherited).unwrap();
         assert_eq!(spec.argv, ["/bin/sh", "-c", "true"]);
         assert_eq!(spec.guard_environment, []);
-        for name in ["KONTROL_ACTIONS", "NAMESPACE"] {
+        for name in ["KONTROL_ACTIONS", "NAMESPACE", "NOTIFY_SOCKET"] {
             assert_eq!(value(&spec, name), None, "{name}");
         }
         for (name, expected) in [

@@ -8,7 +8,7 @@ use kontrol_core::{
     access::tokens::Token,
     model::{Digest, Exact},
 };
-use kontrol_runtime::process::DEFAULT_PATH;
+use kontrol_runtime::{process::DEFAULT_PATH, service};
 use std::{
     env,
     ffi::{OsStr, OsString},
@@ -156,7 +156,7 @@ impl Documents {
     ) -> Environment {
         let mut variables: Vec<_> = inherited
             .into_iter()
-            .filter(|(name, _)| !is_own(name) && !is_secret(name))
+            .filter(|(name, _)| !is_own(name) && !is_secret(name) && !service::is_own(name))
             .filter(|(name, _)| back.ca.is_none() || name != CA)
             .collect();
         let mut left_out = Vec::new();

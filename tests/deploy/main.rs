@@ -1,0 +1,8 @@
+//! What is deployed, started for real: packages and units on a small machine with systemd.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap of a test is a failed test"
+)]
+
+mod systemd;
