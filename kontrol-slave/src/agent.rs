@@ -98,6 +98,16 @@ impl Agent {
         }
     }
 
+    /// Nobody says goodbye at the end if this token is cancelled by then: the next incarnation is about to start, and takes
+    /// the pod's place as it is.
+    #[must_use]
+    pub fn without_goodbye_on(mut self, hangup: &CancellationToken) -> Self {
+        for tier in &mut self.tiers {
+            tier.hangup = hangup.clone();
+        }
+        self
+    }
+
     /// The incarnation that this agent reports.
     pub fn nonce(&self) -> &str {
         &self.nonce

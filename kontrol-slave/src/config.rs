@@ -27,7 +27,8 @@ use std::{
 /// Reports one pod to its masters, until it is told to stop.
 ///
 /// Each flag can be given as a variable instead: --some-flag is KONTROL_SOME_FLAG. Flags win. SIGTERM says goodbye and
-/// ends with code 0 within two seconds, or three where commands run; wrong settings end with code 2 before anything is contacted.
+/// ends with code 0 within two seconds, or three where commands run; SIGHUP does without the goodbye, for a restart that keeps the
+/// pod's place; wrong settings end with code 2 before anything is contacted.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "kontrol-slave",

@@ -161,6 +161,8 @@ pub(crate) struct TierTask {
     said: Option<Setback>,
     /// Why what the pod says was refused, as logged last.
     unfit: Option<String>,
+    /// Cancelled where the next incarnation is about to start.
+    pub(crate) hangup: CancellationToken,
 }
 
 impl TierTask {
@@ -192,6 +194,7 @@ impl TierTask {
             haste: beside.haste,
             said: None,
             unfit: None,
+            hangup: CancellationToken::new(),
         }
     }
 
@@ -440,6 +443,10 @@ impl TierTask {
         let Some(ip) = self.ip.filter(|_| self.beat > 0) else {
             return;
         };
+        if self.hangup.is_cancelled() {
+            tracing::info!(tier = %self.name, "no goodbye: the pod keeps its place for the next start, for as long as it may be silent");
+            return;
+        }
         let (beat, content) = (&mut self.beat, self.contents.safest());
         let request = || {
             *beat += 1;

@@ -12,7 +12,7 @@ use crate::{
 use kontrol_runtime::{
     process::reaper,
     service,
-    supervise::{BoxError, Failure, Tasks, signals},
+    supervise::{BoxError, Failure, Tasks, signals_or_hangup},
 };
 use serde_json::Value;
 use std::{future::pending, time::Duration};
@@ -29,10 +29,11 @@ pub fn run(config: Config) -> Result<(), BoxError> {
         .build()?;
     let result = runtime.block_on(async {
         let token = CancellationToken::new();
-        let signals = signals(token.clone())?;
+        let hangup = CancellationToken::new();
+        let signals = signals_or_hangup(token.clone(), hangup.clone())?;
         tokio::select! {
             never = signals => match never {},
-            result = work(config, token) => Ok(result?),
+            result = work(config, token, hangup) => Ok(result?),
         }
     });
     // A name server or file system that hangs must not hold up the end.
@@ -40,7 +41,11 @@ pub fn run(config: Config) -> Result<(), BoxError> {
     result
 }
 
-async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
+async fn work(
+    config: Config,
+    token: CancellationToken,
+    hangup: CancellationToken,
+) -> Result<(), Failure> {
     let mut tasks = Tasks::new(token.clone());
     // A file that does not answer must not hold up the end.
     let following = follow_pod(&config.pod, &mut tasks);
@@ -58,7 +63,8 @@ async fn work(config: Config, token: CancellationToken) -> Result<(), Failure> {
         tiers: config.tiers,
         credentials: config.credentials,
         actions: Some(config.actions),
-    });
+    })
+    .without_goodbye_on(&hangup);
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, nonce = agent.nonce(), "kontrol-slave started");
     // What a guard leaves behind that is killed at the end is taken in as well.

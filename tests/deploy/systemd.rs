@@ -234,6 +234,10 @@ async fn packages_are_installed_started_watched_upgraded_and_removed() {
         .until(&format!("{} | grep '\"lastHeard\"'", ask("pods")))
         .await;
 
+    // In its place: the pod did not leave.
+    let pods = machine.succeeds(&ask("pods"));
+    assert!(pods.contains("\"seq\":0,"), "{pods}");
+
     // The pod says goodbye.
     machine
         .until("systemctl show --property=StatusText kontrol-slave | grep 'attached to'")

@@ -5,12 +5,12 @@
 //! is aborted, joined and named. The master runs on this as well as the slave.
 
 use crate::logging;
-use futures::FutureExt;
+use futures::{FutureExt, future::OptionFuture};
 use std::{
     borrow::Cow,
     collections::HashMap,
     convert::Infallible,
-    fmt,
+    fmt, fs,
     future::Future,
     io,
     panic::{AssertUnwindSafe, resume_unwind},
@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     task::{Id, JoinError, JoinHandle, JoinSet},
     time::{Instant, timeout_at},
 };
@@ -202,18 +202,33 @@ impl Children {
 /// A second signal that comes sooner than this is part of the first.
 const IMPATIENCE: Duration = Duration::from_millis(500);
 
-/// Listens for SIGTERM and SIGINT from the moment of the call. The first cancels the token; a second, half a second later or
+/// Listens for SIGTERM, SIGINT and SIGHUP from the moment of the call. The first cancels the token; a second, half a second later or
 /// more, ends the process at once with 128 + its number, for the operator who will not wait. Sooner it is the same request:
 /// `timeout` and shells signal a process, and then its group. The future never ends: race it against the work.
 pub fn signals(token: CancellationToken) -> io::Result<impl Future<Output = Infallible> + Send> {
+    signals_or_hangup(token, CancellationToken::new())
+}
+
+/// The same, and cancels `hangup` before the token where SIGHUP is what ends it: whoever sends that will start the program
+/// again.
+pub fn signals_or_hangup(
+    token: CancellationToken,
+    hangup: CancellationToken,
+) -> io::Result<impl Future<Output = Infallible> + Send> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Under nohup(1) it stays ignored.
+    let mut hung_up = match is_ignored(SignalKind::hangup()) {
+        true => None,
+        false => Some(signal(SignalKind::hangup())?),
+    };
     Ok(async move {
         let mut told: Option<Instant> = None;
         loop {
             let (name, number) = tokio::select! {
                 _ = terminate.recv() => ("SIGTERM", SignalKind::terminate().as_raw_value()),
                 _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt().as_raw_value()),
+                Some(_) = OptionFuture::from(hung_up.as_mut().map(Signal::recv)) => ("SIGHUP", SignalKind::hangup().as_raw_value()),
             };
             if let Some(at) = told {
                 if at.elapsed() < IMPATIENCE {
@@ -225,9 +240,20 @@ pub fn signals(token: CancellationToken) -> io::Result<impl Future<Output = Infa
             }
             told = Some(Instant::now());
             tracing::info!("{name}: stopping");
+            if name == "SIGHUP" {
+                hangup.cancel();
+            }
             token.cancel();
         }
     })
+}
+
+/// Whether this process was started with that signal ignored (proc(5), `SigIgn`).
+fn is_ignored(signal: SignalKind) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal.as_raw_value() - 1) & 1 == 1)
 }
 
 #[cfg(test)]

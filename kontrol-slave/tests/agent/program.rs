@@ -134,6 +134,34 @@ async fn two_signals_at_once_are_one_and_leave_time_for_the_goodbye() {
     assert!(master.stop().await.last().unwrap().request.down);
 }
 
+#[tokio::test]
+async fn a_hangup_ends_it_without_a_goodbye_and_not_where_it_is_ignored() {
+    for ignored in [false, true] {
+        let mut master = Master::start(Reply::Accept(LONG)).await;
+        let mut command = Command::new("sh");
+        let trap = if ignored { "trap '' HUP; " } else { "" };
+        let run = format!("{trap}exec {}", env!("CARGO_BIN_EXE_kontrol-slave"));
+        let mut child = command
+            .args(["-c", &run])
+            .env_clear()
+            .env("KONTROL_MASTER", master.address())
+            .env("KONTROL_LABELS", LABELS)
+            .spawn()
+            .unwrap();
+        master.hears(1).await;
+        let pid = Pid::from_child(&child);
+        kill_process(pid, Signal::HUP).unwrap();
+        if ignored {
+            // It goes on, and says goodbye when it is really meant.
+            kill_process(pid, Signal::TERM).unwrap();
+        }
+        let ended = tokio::task::spawn_blocking(move || child.wait());
+        let status = timeout(SOON, ended).await.unwrap().unwrap().unwrap();
+        assert_eq!(status.code(), Some(0));
+        assert_eq!(master.stop().await.last().unwrap().request.down, ignored);
+    }
+}
+
 /// Prints what an idle slave costs; run it by hand with `--ignored --nocapture`.
 #[tokio::test]
 #[ignore = "measures for a minute, checks nothing"]
