@@ -1,0 +1,1 @@
+//! What `tests/clients/README.md` shows is what runs.
