@@ -211,7 +211,7 @@ async fn is_lived_through(language: &str) {
         let status = pod.ended(SOON).await;
         assert!(status.success(), "{}: {status}", pod.name());
         let said = said(pod);
-        let summary = said.last().unwrap();
+        let summary = said.iter().rfind(|line| line["sent"].is_u64()).unwrap();
         println!("{language} {} {summary}", pod.name());
         assert_eq!(summary["lost"], 0, "{}: {summary}", pod.name());
         assert_eq!(summary["sent"], summary["accepted"]);
@@ -303,4 +303,9 @@ async fn runs_actions(tier: &Tier, client: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn python_lives_through_a_fail_over() {
     is_lived_through("python").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn go_lives_through_a_fail_over() {
+    is_lived_through("go").await;
 }
