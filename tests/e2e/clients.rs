@@ -309,3 +309,8 @@ async fn python_lives_through_a_fail_over() {
 async fn go_lives_through_a_fail_over() {
     is_lived_through("go").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_lives_through_a_fail_over() {
+    is_lived_through("node").await;
+}
