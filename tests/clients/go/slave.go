@@ -26,6 +26,8 @@ const (
 	// mostOutput of each stream is passed on, whatever the order says; it stays in memory until the end was taken.
 	mostOutput = 1 << 20
 	piece      = 16 << 10
+	// mostPieces are sent before a credit: it comes after 8, and no more than 32 may be on their way.
+	mostPieces = 16
 	// soon a keepalive follows the end of a channel; the time doubles while none opens.
 	soon = 200 * time.Millisecond
 )
@@ -42,6 +44,7 @@ type action struct {
 	output             [2][]byte
 	written            two
 	taken, sent        two
+	pieces             int
 	started            bool
 	result             *kontrol.ActionResult
 	toldStart, toldEnd bool
@@ -51,7 +54,7 @@ type action struct {
 
 // resume says that a new channel goes on from here: the rest is told again.
 func (a *action) resume(taken two) {
-	a.taken, a.sent = taken, taken
+	a.taken, a.sent, a.pieces = taken, taken, 0
 	a.toldStart, a.toldEnd = false, false
 }
 
@@ -67,10 +70,11 @@ func (a *action) next() *kontrol.AttachRequest {
 		room := a.window - (a.sent[0] + a.sent[1] - a.taken[0] - a.taken[1])
 		data := output[a.sent[at]:]
 		everything = everything && len(data) == 0
-		if data = data[:least(len(data), piece, room)]; len(data) > 0 {
+		if data = data[:least(len(data), piece, room)]; len(data) > 0 && a.pieces < mostPieces {
 			message := &kontrol.AttachRequest_Output{
 				ActionId: a.id, Stream: streams[at], Offset: uint64(a.sent[at]), Data: data}
 			a.sent[at] += len(data)
+			a.pieces++
 			return &kontrol.AttachRequest{Event: &kontrol.AttachRequest_Output_{Output: message}}
 		}
 	}
@@ -277,6 +281,7 @@ func (s *slave) take(order *kontrol.AttachResponse, one *master, key string) {
 	case *kontrol.AttachResponse_Credit_:
 		if at := s.actions[order.Credit.ActionId]; at != nil {
 			at.taken = two{int(order.Credit.StdoutOffset), int(order.Credit.StderrOffset)}
+			at.pieces = 0
 		}
 	case *kontrol.AttachResponse_Cancel_:
 		id := order.Cancel.ActionId

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io/ioutil"
+	"net"
 	"net/url"
 	"strings"
 	"sync"
@@ -96,7 +97,7 @@ func newMaster(address, ca, tokenFile string) (*master, error) {
 	if port == "" {
 		port = "8000"
 	}
-	connection, err := grpc.Dial(parsed.Hostname()+":"+port, options...)
+	connection, err := grpc.Dial(net.JoinHostPort(parsed.Hostname(), port), options...)
 	if err != nil {
 		return nil, err
 	}

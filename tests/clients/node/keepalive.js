@@ -59,14 +59,12 @@ class Stream {
       } else {
         this.close();
         this.master = master;
-        this.open = master.keepalives.PingStream();
-        // Whoever does not listen to errors is ended by the first one.
-        this.open.on('error', (error) => this.broke?.(error));
-        this.open.on('end', () => this.broke?.(failure(status.UNAVAILABLE, 'the master closed the stream')));
-        this.open.on('data', (data) => this.answered?.(data));
-        const { open } = this;
-        // Between two keepalives nobody waits: the next one finds no stream and begins anew.
-        for (const event of ['error', 'end']) open.on(event, () => this.open === open && this.close());
+        const open = master.keepalives.PingStream();
+        this.open = open;
+        // Whoever does not listen to errors is ended by the first one. It also tells of a stream that was cancelled before, late.
+        open.on('error', (error) => this.over(open, error));
+        open.on('end', () => this.over(open, failure(status.UNAVAILABLE, 'the master closed the stream')));
+        open.on('data', (data) => this.open === open && this.answered?.(data));
       }
       // A new stream, or a master that can't tell what still holds: the whole keepalive, at once.
       if (!answer || answer.result === 'again') answer = await this.exchange({ ping }, limit);
@@ -87,6 +85,14 @@ class Stream {
       this.broke = (error) => { clearTimeout(timer); reject(error); };
       this.open.write(request);
     });
+  }
+
+  /** A stream is over. Between two keepalives nobody waits: the next one finds no stream and begins anew. */
+  over(open, error) {
+    if (this.open !== open) return;
+    const { broke } = this;
+    this.close();
+    broke?.(error);
   }
 
   close() {

@@ -12,6 +12,8 @@ const { sleep } = require('./tier');
 // Most of each stream that is passed on, whatever the order says; it stays in memory until the end was taken.
 const MOST_OUTPUT = 1 << 20;
 const PIECE = 16 << 10;
+// Most pieces that are sent before a credit: it comes after 8, and no more than 32 may be on their way.
+const PIECES = 16;
 // How soon a keepalive follows the end of a channel, in milliseconds; doubled while none opens.
 const HASTE = 200;
 const STREAMS = ['STREAM_STDOUT', 'STREAM_STDERR'];
@@ -34,6 +36,7 @@ class Action {
   resume(taken) {
     this.taken = taken;
     this.sent = [...taken];
+    this.pieces = 0;
     this.toldStart = this.toldEnd = false;
   }
 
@@ -48,8 +51,9 @@ class Action {
       const offset = this.sent[at];
       const room = this.window - (this.sent[0] + this.sent[1] - this.taken[0] - this.taken[1]);
       const data = output.subarray(offset, offset + Math.max(0, Math.min(PIECE, room)));
-      if (data.length > 0) {
+      if (data.length > 0 && this.pieces < PIECES) {
         this.sent[at] += data.length;
+        this.pieces += 1;
         return { output: { action_id, stream: STREAMS[at], offset, data } };
       }
     }
@@ -207,7 +211,7 @@ class Slave {
     } else if (kind === 'forget') {
       this.actions.delete(id);
     } else if (kind === 'credit') {
-      if (action) action.taken = taken();
+      if (action) Object.assign(action, { taken: taken(), pieces: 0 });
     } else if (!action) {
       if (kind === 'cancel') this.cancelled.add(id);
       return { unknown: { action_id: id } };

@@ -38,7 +38,7 @@ const OPTIONS = {
 class Master {
   constructor(url, ca, tokenFile) {
     this.url = url;
-    const { protocol, hostname, port } = new URL(url);
+    const { protocol, hostname } = new URL(url);
     this.proved = protocol === 'https:';
     let credentials = grpc.credentials.createInsecure();
     if (this.proved) {
@@ -53,8 +53,8 @@ class Master {
         credentials = grpc.credentials.combineChannelCredentials(credentials, token);
       }
     }
-    // `URL` drops the port of https that is the usual one.
-    const target = `${hostname}:${port || (this.proved ? 443 : 80)}`;
+    // Not from `URL`, which drops a port that is the usual one of https.
+    const target = `${hostname}:${/:(\d+)\/?$/.exec(url)?.[1] ?? 8000}`;
     // The first one's channel serves all three: one connection, as a slave should have.
     this.keepalives = new kontrol.KeepaliveService(target, credentials, OPTIONS);
     const channelOverride = this.keepalives.getChannel();

@@ -16,6 +16,8 @@ from kontrol.v1 import action_pb2 as pb
 # Most of each stream that is passed on, whatever the order says; it stays in memory until the end was taken.
 MOST_OUTPUT = 1 << 20
 PIECE = 16 << 10
+# Most pieces that are sent before a credit: it comes after 8, and no more than 32 may be on their way.
+PIECES = 16
 # How soon a keepalive follows the end of a channel; doubled while none opens.
 HASTE = 0.2
 SETTINGS = ("KONTROL_", "NAMESPACE")
@@ -40,6 +42,7 @@ class Action:
         """A new channel goes on from here: the rest is told again."""
         self.taken = {pb.STREAM_STDOUT: stdout, pb.STREAM_STDERR: stderr}
         self.sent = dict(self.taken)
+        self.pieces = 0
         self.told_start = self.told_end = False
 
     def next(self):
@@ -51,8 +54,9 @@ class Action:
             sent = self.sent[stream]
             on_its_way = sum(self.sent.values()) - sum(self.taken.values())
             data = bytes(output[sent : sent + min(PIECE, self.window - on_its_way)])
-            if data:
+            if data and self.pieces < PIECES:
                 self.sent[stream] += len(data)
+                self.pieces += 1
                 piece = pb.AttachRequest.Output(action_id=self.id, stream=stream, offset=sent, data=data)
                 return pb.AttachRequest(output=piece)
         everything = all(self.sent[stream] == len(output) for stream, output in self.output.items())
@@ -229,6 +233,7 @@ class Slave:
             action.resume(order.stdout_offset, order.stderr_offset)
         elif kind == "credit" and action:
             action.taken = {pb.STREAM_STDOUT: order.stdout_offset, pb.STREAM_STDERR: order.stderr_offset}
+            action.pieces = 0
         elif kind == "cancel":
             action.cancelled.set()
         elif kind == "forget":

@@ -49,7 +49,7 @@ class Master:
     def __init__(self, url, ca, token_file):
         self.url = url
         parts = urlsplit(url)
-        target = f"{parts.hostname}:{parts.port or 8000}"
+        target = parts.netloc if parts.port else f"{parts.netloc}:8000"
         # A token goes over TLS only: gRPC refuses to send it in clear.
         self.proved = parts.scheme == "https"
         if self.proved:

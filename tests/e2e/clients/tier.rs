@@ -25,8 +25,8 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Pods report each second.
-const TTL: Duration = Duration::from_secs(5);
+/// Pods report each 1.5 s, and give a master a third of that.
+const TTL: Duration = Duration::from_millis(7500);
 
 /// The tier.
 pub(super) struct Tier {
@@ -94,6 +94,10 @@ impl Tier {
     /// Starts a master, and waits until it takes keepalives.
     pub(super) async fn launch(&mut self, index: usize) {
         self.cluster.masters[index].launch();
+        self.takes_keepalives(index).await;
+    }
+
+    pub(super) async fn takes_keepalives(&self, index: usize) {
         eventually(SOON, "a master that is ready", async || {
             let mut client =
                 tonic_health::pb::health_client::HealthClient::new(self.dial(index).await?);
@@ -155,7 +159,7 @@ impl Tier {
     }
 
     /// Has the slave run a command, by way of this master, that is told of after a fault: it goes on when `go-on-N` is there.
-    pub(super) fn across(&self, by: usize, fault: usize) -> Process {
+    pub(super) fn across(&self, by: usize, fault: u8) -> Process {
         let shell = format!(
             "echo begin; touch started-{fault}; until [ -e go-on-{fault} ]; do sleep 0.05; done; echo end"
         );
