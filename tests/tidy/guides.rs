@@ -4,13 +4,14 @@ use super::{root, sources};
 use std::fs;
 
 /// What people read.
-const GUIDES: [&str; 6] = [
+const GUIDES: [&str; 7] = [
     "README.md",
     "deploy/README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
     "CHANGELOG.md",
+    "tests/clients/README.md",
 ];
 
 /// Whoever is sent to a file must find it.

@@ -171,7 +171,13 @@ type keepalives struct {
 }
 
 func newKeepalives(tier *tier, pod pod, way way) *keepalives {
-	return &keepalives{tier: tier, pod: pod, way: way, interval: time.Second, hurry: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &keepalives{
+		tier: tier, pod: pod, way: way,
+		// Until a master tells; long enough for a first connection on a busy machine.
+		interval: 5 * time.Second,
+		hurry:    make(chan struct{}, 1),
+		changed:  make(chan struct{}),
+	}
 }
 
 // look tells who answered last, and what is closed when that changes.

@@ -20,7 +20,7 @@ async function report(tier, options, way, attaches) {
   const slave = attaches ? new Slave(keepalives) : undefined;
   slave?.run(stopping);
   await keepalives.run(stopping);
-  slave?.stop();
+  await slave?.stop();
   await keepalives.goodbye();
   keepalives.summary();
 }

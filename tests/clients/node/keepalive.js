@@ -107,7 +107,8 @@ class Keepalives extends EventEmitter {
   sent = 0;
   accepted = 0;
   lost = 0;
-  interval = 1000;
+  // Until a master tells; long enough for a first connection on a busy machine.
+  interval = 5000;
   slowest = 0;
 
   constructor(tier, pod, way) {

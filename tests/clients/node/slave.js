@@ -128,6 +128,7 @@ class Slave {
   actions = new Map();
   known = new Set();
   cancelled = new Set();
+  running = new Set();
   attachments = 0;
 
   constructor(keepalives) {
@@ -231,12 +232,18 @@ class Slave {
     if (this.known.has(action.id)) action.end('OUTCOME_LOST', -1, 0, 'it ran here before');
     else if (this.cancelled.has(action.id)) action.end('OUTCOME_CANCELLED', -1, 0, 'it was cancelled before it came');
     else if (!master.proved) action.end('OUTCOME_REFUSED', -1, 0, 'this slave runs commands only over TLS');
-    else action.run(run, this.keepalives.pod, key, () => this.ring());
+    else {
+      const ended = action.run(run, this.keepalives.pod, key, () => this.ring());
+      this.running.add(ended);
+      ended.finally(() => this.running.delete(ended));
+    }
     this.known.add(action.id);
   }
 
-  stop() {
+  /** Ends what runs. */
+  async stop() {
     for (const action of this.actions.values()) action.cancel();
+    await Promise.race([Promise.all(this.running), sleep(3000)]);
   }
 }
 

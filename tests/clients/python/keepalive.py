@@ -110,7 +110,8 @@ class Keepalives:
         self.tier, self.pod, self.way = tier, pod, way
         self.beat = 0
         self.sent = self.accepted = self.lost = 0
-        self.interval = 1.0
+        # Until a master tells; long enough for a first connection on a busy machine.
+        self.interval = 5.0
         self.slowest = 0.0
         # Set to have the next one sent at once.
         self.hurry = asyncio.Event()

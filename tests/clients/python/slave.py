@@ -256,6 +256,8 @@ class Slave:
         self.known.add(order.action_id)
 
     async def stop(self):
+        """Ends what runs."""
         for action in self.actions.values():
             action.cancelled.set()
-        await asyncio.wait(self.tasks, timeout=1) if self.tasks else None
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=3)

@@ -25,8 +25,8 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Pods report each 1.5 s, and give a master a third of that.
-const TTL: Duration = Duration::from_millis(7500);
+/// How often pods report. They give a master a third of it.
+pub(super) const INTERVAL: Duration = Duration::from_millis(1500);
 
 /// The tier.
 pub(super) struct Tier {
@@ -56,7 +56,7 @@ impl Tier {
             lines.push(line);
         }
         let ours = Authority::new("ours");
-        let mut builder = Cluster::on(&etcd.store()).masters(2).ttl(TTL);
+        let mut builder = Cluster::on(&etcd.store()).masters(2).ttl(INTERVAL * 5);
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path();
         let ca = ours.install(folder);
