@@ -161,8 +161,8 @@ async function main() {
 }
 
 main().then(
-  // Connections that are kept alive would keep the program.
-  (code) => process.exit(code ?? 0),
+  // Connections that are kept alive would keep the program. What was printed into a pipe is written first.
+  (code) => process.stdout.write('', () => process.exit(code ?? 0)),
   (error) => {
     process.stderr.write(`error: ${error.details ?? error.stack}\n`);
     process.exit(1);
