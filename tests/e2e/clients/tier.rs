@@ -25,8 +25,8 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// How often pods report. They give a master a third of it.
-pub(super) const INTERVAL: Duration = Duration::from_millis(1500);
+/// How often pods report. They give a master a third of it, which must do for a connection on a busy machine.
+pub(super) const INTERVAL: Duration = Duration::from_millis(2500);
 
 /// The tier.
 pub(super) struct Tier {
