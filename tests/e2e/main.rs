@@ -13,6 +13,7 @@ mod callback;
 mod callback_test;
 mod chain;
 mod cli;
+mod clients;
 mod config;
 mod damper;
 mod file_store;

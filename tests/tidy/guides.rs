@@ -12,6 +12,7 @@ const GUIDES: [&str; 7] = [
     "CONTRIBUTING.md",
     "SECURITY.md",
     "CHANGELOG.md",
+    "tests/clients/README.md",
 ];
 
 /// Whoever is sent to a file must find it.
