@@ -1,13 +1,13 @@
 //! What the port serves over HTTP, as an OpenAPI 3.1 document: made from the descriptors that the routes themselves are made
 //! from, with the comments of the .proto files, so that there is no second source that could say something else.
 //!
-//! The crates and plugins that there are write OpenAPI 3.0 (gnostic, from which tonic-rest-openapi starts as well) or 2.0, and none knows
-//! what this gateway does other than proto3 JSON; so it is made here. Pure: descriptors in, JSON out.
+//! The plugins that there are write OpenAPI 3.0 (gnostic, from whose text tonic-rest-openapi starts as well) or 2.0, and none
+//! knows what this gateway does other than proto3 JSON; so it is made here. Pure: descriptors in, JSON out.
 //!
 //! Where each thing comes from: routes and bodies from `google.api.http` (`super::rule`), what is required from
-//! `google.api.field_behavior`, descriptions from comments, the errors of an rpc from the codes that its comment and its
-//! service's name, roles from `kontrol_core::access::table`. What no descriptor has, the routes of operation, stands in a table
-//! beside them (`serve::operations`).
+//! `google.api.field_behavior`, formats from `google.api.field_info`, descriptions from comments, the errors of an rpc from the
+//! codes that its comment and its service's name, roles from `kontrol_core::access::table`. What no descriptor has, the routes
+//! of operation, stands in a table beside them (`serve::operations`).
 
 mod comments;
 mod route;

@@ -48,10 +48,11 @@ fn paragraphs(comment: &str) -> String {
     text
 }
 
-/// The first sentence of a comment, without its full stop.
-pub(super) fn first_sentence(comment: &str) -> &str {
+/// The first sentence of a comment, without its full stop: as far as its colon, for a line of a list.
+pub(super) fn summary(comment: &str) -> &str {
     let line = comment.lines().next().unwrap_or_default();
-    let end = line.find(". ").unwrap_or(line.len());
+    let ends = [". ", ": "].map(|end| line.find(end));
+    let end = ends.into_iter().flatten().min().unwrap_or(line.len());
     line[..end].trim_end_matches('.')
 }
 
@@ -82,12 +83,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_become_paragraphs_and_the_first_sentence_is_found() {
+    fn lines_become_paragraphs_and_the_first_sentence_is_the_summary() {
         let text = paragraphs(" Tells one\n pod. Errors: NOT_FOUND.\n\n More.\n");
         assert_eq!(text, "Tells one pod. Errors: NOT_FOUND.\n\nMore.");
-        assert_eq!(first_sentence(&text), "Tells one pod");
-        assert_eq!(first_sentence("The pods."), "The pods");
-        assert_eq!(first_sentence(""), "");
+        assert_eq!(summary(&text), "Tells one pod");
+        assert_eq!(summary("Follows it: a snapshot. More."), "Follows it");
+        assert_eq!(summary("The pods."), "The pods");
+        assert_eq!(summary(""), "");
     }
 
     #[test]

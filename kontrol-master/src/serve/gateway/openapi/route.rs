@@ -2,7 +2,7 @@
 
 use super::{
     Openness, Plain,
-    comments::{Comments, codes, first_sentence, name},
+    comments::{Comments, codes, name, summary},
     schema::{Schemas, Side, is_required},
 };
 use crate::serve::gateway::{
@@ -57,7 +57,7 @@ impl Routes<'_> {
         let mut operation = json!({
             "operationId": format!("{}_{}{number}", service.name(), rpc.name()),
             "tags": [service.name()],
-            "summary": first_sentence(comment),
+            "summary": summary(comment),
             "description": format!("{comment}\n\nWhere masters ask who calls: {roles}."),
             "parameters": self.parameters(route),
             "responses": answers,

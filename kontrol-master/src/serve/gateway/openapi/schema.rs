@@ -10,14 +10,15 @@ use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor, Va
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-const BEHAVIOR: &str = "google.api.field_behavior";
+/// The number of REQUIRED in google.api.FieldBehavior.
 const REQUIRED: i32 = 2;
 /// Where the schemas are.
 const COMPONENTS: &str = "#/components/schemas/";
 /// A duration of proto3 JSON.
 const DURATION: &str = r"^-?[0-9]+(\.[0-9]{1,9})?s$";
-/// An integer as text.
+/// An integer as text, and one that is not negative.
 const INTEGER: &str = "^-?[0-9]+$";
+const NATURAL: &str = "^[0-9]+$";
 
 /// On which side of an rpc a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +120,7 @@ impl<'c> Schemas<'c> {
                 json!({"type": "object", "additionalProperties": value})
             }
             _ if field.is_list() => json!({"type": "array", "items": self.one(&kind, side)}),
-            _ => self.one(&kind, side),
+            _ => self.single(field, side),
         };
         let may_be_null = side == Side::Request && !is_required(field);
         let schema = if may_be_null { or_null(schema) } else { schema };
@@ -128,15 +129,12 @@ impl<'c> Schemas<'c> {
 
     /// A field of a path or a query, where everything is text: an item of it, where it is a list.
     pub(super) fn parameter(&mut self, field: &FieldDescriptor) -> Value {
-        let one = match self.one(&field.kind(), Side::Request) {
-            // One idea of a number is enough where none looks different.
-            Value::Object(mut schema) if schema.contains_key("minimum") => {
-                schema.insert("type".into(), json!("integer"));
-                schema.remove("pattern");
-                Value::Object(schema)
-            }
-            schema => schema,
-        };
+        let mut one = self.single(field, Side::Request);
+        // Numbers are text here as all is: one idea of them is enough.
+        if one.get("minimum").is_some() {
+            one["type"] = json!("integer");
+            one.as_object_mut().map(|one| one.remove("pattern"));
+        }
         if field.is_list() {
             return json!({"type": "array", "items": one});
         }
@@ -149,6 +147,20 @@ impl<'c> Schemas<'c> {
         self.comments.at(file.name(), field.path())
     }
 
+    /// One value of a field. A text that has to be there is not empty, for an empty one is not there.
+    fn single(&mut self, field: &FieldDescriptor, side: Side) -> Value {
+        let mut schema = self.one(&field.kind(), side);
+        if field.kind() == Kind::String {
+            if side == Side::Request && is_required(field) {
+                schema["minLength"] = json!(1);
+            }
+            if let (Some(format), Value::Object(schema)) = (format(field), &mut schema) {
+                schema.insert("anyOf".into(), format);
+            }
+        }
+        schema
+    }
+
     fn described(&self, field: &FieldDescriptor, mut schema: Value) -> Value {
         if let Value::Object(schema) = &mut schema {
             schema.insert("description".into(), self.description(field).into());
@@ -158,12 +170,15 @@ impl<'c> Schemas<'c> {
 
     fn one(&mut self, kind: &Kind, side: Side) -> Value {
         let integer = |format: &str, least: Value, most: Value| {
-            let bounds = json!({"format": format, "minimum": least, "maximum": most});
-            let mut schema = json!({"type": "integer"});
+            let pattern = if least == 0 { NATURAL } else { INTEGER };
+            let mut schema = json!({"type": "integer", "format": format});
+            schema["minimum"] = least;
+            schema["maximum"] = most;
             if side == Side::Request {
-                schema = json!({"type": ["integer", "string"], "pattern": INTEGER});
+                schema["type"] = json!(["integer", "string"]);
+                schema["pattern"] = json!(pattern);
             }
-            merged(schema, bounds)
+            schema
         };
         match kind {
             Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => {
@@ -226,21 +241,32 @@ fn reference(name: &str) -> Value {
 
 /// Whether a request without it is refused.
 pub(super) fn is_required(field: &FieldDescriptor) -> bool {
-    let pool = field.parent_message().parent_pool();
-    let Some(extension) = pool.get_extension_by_name(BEHAVIOR) else {
-        return false;
-    };
-    let options = field.options();
-    let said = options.get_extension(&extension);
-    let said = said.as_list().unwrap_or_default();
+    let said = option(field, "google.api.field_behavior");
+    let said = said.as_ref().and_then(Said::as_list).unwrap_or_default();
     said.contains(&Said::EnumNumber(REQUIRED))
 }
 
-fn merged(mut one: Value, other: Value) -> Value {
-    if let (Value::Object(one), Value::Object(other)) = (&mut one, other) {
-        one.extend(other);
-    }
-    one
+/// How a field's text is written, if that is said.
+fn format(field: &FieldDescriptor) -> Option<Value> {
+    let info = option(field, "google.api.field_info")?;
+    let format = info.as_message()?.get_field_by_name("format")?;
+    let names: &[&str] = match format.as_enum_number()? {
+        1 => &["uuid"],
+        2 => &["ipv4"],
+        3 => &["ipv6"],
+        4 => &["ipv4", "ipv6"],
+        _ => return None,
+    };
+    Some(names.iter().map(|name| json!({"format": name})).collect())
+}
+
+/// What an option says of a field, if it says anything.
+fn option(field: &FieldDescriptor, name: &str) -> Option<Said> {
+    let pool = field.parent_message().parent_pool();
+    let extension = pool.get_extension_by_name(name)?;
+    let options = field.options();
+    let is_said = options.has_extension(&extension);
+    is_said.then(|| options.get_extension(&extension).into_owned())
 }
 
 fn number(format: &str) -> Value {

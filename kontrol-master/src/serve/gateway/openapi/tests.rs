@@ -34,7 +34,7 @@ fn walk(value: &Value, at: &str, seen: &mut impl FnMut(&str, &Value)) {
     let children: Vec<(String, &Value)> = match value {
         Value::Object(fields) => fields.iter().map(|(name, v)| (name.clone(), v)).collect(),
         Value::Array(items) => items.iter().map(|v| ("[]".to_owned(), v)).collect(),
-        _ => Vec::new(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Vec::new(),
     };
     for (name, child) in children {
         walk(child, &format!("{at}/{name}"), seen);
@@ -179,6 +179,9 @@ fn a_schema_says_what_is_read_and_what_is_written() {
     assert_eq!(ping["required"], json!(["app", "id", "ip", "role"]));
     assert_eq!(ping["additionalProperties"], false);
     assert_eq!(ping["properties"]["app"]["type"], "string");
+    assert_eq!(ping["properties"]["app"]["minLength"], 1);
+    let formats = json!([{"format": "ipv4"}, {"format": "ipv6"}]);
+    assert_eq!(ping["properties"]["ip"]["anyOf"], formats);
     assert_eq!(ping["properties"]["key"]["type"], json!(["string", "null"]));
     assert_eq!(
         ping["properties"]["beat"]["type"],
