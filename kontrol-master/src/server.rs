@@ -18,9 +18,12 @@ use crate::{
     metrics::Metrics,
     serve::{
         access::{self, Audit, Credentials, Gate, Meter, hosts::Hosts},
-        gateway,
+        gateway::{
+            self,
+            openapi::{self, Openness},
+        },
         listener::Port,
-        operations::Operations,
+        operations::{self, Operations},
         rpc,
     },
 };
@@ -171,9 +174,16 @@ impl Server {
             gate.clone().joined(stages.close.clone()),
         );
         remark(&config, address, &metrics);
+        let openness = Openness {
+            authenticates: access.files.authenticate(),
+            open_metrics: access.open_metrics,
+        };
+        let openapi = openapi::document(openness, &operations::ROUTES)
+            .context("describe the HTTP routes from the descriptors")?;
         let operations = Operations {
             readiness,
             metrics: Arc::clone(&metrics),
+            openapi: openapi.to_string().into(),
         };
         let http = gateway::router(grpc)
             .context("read the HTTP routes from the descriptors")?

@@ -24,6 +24,7 @@ mod keys;
 mod limits;
 mod liveness;
 mod logs;
+mod openapi;
 mod operate;
 mod readme;
 #[path = "../secured.rs"]

@@ -31,7 +31,7 @@ const OPERATE: &str = "hold 'the database moves'";
 const SECURED: &str = "openssl req -x509";
 const GRPCURL: &str = "localhost:8000 describe kontrol.v1.PingRequest";
 const GRPCURL_SECURED: &str = "grpcurl -cacert ca.pem";
-const HTTP: &str = "curl localhost:8000/readyz";
+const HTTP: &str = "curl localhost:8000/openapi.json";
 const HTTP_SECURED: &str = "curl --cacert ca.pem";
 const SHELL_SLAVE: &str = "nonce=$(od ";
 const ALL: [&str; 16] = [

@@ -22,6 +22,7 @@ mod error;
 pub mod fuzz;
 mod input;
 mod json;
+pub mod openapi;
 mod request;
 mod rule;
 mod template;

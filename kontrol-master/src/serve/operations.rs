@@ -1,6 +1,11 @@
-//! The routes of operation: `/healthz`, `/readyz`, `/metrics`. They answer without the store.
+//! The routes of operation: `/healthz`, `/readyz`, `/metrics`, `/openapi.json`. They answer without the store.
+//!
+//! No descriptor has them, so what `/openapi.json` says of them stands here, in [`ROUTES`].
 
-use super::{access::Caller, gateway};
+use super::{
+    access::Caller,
+    gateway::{self, openapi::Plain},
+};
 use crate::{cluster::readiness::Readiness, metrics::Metrics};
 use axum::{
     Extension, Router,
@@ -9,8 +14,56 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use bytes::Bytes;
 use kontrol_core::{access::table::METRICS, traffic::Call};
 use std::{future::ready, sync::Arc};
+use tonic::Code;
+
+/// What `/metrics` answers with.
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What is said of the routes.
+pub const ROUTES: [Plain; 4] = [
+    Plain {
+        path: "/healthz",
+        summary: "Tells that the process serves",
+        answers: &[(200, "text/plain", "It does.")],
+        errors: &[],
+        rule: Plain::EVERYBODY,
+        is_probe: true,
+    },
+    Plain {
+        path: "/readyz",
+        summary: "Tells whether keepalives count here: the leader hears this master, or the store can be written",
+        answers: &[
+            (200, "text/plain", "They do."),
+            (503, "text/plain", "They do not, and why."),
+        ],
+        errors: &[],
+        rule: Plain::EVERYBODY,
+        is_probe: true,
+    },
+    Plain {
+        path: "/metrics",
+        summary: "Tells the metrics of this master, for Prometheus",
+        answers: &[(200, "application/openmetrics-text", "The metrics.")],
+        errors: &[
+            Code::Unauthenticated,
+            Code::PermissionDenied,
+            Code::ResourceExhausted,
+        ],
+        rule: METRICS,
+        is_probe: false,
+    },
+    Plain {
+        path: "/openapi.json",
+        summary: "Tells this document",
+        answers: &[(200, "application/json", "The document, OpenAPI 3.1.")],
+        errors: &[],
+        rule: Plain::EVERYBODY,
+        is_probe: false,
+    },
+];
 
 /// What the routes answer from.
 #[derive(Debug, Clone)]
@@ -19,6 +72,8 @@ pub struct Operations {
     pub readiness: Readiness,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
+    /// What `/openapi.json` shows: everybody may read what this build serves, and it holds nothing else.
+    pub openapi: Bytes,
 }
 
 impl Operations {
@@ -37,6 +92,10 @@ impl Operations {
                         ready(this.metrics(&caller))
                     },
                 ),
+            )
+            .route(
+                "/openapi.json",
+                get(|State(this): State<Self>| ready(this.openapi())),
             )
             .with_state(self)
     }
@@ -59,7 +118,17 @@ impl Operations {
             Ok(admission) => admission,
             Err(status) => return gateway::refused(&status),
         };
-        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        ([(header::CONTENT_TYPE, kind)], self.metrics.encode()).into_response()
+        (
+            [(header::CONTENT_TYPE, METRICS_TYPE)],
+            self.metrics.encode(),
+        )
+            .into_response()
+    }
+
+    fn openapi(&self) -> impl IntoResponse + use<> {
+        (
+            [(header::CONTENT_TYPE, "application/json")],
+            self.openapi.clone(),
+        )
     }
 }

@@ -127,6 +127,7 @@ async fn a_host_name_of_somebody_else_is_refused_but_to_probes() {
         ("/v1/ensemble", "evil.example", "421"),
         ("/v1/state", "localhost.evil.example", "421"),
         ("/metrics", "evil.example", "421"),
+        ("/openapi.json", "evil.example", "421"),
         ("/nothing", "evil.example", "421"),
         ("/healthz", "evil.example", "200"),
         ("/readyz", "10-1-2-3.pods", "200"),

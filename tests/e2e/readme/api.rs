@@ -123,6 +123,7 @@ async fn curl_is_answered_as_shown() {
         ("/v1/pods/39mysN", "{\"code\":5,\"message\":\""),
         ("localhost:8000/v1/pods", "\"id\":\"db-1\""),
         ("/readyz", ""),
+        ("/openapi.json", "\"openapi\":\"3.1"),
     ];
     for line in shown {
         if line.contains("/v1/watch") {

@@ -28,6 +28,15 @@ const ONE_TEXT: [&str; 12] = [
     "google.protobuf.UInt64Value",
 ];
 
+/// Whether a field's value, or each item of it, is one text in a path or a query.
+pub(super) fn is_one_text(field: &FieldDescriptor) -> bool {
+    let kind = field.kind();
+    let fits = kind
+        .as_message()
+        .is_none_or(|inner| ONE_TEXT.contains(&inner.full_name()));
+    fits && !field.is_map()
+}
+
 /// Sets the field at the end of a field path from texts: one, or any number where the field is repeated.
 pub(super) fn set(
     message: &mut DynamicMessage,
@@ -36,11 +45,7 @@ pub(super) fn set(
 ) -> Result<(), String> {
     let (leaf, parents) = path.split_last().ok_or("names no field")?;
     let kind = leaf.kind();
-    let fits = match kind.as_message() {
-        Some(inner) => ONE_TEXT.contains(&inner.full_name()),
-        None => true,
-    };
-    if !fits || leaf.is_map() {
+    if !is_one_text(leaf) {
         return Err("can't be given here, only in a JSON body".into());
     }
     let given = OneField {

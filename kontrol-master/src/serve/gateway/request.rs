@@ -25,11 +25,11 @@ use tonic::Status;
 /// How much of a body that is too large is read and thrown away, so that the client gets to read why.
 const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
 /// Most dots in the name of a query parameter: recursive messages would let a caller nest without end.
-const MAX_FIELD_PATH: usize = 8;
+pub(super) const MAX_FIELD_PATH: usize = 8;
 /// Where a browser says that a request comes from.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 /// What a browser's EventSource says when it comes back.
-const LAST_EVENT_ID: &str = "last-event-id";
+pub(super) const LAST_EVENT_ID: &str = "last-event-id";
 
 /// The message that an HTTP request asks for, encoded. `held` is where the memory of the body counts, if it does.
 pub(super) async fn message(

@@ -17,6 +17,8 @@ const EXTENSION: &str = "google.api.http";
 pub(super) struct Rpc {
     /// Full name, for errors.
     pub(super) name: String,
+    /// Where it comes from.
+    pub(super) method: MethodDescriptor,
     /// Path of its gRPC calls.
     pub(super) uri: Uri,
     pub(super) input: MessageDescriptor,
@@ -93,6 +95,7 @@ fn operations_of(
     let service = method.parent_service().full_name().to_owned();
     let rpc = Arc::new(Rpc {
         name: method.full_name().into(),
+        method: method.clone(),
         uri: format!("/{service}/{}", method.name())
             .parse()
             .map_err(|error| format!("its gRPC path is wrong: {error}"))?,
