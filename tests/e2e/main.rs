@@ -24,6 +24,7 @@ mod limits;
 mod liveness;
 mod logs;
 mod operate;
+mod proxies;
 mod readme;
 #[path = "../secured.rs"]
 mod secured;
