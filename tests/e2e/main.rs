@@ -12,6 +12,7 @@ mod by_hand;
 mod callback;
 mod callback_test;
 mod chain;
+mod classic;
 mod cli;
 mod config;
 mod damper;
