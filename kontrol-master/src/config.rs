@@ -362,32 +362,35 @@ impl EtcdArgs {
 
 impl CallbackArgs {
     fn program(&self) -> Result<Option<Program>, Mistake> {
-        match (
-            given(self.callback.as_deref()),
-            given(self.shell_callback.as_deref()),
-        ) {
-            (Some(_), Some(_)) => Err(Mistake::new(
-                "shell-callback",
-                "--callback names the callback already: give one of them",
-            )),
-            (Some(path), None) => Program::exec(path)
-                .map(Some)
-                .map_err(|error| Mistake::new("callback", error)),
-            (None, Some(text)) => Program::shell(text)
-                .map(Some)
-                .map_err(|error| Mistake::new("shell-callback", error)),
-            (None, None) => Ok(None),
-        }
+        let callback = given(self.callback.as_deref());
+        let shell = given(self.shell_callback.as_deref());
+        // The Python Kontrol's way to say whether the callback is a text. No command is called so.
+        let is_text = shell == Some("TRUE");
+        let shell = shell.filter(|text| !["TRUE", "FALSE"].contains(text));
+        let wrong = |flag| move |error| Mistake::new(flag, error);
+        let program = match (callback, shell) {
+            (Some(_), Some(_)) => {
+                let reason = "--callback names the callback already: give one of them";
+                return Err(Mistake::new("shell-callback", reason));
+            }
+            (Some(text), None) if is_text => Program::shell(text).map_err(wrong("callback")),
+            (Some(path), None) => Program::exec(path).map_err(wrong("callback")),
+            (None, Some(text)) => Program::shell(text).map_err(wrong("shell-callback")),
+            (None, None) => return Ok(None),
+        };
+        program.map(Some)
     }
 }
 
 impl ModeArgs {
     fn check(&self) -> Result<(), Mistake> {
         for word in self.words() {
-            if !["master", "slave", "verbose"].contains(&word) {
-                let reason = format!("{word:?} is none of master, slave and verbose");
-                return Err(Mistake::new("mode", reason));
-            }
+            let reason = match word {
+                "master" | "slave" | "verbose" => continue,
+                "debug" => "`debug` is no mode any more: `master,slave` with --labels is a tier of one, with the store in memory".to_owned(),
+                _ => format!("{word:?} is none of master, slave and verbose"),
+            };
+            return Err(Mistake::new("mode", reason));
         }
         if self.has("slave") && !self.has("master") {
             let reason = "a slave alone is the program kontrol-slave; `master,slave` makes this master a pod as well";

@@ -39,7 +39,7 @@ use std::{
 pub struct Args {
     /// Masters: `host[:port]`, `http://host[:port]`, or `https://host[:port]` for TLS; port 8000 unless given. `,` separates tiers, each of which gets
     /// every keepalive; `|` separates the endpoints of one tier, of which one is in use at a time; a name stands for
-    /// all its addresses. Default: the annotation `kontrol/master` in the folder of --podinfo.
+    /// all its addresses. Default: the annotation `kontrol/master`, in --annotations or the folder of --podinfo.
     #[arg(
         long,
         env = "KONTROL_MASTER",
@@ -260,9 +260,10 @@ impl Args {
         let actions = actions.map_err(|more| mistakes.extend(more)).ok();
         let annotated = pod.as_ref().and_then(|pod| {
             let annotations = [&pod.given.annotations, &pod.found.annotations];
-            annotations
+            let named = |name: &&str| annotations.iter().find_map(|map| map.get(*name).cloned());
+            [podinfo::MASTERS, podinfo::CLASSIC_MASTERS]
                 .iter()
-                .find_map(|map| map.get(podinfo::MASTERS).cloned())
+                .find_map(named)
         });
         let masters = given(self.master.as_deref())
             .map(str::to_owned)
@@ -275,7 +276,7 @@ impl Args {
             // A folder that could not be read may name them; that mistake is told already.
             None if pod.is_none() && self.pod.podinfo.is_some() => Vec::new(),
             None => {
-                let reason = "give at least one master, as in host:8000 (or the annotation `kontrol/master` in the folder of --podinfo)";
+                let reason = "give at least one master, as in host:8000 (or the annotation `kontrol/master`, in --annotations or the folder of --podinfo)";
                 mistakes.push(Mistake::new("master", reason));
                 Vec::new()
             }
@@ -286,8 +287,14 @@ impl Args {
                 "verbose" => verbose = true,
                 "slave" | "" => {}
                 other => {
-                    let reason =
-                        format!("`{other}` is unknown: kontrol-slave knows `slave` and `verbose`");
+                    let hint = if other == "master" {
+                        ", and a master, a pod as well with `master,slave`, is the program kontrol-master"
+                    } else {
+                        ""
+                    };
+                    let reason = format!(
+                        "`{other}` is unknown: kontrol-slave knows `slave` and `verbose`{hint}"
+                    );
                     mistakes.push(Mistake::new("mode", reason));
                 }
             }
@@ -406,11 +413,17 @@ mod tests {
         let mut args = args();
         args.mode = "slave,verbose".into();
         assert!(args.check(None).unwrap().verbose);
-        args.mode = "master".into();
-        assert_eq!(
-            lines(&args),
-            ["--mode: `master` is unknown: kontrol-slave knows `slave` and `verbose`"]
-        );
+        for (mode, told) in [
+            ("boss", "knows `slave` and `verbose`"),
+            (
+                "slave,master",
+                "with `master,slave`, is the program kontrol-master",
+            ),
+        ] {
+            args.mode = mode.into();
+            let lines = lines(&args);
+            assert!(lines.len() == 1 && lines[0].ends_with(told), "{lines:?}");
+        }
     }
 
     #[test]
@@ -473,6 +486,12 @@ mod tests {
         assert!(lines(&args)[0].starts_with("--master: give at least one master"));
         args.pod.podinfo = Some(folder.path().to_owned());
         assert_eq!(args.check(None).unwrap().tiers[0].to_string(), "far:81");
+        let classic = r#"{"kontrol.unity3d.com/master":"near"}"#;
+        args.pod.annotations = Some(classic.into());
+        assert_eq!(args.check(None).unwrap().tiers[0].to_string(), "far:81");
+        args.pod.podinfo = None;
+        assert_eq!(args.check(None).unwrap().tiers[0].to_string(), "near:8000");
+        args.pod.annotations = None;
         args.pod.podinfo = Some(folder.path().join("nowhere"));
         assert_eq!(lines(&args).len(), 1);
     }

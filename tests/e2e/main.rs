@@ -12,6 +12,7 @@ mod by_hand;
 mod callback;
 mod callback_test;
 mod chain;
+mod classic;
 mod cli;
 mod clients;
 mod config;
@@ -26,6 +27,7 @@ mod liveness;
 mod logs;
 mod openapi;
 mod operate;
+mod proxies;
 mod readme;
 #[path = "../secured.rs"]
 mod secured;

@@ -246,8 +246,12 @@ impl Session {
                     Ok(Some(AttachRequest { event: Some(event) })) => {
                         self.sessions.switchboard.said(self.attachment.clone(), event).await;
                     }
-                    // Of a newer slave.
-                    Ok(Some(AttachRequest { event: None })) => {}
+                    // A sign of life, or of a newer slave. What waits to be sent is one as well.
+                    Ok(Some(AttachRequest { event: None })) => {
+                        if orders.capacity() == orders.max_capacity() {
+                            let _ = orders.try_send(Ok(AttachResponse { order: None }));
+                        }
+                    }
                     Ok(None) | Err(_) => return !self.lapsed.is_cancelled(),
                 },
             }

@@ -347,7 +347,7 @@ pub(super) struct CallbackArgs {
     )]
     pub(super) callback: Option<String>,
 
-    /// The callback as text for /bin/sh -c, instead. Default: none
+    /// The callback as text for /bin/sh -c, instead (or the classic TRUE: --callback is such a text). Default: none
     #[arg(
         long,
         env = "KONTROL_SHELL_CALLBACK",

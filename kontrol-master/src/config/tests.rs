@@ -271,6 +271,27 @@ fn two_spellings_of_one_setting_are_refused_and_the_classic_one_is_read() {
 }
 
 #[test]
+fn the_classic_switch_makes_a_text_of_the_callback_or_nothing() {
+    let argv = |words: &[&str]| {
+        let program = check(words).unwrap().callback;
+        program.map(|program| program.to_string())
+    };
+    let text = "--callback=cat | wc";
+    assert_eq!(
+        argv(&[text, "--shell-callback=TRUE"]),
+        Some("cat | wc".into())
+    );
+    let path = "--callback=/bin/true";
+    assert_eq!(
+        argv(&[path, "--shell-callback=FALSE"]),
+        Some("/bin/true".into())
+    );
+    assert_eq!(argv(&["--shell-callback=FALSE"]), None);
+    assert_eq!(argv(&["--shell-callback=TRUE"]), None);
+    assert!(check(&["--mode=debug"]).unwrap_err()[0].contains("no mode any more"));
+}
+
+#[test]
 fn a_master_that_is_a_pod_has_labels_of_its_own() {
     let config = check(&["--mode=master,slave", "--app=web", "--ip=127.0.0.9"]).unwrap();
     let pod = config.pod.unwrap();

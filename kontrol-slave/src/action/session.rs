@@ -9,6 +9,10 @@
 //! The keepalive comes first: it proves to the masters that the pod lives, and finds another master if this one is gone.
 //! Only then the channel is opened again, there. One channel is open at a time. It shares the connection with the
 //! keepalives, and its flow control not: what it can't send waits in the actions, not in front of a keepalive.
+//!
+//! While it is quiet it shows life, as often as [`Signs`] says, and so does the master: what is on the way may cut it else.
+
+mod signs;
 
 use super::{Executor, run::Channel};
 use crate::{keepalive::stranger, masters::link::Attached};
@@ -22,10 +26,11 @@ use kontrol_proto::{
     },
 };
 use kontrol_runtime::dial;
+use signs::Signs;
 use std::{error::Error, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -77,6 +82,7 @@ pub(crate) struct SessionTask {
     executor: Executor,
     /// Of the last attach.
     number: u64,
+    signs: Signs,
     /// The trouble that was logged last.
     said: Option<String>,
 }
@@ -85,8 +91,10 @@ pub(crate) struct SessionTask {
 enum Ended {
     /// The tier moved to another connection.
     Moved,
-    /// The stream ended after the welcome.
+    /// The stream ended after the welcome; the master, or something on the way, said why.
     Broke(String),
+    /// So it did after such a silence, and the master did not say that it would.
+    Cut(String, Duration),
     /// There was no welcome.
     NotOpened(Status),
     /// The keepalives stopped.
@@ -100,6 +108,11 @@ fn answered_so(channel: &dial::Channel, status: &Status) -> String {
         (None, Code::Unauthenticated | Code::PermissionDenied) => stranger(status),
         (None, _) => status.message().to_owned(),
     }
+}
+
+/// Whether masters end channels so. What a proxy cuts has no status at all, which is told as one of this side.
+fn is_of_a_master(code: Code) -> bool {
+    !matches!(code, Code::Internal | Code::Unknown | Code::Cancelled)
 }
 
 impl std::fmt::Debug for SessionTask {
@@ -128,6 +141,7 @@ impl SessionTask {
             channel,
             executor,
             number: 0,
+            signs: Signs::new(),
             said: None,
         }
     }
@@ -150,10 +164,16 @@ impl SessionTask {
             let began = Instant::now();
             let ended = self.open(&answered, &token).await;
             self.channel.send_replace(None);
+            if let Ended::Cut(_, quiet) = &ended
+                && self.signs.cut(*quiet)
+            {
+                let every = self.signs.every();
+                tracing::info!(tier = %self.name, "the channel for actions is cut whenever it is quiet for {quiet:.1?}, by a proxy maybe: it shows life each {every:.1?} now");
+            }
             match ended {
                 // The new connection has answered a keepalive already, which counts.
                 Ended::Moved => {}
-                Ended::Broke(reason) => {
+                Ended::Broke(reason) | Ended::Cut(reason, _) => {
                     tracing::debug!(tier = %self.name, reason, "the channel for actions broke");
                     if began.elapsed() >= STOOD {
                         haste = FIRST_HASTE;
@@ -239,6 +259,7 @@ impl SessionTask {
         token: &CancellationToken,
     ) -> Ended {
         let mut reply: Option<AttachRequest> = None;
+        let (mut heard, mut shown) = (Instant::now(), Instant::now());
         loop {
             let moved = |now: &Option<Answered>| answered.is_over(now.as_ref());
             // All arms are cancel safe: a message is taken whole or not at all. A reply that is lost with the channel is asked
@@ -257,15 +278,29 @@ impl SessionTask {
                     _ => return Ended::Broke("the stream closed".to_owned()),
                 },
                 order = orders.message(), if reply.is_none() => order,
+                () = sleep_until(heard.max(shown) + self.signs.every()) => {
+                    shown = Instant::now();
+                    // Where there is no room for it, there is more to be seen than that.
+                    let _ = reports.try_send(AttachRequest { event: None });
+                    continue;
+                }
             };
+            let quiet = heard.elapsed();
+            heard = Instant::now();
             let order = match order {
                 Ok(Some(order)) => order.order,
                 Ok(None) => return Ended::Broke("the master closed it".to_owned()),
                 Err(status) => {
-                    return Ended::Broke(answered_so(&answered.attached.channel(), &status));
+                    let reason = answered_so(&answered.attached.channel(), &status);
+                    let is_cut = status.source().is_some() || !is_of_a_master(status.code());
+                    return if is_cut {
+                        Ended::Cut(reason, quiet)
+                    } else {
+                        Ended::Broke(reason)
+                    };
                 }
             };
-            // An order that is none is of a newer master.
+            // An order that is none is a sign of life, or of a newer master.
             let Some(order) = order else { continue };
             let trusted = answered.attached.channel().is_tls();
             let from = (self.tier, trusted);

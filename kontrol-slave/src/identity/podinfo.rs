@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 /// The annotation that names the masters when no flag does.
 pub const MASTERS: &str = "kontrol/master";
+/// What the Python Kontrol called it. It counts where the other is not there.
+pub const CLASSIC_MASTERS: &str = "kontrol.unity3d.com/master";
 /// The annotation that is never passed on.
 const MANIFEST: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Largest file of the folder, in bytes. Kubernetes itself stops at 256 KiB of annotations.

@@ -42,6 +42,28 @@ async fn a_channel_that_ends_is_followed_by_a_keepalive_and_another_channel_soon
 }
 
 #[tokio::test]
+async fn a_channel_that_is_cut_whenever_it_is_quiet_shows_life_more_often() {
+    let mut pair = Pair::start().await;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(pair.channel.is_silent().await);
+        // As whoever reads it is told where a proxy ends it, without a status.
+        pair.channel.fail(Status::internal("no status")).await;
+        pair.channel = pair.master.channel().await;
+    }
+    let start = Instant::now();
+    pair.channel.sign().await;
+    pair.channel.sign().await;
+    let took = start.elapsed();
+    assert!(took > Duration::from_millis(600), "{took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    // It does not hold up anything.
+    let taken = pair.channel.whole(shell("a1", "echo one")).await;
+    assert_eq!(taken.out(), "one\n");
+    pair.stop().await;
+}
+
+#[tokio::test]
 async fn a_master_without_actions_is_asked_again_with_the_keepalives() {
     let mut master = Master::start(Reply::Accept(SHORT)).await;
     master.refuse_channels(Some(Status::unimplemented("what?")));

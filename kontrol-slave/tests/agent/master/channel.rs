@@ -190,6 +190,13 @@ impl Channel {
         next.expect("a report comes").ok().flatten()?.event
     }
 
+    /// Waits for a sign of life, which must be what comes next.
+    pub(crate) async fn sign(&mut self) {
+        let next = timeout(SOON, self.requests.message()).await;
+        let next = next.expect("something comes").unwrap();
+        assert_eq!(next, Some(AttachRequest { event: None }));
+    }
+
     /// Whether something comes within a while that is long for a slave that has something to say.
     pub(crate) async fn is_silent(&mut self) -> bool {
         let while_ = Duration::from_millis(300);
