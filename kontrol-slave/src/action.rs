@@ -20,6 +20,7 @@ mod outbox;
 mod outcome;
 pub mod policy;
 mod run;
+mod running;
 pub(crate) mod session;
 mod told;
 pub mod variables;

@@ -13,6 +13,7 @@ use super::{
     outbox::Outbox,
     outcome::NotRun,
     run::{Action, Channel, Room, Work},
+    running::What,
     told::{self, Teller, Told},
 };
 use crate::identity::Identity;
@@ -376,9 +377,9 @@ impl ExecutorTask {
             argv: command::words(&command).map_err(NotRun::refused)?,
             variables: command.env,
             policy: settings.policy.clone(),
-            spec,
+            what: What::Command(Box::new(spec)),
         };
-        let kib = u32::try_from(command::bytes(&work.spec) / 1024 + 1).unwrap_or(u32::MAX);
+        let kib = u32::try_from(work.what.bytes() / 1024 + 1).unwrap_or(u32::MAX);
         let place = Arc::clone(&self.waiting).try_acquire_owned();
         let room = Arc::clone(&self.waiting_kib).try_acquire_many_owned(kib);
         match (place, room) {
