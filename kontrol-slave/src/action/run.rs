@@ -26,14 +26,14 @@ use tokio_util::sync::CancellationToken;
 
 /// How long the end of an action is kept when no master asks for it.
 const KEEP: Duration = Duration::from_secs(600);
-/// How long output may still come once the work has ended. That closes the pipes, unless something is left that holds them: of
-/// a command only where its guard was killed.
-const DRAIN: Duration = Duration::from_secs(1);
 /// How long the output of an ended action may keep its slot, if nothing of it is taken and there is no other room for it.
 const STALLED: Duration = Duration::from_secs(30);
 
 /// Where an action's reports go: the channel of its tier, while there is one.
 pub(crate) type Channel = Option<mpsc::Sender<AttachRequest>>;
+
+/// A place among those that run. What can't be ended keeps it.
+type Slot = Arc<OwnedSemaphorePermit>;
 
 /// What all actions share.
 #[derive(Debug, Clone)]
@@ -94,7 +94,7 @@ impl Action {
         drop(waits);
         let slot = match admitted {
             Ok((what, slot)) => {
-                self.carry_out(what).await;
+                self.carry_out(what, &slot).await;
                 Some(slot)
             }
             Err(not_run) => {
@@ -108,7 +108,7 @@ impl Action {
     }
 
     /// Asks the policy, and waits for a slot.
-    async fn admitted(&mut self, work: Work) -> Result<(What, OwnedSemaphorePermit), NotRun> {
+    async fn admitted(&mut self, work: Work) -> Result<(What, Slot), NotRun> {
         self.judged(&work).await?;
         let slots = Arc::clone(&self.room.slots);
         let slot = match Arc::clone(&slots).try_acquire_owned() {
@@ -123,7 +123,7 @@ impl Action {
                 slot
             }
         };
-        Ok((work.what, slot))
+        Ok((work.what, Arc::new(slot)))
     }
 
     async fn judged(&mut self, work: &Work) -> Result<(), NotRun> {
@@ -189,9 +189,9 @@ impl Action {
     }
 
     /// Does the work to its end.
-    async fn carry_out(&mut self, what: What) {
+    async fn carry_out(&mut self, what: What, slot: &Slot) {
         let began = Instant::now();
-        let (mut running, output) = match Running::start(what, began + self.timeout).await {
+        let (mut running, output) = match Running::start(what, began + self.timeout, slot).await {
             Ok(started) => started,
             Err(reason) => return self.outbox.end(NotRun::refused(reason).result()),
         };
@@ -225,7 +225,7 @@ impl Action {
                 return end;
             }
             let room = [Stream::Stdout, Stream::Stderr].map(|stream| self.outbox.room(stream));
-            let patience = ended.as_ref().map(|(_, at)| *at + DRAIN);
+            let patience = ended.as_ref().map(|(end, at)| *at + end.drain());
             // All arms are cancel safe: what was read has been taken, what waits will be ready again.
             // What may be read comes before the end of the patience, which this process may have slept through.
             tokio::select! {
@@ -246,7 +246,7 @@ impl Action {
 
     /// Keeps the end until it may be forgotten. The slot goes to the next one as soon as there is room for the output that is
     /// left.
-    async fn keep(mut self, mut slot: Option<OwnedSemaphorePermit>) {
+    async fn keep(mut self, mut slot: Option<Slot>) {
         let mut room = None;
         let mut unasked_since = Instant::now();
         let mut stalled = (self.outbox.waiting(), Instant::now());

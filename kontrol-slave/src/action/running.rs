@@ -2,6 +2,7 @@
 //! how it ended. The task knows no more of it, so that waiting, output, time-outs and ends are the same whatever runs.
 
 use super::{
+    call::{Call, CallEnd, Calling, How},
     command::{self, GRACE},
     outbox::PIECE_BYTES,
     outcome::{self, Stop},
@@ -9,16 +10,23 @@ use super::{
 use bytes::{Bytes, BytesMut};
 use kontrol_proto::v1::{ActionResult, Stream};
 use kontrol_runtime::process::{End, Guarded, Lease, Order, Spec};
-use std::{future::pending, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
+    sync::OwnedSemaphorePermit,
     time::Instant,
 };
+
+/// How long output may still come once a command has ended. Its guard closes the pipes, for nothing is left that holds them,
+/// unless it was killed.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// What is to be carried out.
 pub(super) enum What {
     /// A command, in a process of its own.
     Command(Box<Spec>),
+    /// A call of the handler, in this process.
+    Call(Box<Call>),
 }
 
 impl What {
@@ -26,6 +34,7 @@ impl What {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Command(spec) => command::bytes(spec),
+            Self::Call(call) => call.bytes(),
         }
     }
 }
@@ -34,17 +43,26 @@ impl What {
 pub(super) enum Running {
     /// A command under its guard.
     Command(Box<Guarded>),
+    /// A call of the handler.
+    Call(Calling),
 }
 
 /// How it ended, and with it all that it started.
 pub(super) enum Ended {
     /// As its guard says.
     Command(End),
+    /// As the task of the handler did.
+    Call(CallEnd),
 }
 
 impl Running {
-    /// Starts it; or says why it does not run. At the deadline it is asked to end, and a grace later it is ended.
-    pub(super) async fn start(what: What, deadline: Instant) -> Result<(Self, Output), String> {
+    /// Starts it; or says why it does not run. At the deadline it is asked to end, and a grace later it is ended. `slot`: its
+    /// place among those that run.
+    pub(super) async fn start(
+        what: What,
+        deadline: Instant,
+        slot: &Arc<OwnedSemaphorePermit>,
+    ) -> Result<(Self, Output), String> {
         match what {
             What::Command(spec) => {
                 let started = Guarded::start(*spec).await;
@@ -53,6 +71,10 @@ impl Running {
                 guarded.tell(Order::Until(Lease::until(deadline, deadline + GRACE)));
                 let output = Output::new(pipes.stdout, pipes.stderr);
                 Ok((Self::Command(Box::new(guarded)), output))
+            }
+            What::Call(call) => {
+                let (calling, stdout, stderr) = Calling::start(*call, deadline, Arc::clone(slot));
+                Ok((Self::Call(calling), Output::new(stdout, stderr)))
             }
         }
     }
@@ -63,6 +85,7 @@ impl Running {
             // The guard then grants only the shorter grace of an orphan.
             (Self::Command(guarded), Stop::SlaveStops) => guarded.abandon(),
             (Self::Command(guarded), Stop::Cancelled) => guarded.tell(Order::Stop),
+            (Self::Call(calling), stop) => calling.stop(stop),
         }
     }
 
@@ -70,11 +93,21 @@ impl Running {
     pub(super) async fn wait(&mut self) -> Ended {
         match self {
             Self::Command(guarded) => Ended::Command(guarded.wait().await),
+            Self::Call(calling) => Ended::Call(calling.wait().await),
         }
     }
 }
 
 impl Ended {
+    /// How long what it wrote may still come.
+    pub(super) fn drain(&self) -> Duration {
+        match self {
+            Self::Command(_) => DRAIN,
+            // It is there already.
+            Self::Call(_) => Duration::ZERO,
+        }
+    }
+
     /// Says in the log what is odd about it.
     pub(super) fn remark(&self, action: &str) {
         match self {
@@ -86,7 +119,13 @@ impl Ended {
                     "the command ended and left processes behind, which were killed"
                 );
             }
-            Self::Command(_) => {}
+            Self::Call(CallEnd {
+                how: how @ (How::Panicked(_) | How::Deaf),
+                ..
+            }) => {
+                tracing::warn!(action, "the handler of actions failed: {how:?}");
+            }
+            Self::Command(_) | Self::Call(_) => {}
         }
     }
 
@@ -94,6 +133,7 @@ impl Ended {
     pub(super) fn judge(self, stop: Option<Stop>, timeout: Duration) -> ActionResult {
         match self {
             Self::Command(end) => outcome::judge(end, stop, timeout),
+            Self::Call(end) => outcome::judge_call(end, stop, timeout),
         }
     }
 }
