@@ -13,7 +13,7 @@
 //!    for, so that a slow dispatcher slows the command and nothing piles up.
 //! 3. What the master has not taken is kept, and told again on the next channel, until it says that it may be forgotten.
 //! 4. Nothing of a command outlives its action, or the slave. A handler that does not end when it is asked to is dropped; one
-//!    that blocks its thread holds up neither, and keeps its place among those that run.
+//!    that blocks holds up neither, and keeps its place among those that run.
 //! 5. Whatever runs, one code waits, passes output on, ends it in time and tells the end: `run`. It knows only `running`.
 
 mod call;
@@ -41,6 +41,8 @@ use std::path::PathBuf;
 
 /// How many commands run at once unless the settings say otherwise.
 pub const DEFAULT_AT_ONCE: usize = 16;
+/// Most commands at once: each takes a guard and some descriptors.
+pub const MOST_AT_ONCE: usize = 1024;
 
 /// How this pod runs actions.
 #[derive(Debug, Clone)]

@@ -1,11 +1,12 @@
-//! An action that a handler in this process carries out: a task that is asked to end as a command is, and then dropped.
+//! An action that a handler in this process carries out: it is asked to end as a command is, and then dropped.
 //!
 //! ```text
 //! runs ── time is up, cancelled, the slave stops ──▶ asked ── grace ──▶ dropped ── does not yield ──▶ left alone
 //!   └──────────── returns or panics ──────────────────┴───────────────────┘
 //! ```
 //!
-//! Nothing can end code that blocks its thread. Its action ends all the same; its place is taken until it returns.
+//! It runs on a thread beside those of the runtime: code that blocks would hold up tasks of ours that wait behind it on the
+//! same thread. Nothing can end such code. Its action ends all the same; its place is taken until it returns.
 
 use super::{
     command::{self, GRACE, Pod},
@@ -18,11 +19,12 @@ use serde_json::Value;
 use std::{any::Any, collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     io::DuplexStream,
+    runtime::Handle,
     sync::OwnedSemaphorePermit,
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long a handler has when the slave stops: as a command that lost its slave.
 const LAST_GRACE: Duration = Duration::from_millis(250);
@@ -43,8 +45,10 @@ pub(super) struct Call {
 
 /// A handler at work. Dropped, it is dropped where it awaits.
 pub(super) struct Calling {
-    task: JoinSet<ActionReply>,
+    task: JoinSet<Option<ActionReply>>,
     cancellation: CancellationToken,
+    /// Until it is to be dropped.
+    kept: Option<DropGuard>,
     deadline: Instant,
     phase: Phase,
 }
@@ -131,13 +135,17 @@ impl Calling {
             cancellation: cancellation.clone(),
         };
         let mut task = JoinSet::new();
-        task.spawn(async move {
+        let (runtime, dropped) = (Handle::current(), CancellationToken::new());
+        let kept = Some(dropped.clone().drop_guard());
+        task.spawn_blocking(move || {
             let _slot = slot;
-            call.handler.call(request, output).await
+            let called = call.handler.call(request, output);
+            runtime.block_on(dropped.run_until_cancelled(called))
         });
         let calling = Self {
             task,
             cancellation,
+            kept,
             deadline,
             phase: Phase::Runs,
         };
@@ -177,6 +185,8 @@ impl Calling {
                 () = sleep_until(next) => match self.phase {
                     Phase::Runs => self.ask(Cause::Lease, GRACE),
                     Phase::Asked(cause, _) => {
+                        self.kept = None;
+                        // It may not have begun.
                         self.task.abort_all();
                         self.phase = Phase::Dropped(cause, Instant::now() + DROP);
                     }
@@ -186,25 +196,17 @@ impl Calling {
         }
     }
 
-    fn ended(&self, joined: Result<ActionReply, JoinError>) -> CallEnd {
-        let (cause, how) = match (self.phase, joined) {
-            (Phase::Runs, Ok(reply)) => (Cause::Itself, How::Answered(reply)),
-            (Phase::Asked(cause, _) | Phase::Dropped(cause, _), Ok(reply)) => {
-                (cause, How::Answered(reply))
-            }
-            (phase, Err(error)) => {
-                let how = match error.try_into_panic() {
-                    Ok(panic) => How::Panicked(words(&*panic)),
-                    Err(_) => How::Dropped,
-                };
-                let cause = match (phase, &how) {
-                    (Phase::Asked(cause, _) | Phase::Dropped(cause, _), _) => cause,
-                    // Its runtime stops.
-                    (Phase::Runs, How::Dropped) => Cause::ParentGone,
-                    (Phase::Runs, How::Panicked(_) | How::Answered(_) | How::Deaf) => Cause::Itself,
-                };
-                (cause, how)
-            }
+    fn ended(&self, joined: Result<Option<ActionReply>, JoinError>) -> CallEnd {
+        let how = match joined.map_err(JoinError::try_into_panic) {
+            Ok(Some(reply)) => How::Answered(reply),
+            Err(Ok(panic)) => How::Panicked(words(&*panic)),
+            Ok(None) | Err(Err(_)) => How::Dropped,
+        };
+        let cause = match (self.phase, &how) {
+            (Phase::Asked(cause, _) | Phase::Dropped(cause, _), _) => cause,
+            // Its runtime stops.
+            (Phase::Runs, How::Dropped) => Cause::ParentGone,
+            (Phase::Runs, How::Answered(_) | How::Panicked(_) | How::Deaf) => Cause::Itself,
         };
         CallEnd { cause, how }
     }

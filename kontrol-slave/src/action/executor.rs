@@ -368,8 +368,13 @@ impl ExecutorTask {
             id: self.identity.borrow().id.clone(),
         };
         if !settings.trusted && !proved {
-            let reason = "this slave runs actions only over a link where its master proves who it is: give it its masters as https:// (or --insecure, if everybody who reaches them may run commands here)";
-            return Err(NotRun::refused(reason));
+            let or = match settings.handler {
+                Some(_) => "insecure(true), if everybody who reaches them may act here",
+                None => "--insecure, if everybody who reaches them may run commands here",
+            };
+            return Err(NotRun::refused(format!(
+                "this slave runs actions only over a link where its master proves who it is: give it its masters as https:// (or {or})"
+            )));
         }
         let what = match &settings.handler {
             Some(handler) => Call::new(handler, run, &pod).map(|call| What::Call(Box::new(call))),

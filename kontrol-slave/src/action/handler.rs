@@ -81,7 +81,7 @@ pub struct Handler(Arc<Code>);
 type Code = dyn Fn(ActionRequest, ActionOutput) -> BoxFuture<'static, ActionReply> + Send + Sync;
 
 impl Handler {
-    /// Takes the code. It is called in a task of its own for each action.
+    /// Takes the code. It is called on a thread of its own for each action.
     pub fn new<F, A>(code: F) -> Self
     where
         F: Fn(ActionRequest, ActionOutput) -> A + Send + Sync + 'static,

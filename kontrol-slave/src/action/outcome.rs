@@ -142,7 +142,7 @@ pub(super) fn judge_call(end: CallEnd, stop: Option<Stop>, timeout: Duration) ->
         How::Panicked(words) => (PANICKED, format!("the handler panicked: {words}")),
         How::Dropped => (-1, String::new()),
         How::Deaf => {
-            let deaf = "the handler blocks its thread, so that nothing can end it";
+            let deaf = "the handler blocks, so that nothing can end it";
             (-1, deaf.to_owned())
         }
     };
