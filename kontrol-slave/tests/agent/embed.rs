@@ -323,3 +323,38 @@ async fn a_handler_that_blocks_does_not_hold_up_the_goodbye() {
     free.store(true, Ordering::SeqCst);
     master.stop().await;
 }
+
+#[test]
+fn a_runtime_that_ends_takes_all_of_it_along() {
+    let beside = tokio::runtime::Runtime::new().unwrap();
+    let own = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut master = beside.block_on(Master::start(Reply::Accept(LONG)));
+    let slave = own.block_on(async {
+        let builder = service(&master.address()).insecure(true);
+        let builder = builder.handler(async |_, mut output| {
+            loop {
+                output.stdout.print("on and on\n").await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        let slave = builder.start().unwrap();
+        let mut channel = master.channel().await;
+        channel.run(argv("a1", &["x"])).await;
+        for _ in 0..3 {
+            channel.next().await.unwrap();
+        }
+        slave
+    });
+    let (told, ended) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        drop(own);
+        told.send(()).unwrap();
+    });
+    assert_eq!(ended.recv_timeout(SOON), Ok(()), "no thread holds it up");
+    // Nobody is left to say goodbye, nor to wait for.
+    assert_eq!(beside.block_on(timeout(SOON, slave.stop())), Ok(()));
+    beside.block_on(master.stop());
+}
