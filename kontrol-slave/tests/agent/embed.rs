@@ -355,6 +355,7 @@ fn a_runtime_that_ends_takes_all_of_it_along() {
     });
     assert_eq!(ended.recv_timeout(SOON), Ok(()), "no thread holds it up");
     // Nobody is left to say goodbye, nor to wait for.
-    assert_eq!(beside.block_on(timeout(SOON, slave.stop())), Ok(()));
+    let stopped = beside.block_on(async { timeout(SOON, slave.stop()).await });
+    assert_eq!(stopped, Ok(()));
     beside.block_on(master.stop());
 }
