@@ -157,7 +157,7 @@ async fn a_handler_answers_an_operator_and_ends_when_it_is_told_to() {
     };
     dispatch.until(SOON, "it waits", waits).await;
     let id = dispatch.told.action.clone();
-    assert!(api.cancel(&id).await.unwrap());
+    assert!(!api.cancel(&id).await.unwrap(), "it had not ended");
     let told = dispatch.finish(SOON).await;
     assert_eq!(
         (told.only().outcome(), told.only().exit_code),
