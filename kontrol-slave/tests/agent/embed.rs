@@ -9,6 +9,7 @@ use crate::{
     silent,
 };
 use kontrol_proto::v1::Outcome;
+use kontrol_runtime::testing::until;
 use kontrol_slave::{
     ActionCommand, Ended, PayloadError, Slave, SlaveBuilder, StartError, WrongSetting,
     payload::from_proto,
@@ -223,8 +224,8 @@ fn it_says_that_there_is_no_runtime() {
     let slave = service("127.0.0.1:1").start().unwrap();
     drop(guard);
     runtime.block_on(slave.stop());
-    let left = runtime.handle().metrics().num_alive_tasks();
-    assert_eq!(left, 0, "every task has ended");
+    let metrics = runtime.handle().metrics();
+    runtime.block_on(until("every task ends", || metrics.num_alive_tasks() == 0));
 }
 
 async fn ends(channel: &mut Channel, id: &str, words: &[&str]) -> (Outcome, i32, String) {
