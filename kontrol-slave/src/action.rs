@@ -1,8 +1,9 @@
-//! Actions: commands that masters send, run here.
+//! Actions: commands that masters send, run here; or, in a service that embeds the slave, calls of its handler.
 //!
 //! ```text
-//! master ══ session (one a tier) ── orders ──▶ executor ──▶ run (one an action) ──▶ guard ──▶ the command
-//!        ◀═════════ reports ═══════════════════════════════════┘ outbox: what the master has not taken yet
+//! master ══ session (one a tier) ── orders ──▶ executor ──▶ run (one an action) ──▶ running ──▶ guard ──▶ the command
+//!        ◀═════════ reports ═══════════════════════════════════┘ outbox: what the     └──▶ call ──▶ the handler
+//!                                                                 master has not taken
 //! ```
 //!
 //! What always holds:
@@ -11,15 +12,20 @@
 //! 2. Each action is a task that owns everything of it. It reads no more of a command's output than the master gave credit
 //!    for, so that a slow dispatcher slows the command and nothing piles up.
 //! 3. What the master has not taken is kept, and told again on the next channel, until it says that it may be forgotten.
-//! 4. Nothing of a command outlives its action, or the slave.
+//! 4. Nothing of a command outlives its action, or the slave. A handler that does not end when it is asked to is dropped; one
+//!    that blocks holds up neither, and keeps its place among those that run.
+//! 5. Whatever runs, one code waits, passes output on, ends it in time and tells the end: `run`. It knows only `running`.
 
+mod call;
 mod command;
 mod executor;
+pub mod handler;
 mod journal;
 mod outbox;
 mod outcome;
 pub mod policy;
 mod run;
+mod running;
 pub(crate) mod session;
 mod told;
 pub mod variables;
@@ -27,6 +33,7 @@ pub mod variables;
 pub(crate) use executor::{Executor, ExecutorTask};
 
 use crate::masters::{Endpoint, Tier};
+use handler::Handler;
 use kontrol_runtime::process::{OWN_EXECUTABLE, User};
 use policy::Policy;
 use rustix::process::geteuid;
@@ -47,6 +54,8 @@ pub struct Settings {
     pub user: Option<User>,
     /// How many commands run at once; more wait.
     pub at_once: usize,
+    /// The code of this process that carries actions out; without it they are commands.
+    pub handler: Option<Handler>,
     /// The executable that is guard and shim as well; `OWN_EXECUTABLE` but in tests.
     pub guard: PathBuf,
 }
@@ -58,6 +67,7 @@ impl Default for Settings {
             trusted: false,
             user: None,
             at_once: DEFAULT_AT_ONCE,
+            handler: None,
             guard: OWN_EXECUTABLE.into(),
         }
     }
@@ -68,7 +78,8 @@ impl Settings {
     pub fn remark(&self, tiers: &[Tier]) {
         let mut endpoints = tiers.iter().flat_map(Tier::endpoints);
         let trusted = self.trusted || endpoints.any(Endpoint::is_tls);
-        if trusted && self.user.is_none() && self.policy != Policy::None && geteuid().is_root() {
+        let commands = trusted && self.handler.is_none();
+        if commands && self.user.is_none() && self.policy != Policy::None && geteuid().is_root() {
             tracing::warn!(
                 "actions run as root, for there is no user `kontrol` on this host; name another with --user"
             );

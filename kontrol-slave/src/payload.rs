@@ -1,4 +1,4 @@
-//! The pod's payload: a JSON file that is watched, and JSON as `google.protobuf.Value`.
+//! The pod's payload: a JSON file that is watched, what a payload may be, and JSON as `google.protobuf.Value`.
 //!
 //! Invariant: the receiver always holds the last good value; a file that is missing, broken or too large never replaces
 //! it. Each trouble is said once, until the file is good again. At first, without a file, the value is `""`.
@@ -23,7 +23,7 @@ const MAX_FILE_BYTES: usize = 1024 * 1024;
 /// How long a file must stay broken to be called so: one that is written in place is broken in between.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// Why a payload file is of no use.
+/// Why a payload is of no use, or the file that should hold it.
 #[derive(Debug, thiserror::Error)]
 pub enum PayloadError {
     /// There is none.
@@ -145,13 +145,24 @@ fn parse(content: &Content) -> Result<Value, PayloadError> {
                     PayloadError::Unfit(fault)
                 }
             })?;
-            let size = json::canonical(&value).len();
-            if size > MAX_PAYLOAD_BYTES {
-                return Err(PayloadError::TooLarge(size));
-            }
+            check_size(&value)?;
             Ok(value)
         }
     }
+}
+
+/// Whether a value can be a payload: it is not too large, does not nest too deep, and does not change on its way.
+pub fn check(value: &Value) -> Result<(), PayloadError> {
+    strict::value(value.to_string().as_bytes()).map_err(PayloadError::Unfit)?;
+    check_size(value)
+}
+
+fn check_size(value: &Value) -> Result<(), PayloadError> {
+    let size = json::canonical(value).len();
+    if size > MAX_PAYLOAD_BYTES {
+        return Err(PayloadError::TooLarge(size));
+    }
+    Ok(())
 }
 
 /// JSON as protobuf says it. Numbers become doubles.

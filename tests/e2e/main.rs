@@ -17,6 +17,7 @@ mod cli;
 mod clients;
 mod config;
 mod damper;
+mod embed;
 mod file_store;
 mod inheritance;
 mod input;

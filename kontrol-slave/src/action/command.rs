@@ -115,7 +115,7 @@ pub(super) fn spec(
 }
 
 /// The input as text: masters pass it on so, and older ones as a value.
-fn input(command: &Command) -> Result<Option<String>, String> {
+pub(super) fn input(command: &Command) -> Result<Option<String>, String> {
     if !command.input_json.is_empty() {
         let text = String::from_utf8(command.input_json.to_vec());
         return text

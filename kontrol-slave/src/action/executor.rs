@@ -8,11 +8,13 @@ mod tests;
 
 use super::{
     Settings,
+    call::Call,
     command::{self, Pod},
     journal::{Journal, Past, number},
     outbox::Outbox,
     outcome::NotRun,
     run::{Action, Channel, Room, Work},
+    running::What,
     told::{self, Teller, Told},
 };
 use crate::identity::Identity;
@@ -366,19 +368,27 @@ impl ExecutorTask {
             id: self.identity.borrow().id.clone(),
         };
         if !settings.trusted && !proved {
-            let reason = "this slave runs actions only over a link where its master proves who it is: give it its masters as https:// (or --insecure, if everybody who reaches them may run commands here)";
-            return Err(NotRun::refused(reason));
+            let or = match settings.handler {
+                Some(_) => "insecure(true), if everybody who reaches them may act here",
+                None => "--insecure, if everybody who reaches them may run commands here",
+            };
+            return Err(NotRun::refused(format!(
+                "this slave runs actions only over a link where its master proves who it is: give it its masters as https:// (or {or})"
+            )));
         }
-        let spec = command::spec(run, &pod, settings, env::vars_os());
-        let spec = spec.map_err(NotRun::refused)?;
+        let what = match &settings.handler {
+            Some(handler) => Call::new(handler, run, &pod).map(|call| What::Call(Box::new(call))),
+            None => command::spec(run, &pod, settings, env::vars_os())
+                .map(|spec| What::Command(Box::new(spec))),
+        };
         let command = run.command.clone().unwrap_or_default();
         let work = Work {
             argv: command::words(&command).map_err(NotRun::refused)?,
             variables: command.env,
             policy: settings.policy.clone(),
-            spec,
+            what: what.map_err(NotRun::refused)?,
         };
-        let kib = u32::try_from(command::bytes(&work.spec) / 1024 + 1).unwrap_or(u32::MAX);
+        let kib = u32::try_from(work.what.bytes() / 1024 + 1).unwrap_or(u32::MAX);
         let place = Arc::clone(&self.waiting).try_acquire_owned();
         let room = Arc::clone(&self.waiting_kib).try_acquire_many_owned(kib);
         match (place, room) {

@@ -1,5 +1,6 @@
 //! How an action ended, as its master is told. It only decides: no clock, no IO.
 
+use super::call::{CallEnd, How};
 use kontrol_proto::v1::{
     ActionResult, Outcome,
     attach_request::{Event, Finished},
@@ -10,6 +11,10 @@ use std::time::Duration;
 /// Exit codes, as a shell has them.
 const BY_SIGNAL: i32 = 128;
 const SIGKILL: i32 = 9;
+/// The exit code of a handler that panicked: that of a Rust program which did.
+const PANICKED: i32 = 101;
+/// Most bytes of what the code of others says about an end.
+const MAX_REASON_BYTES: usize = 1024;
 
 /// Why an action is to end before it ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,18 +97,7 @@ pub(super) fn judge(end: End, stop: Option<Stop>, timeout: Duration) -> ActionRe
             return killed(Outcome::Exited, reason);
         }
     };
-    let (outcome, error) = match cause {
-        Cause::Itself => (Outcome::Exited, String::new()),
-        Cause::Lease => {
-            let limit = kontrol_runtime::duration::show(timeout);
-            (Outcome::TimedOut, format!("it did not end within {limit}"))
-        }
-        Cause::Stop | Cause::ParentGone => (Outcome::Cancelled, cancelled(stop).reason),
-        Cause::Signal => (
-            Outcome::Cancelled,
-            "the guard of the command was asked to end".to_owned(),
-        ),
-    };
+    let (outcome, error) = by_cause(cause, stop, timeout);
     let (exit_code, signal) = match status {
         Status::Exited(code) => (code, 0),
         Status::Killed(signal) => (BY_SIGNAL + signal, signal),
@@ -116,6 +110,62 @@ pub(super) fn judge(end: End, stop: Option<Stop>, timeout: Duration) -> ActionRe
         error,
         ..ActionResult::default()
     }
+}
+
+/// What an end counts as, and why.
+fn by_cause(cause: Cause, stop: Option<Stop>, timeout: Duration) -> (Outcome, String) {
+    match cause {
+        Cause::Itself => (Outcome::Exited, String::new()),
+        Cause::Lease => {
+            let limit = kontrol_runtime::duration::show(timeout);
+            (Outcome::TimedOut, format!("it did not end within {limit}"))
+        }
+        Cause::Stop | Cause::ParentGone => (Outcome::Cancelled, cancelled(stop).reason),
+        Cause::Signal => (
+            Outcome::Cancelled,
+            "the guard of the command was asked to end".to_owned(),
+        ),
+    }
+}
+
+/// How a call of the handler ended.
+pub(super) fn judge_call(end: CallEnd, stop: Option<Stop>, timeout: Duration) -> ActionResult {
+    let (mut outcome, error) = by_cause(end.cause, stop, timeout);
+    let (exit_code, said) = match end.how {
+        How::Answered(Ok(code)) => (code.into(), String::new()),
+        How::Answered(Err(refused)) => {
+            if outcome == Outcome::Exited {
+                outcome = Outcome::Refused;
+            }
+            (-1, refused.to_string())
+        }
+        How::Panicked(words) => (PANICKED, format!("the handler panicked: {words}")),
+        How::Dropped => (-1, String::new()),
+        How::Deaf => {
+            let deaf = "the handler blocks, so that nothing can end it";
+            (-1, deaf.to_owned())
+        }
+    };
+    let said = [error, said].map(bounded);
+    let said: Vec<String> = said.into_iter().filter(|said| !said.is_empty()).collect();
+    ActionResult {
+        outcome: outcome.into(),
+        exit_code,
+        error: said.join("; "),
+        ..ActionResult::default()
+    }
+}
+
+fn bounded(mut text: String) -> String {
+    if text.len() > MAX_REASON_BYTES {
+        let mut end = MAX_REASON_BYTES;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 #[cfg(test)]
@@ -172,6 +222,50 @@ mod tests {
         let (outcome, exit_code, _, error) = verdict(not_started, false, None);
         assert_eq!((outcome, exit_code), (Outcome::Refused, -1));
         assert!(error.ends_with("no such user"), "{error}");
+    }
+
+    #[test]
+    fn a_handler_ends_as_a_command_does() {
+        use Outcome::{Cancelled, Exited, Refused, TimedOut};
+        let verdict = |cause, how, stop| {
+            let result = judge_call(CallEnd { cause, how }, stop, Duration::from_secs(60));
+            assert_eq!(result.signal, 0);
+            (result.outcome(), result.exit_code, result.error)
+        };
+        let no = || How::Answered(Err(crate::action::handler::Refused::new("no")));
+        let late = "it did not end within 1m";
+        for (cause, how, expected) in [
+            (Cause::Itself, How::Answered(Ok(0)), (Exited, 0, "")),
+            (Cause::Itself, How::Answered(Ok(255)), (Exited, 255, "")),
+            (Cause::Itself, no(), (Refused, -1, "no")),
+            (
+                Cause::Itself,
+                How::Panicked("x".into()),
+                (Exited, 101, "the handler panicked: x"),
+            ),
+            (Cause::Lease, How::Answered(Ok(0)), (TimedOut, 0, late)),
+            (Cause::Lease, How::Dropped, (TimedOut, -1, late)),
+            (
+                Cause::Stop,
+                How::Dropped,
+                (Cancelled, -1, "the action was cancelled"),
+            ),
+            (
+                Cause::Stop,
+                no(),
+                (Cancelled, -1, "the action was cancelled; no"),
+            ),
+        ] {
+            let (outcome, exit_code, error) = expected;
+            let expected = (outcome, exit_code, error.to_owned());
+            assert_eq!(verdict(cause, how, Some(Stop::Cancelled)), expected);
+        }
+        let (outcome, _, error) = verdict(Cause::Lease, How::Deaf, None);
+        assert!(outcome == TimedOut && error.starts_with(late) && error.contains("blocks"));
+        let (.., error) = verdict(Cause::ParentGone, How::Dropped, Some(Stop::SlaveStops));
+        assert_eq!(error, "the slave stops");
+        let (.., error) = verdict(Cause::Itself, How::Panicked("ä".repeat(9999)), None);
+        assert!(error.len() < 1100 && error.ends_with('…'), "{error}");
     }
 
     #[test]

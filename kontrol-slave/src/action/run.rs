@@ -1,5 +1,5 @@
-//! One action: waits for its turn, runs its command under a guard, and tells its master all about it, on whatever channel
-//! asks, until it may be forgotten.
+//! One action: waits for its turn, has its work carried out ([`running`](super::running) knows how), and tells its master all
+//! about it, on whatever channel asks, until it may be forgotten.
 //!
 //! ```text
 //! waits for a slot ──▶ runs ──▶ its end is kept ──▶ forgotten, or too old
@@ -10,19 +10,15 @@
 //! read at once, and the slot goes to the next action.
 
 use super::{
-    command::GRACE,
-    outbox::{Outbox, PIECE_BYTES},
-    outcome::{NotRun, Stop, cancelled, judge},
+    outbox::Outbox,
+    outcome::{NotRun, Stop, cancelled},
     policy::Policy,
+    running::{Ended, Output, Running, What},
     told::{Hearer, Told},
 };
-use bytes::{Bytes, BytesMut};
 use kontrol_proto::v1::{AttachRequest, Stream};
-use kontrol_runtime::process::{End, Guarded, Lease, Order as GuardOrder, Pipes, Spec};
 use std::{collections::HashMap, future::pending, pin::pin, sync::Arc, time::Duration};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    process::{ChildStderr, ChildStdout},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, sleep_until},
 };
@@ -30,14 +26,14 @@ use tokio_util::sync::CancellationToken;
 
 /// How long the end of an action is kept when no master asks for it.
 const KEEP: Duration = Duration::from_secs(600);
-/// How long output may still come once the guard has ended. That closes the pipes, for nothing is left that holds them, unless
-/// the guard was killed.
-const DRAIN: Duration = Duration::from_secs(1);
 /// How long the output of an ended action may keep its slot, if nothing of it is taken and there is no other room for it.
 const STALLED: Duration = Duration::from_secs(30);
 
 /// Where an action's reports go: the channel of its tier, while there is one.
 pub(crate) type Channel = Option<mpsc::Sender<AttachRequest>>;
+
+/// A place among those that run. What can't be ended keeps it.
+type Slot = Arc<OwnedSemaphorePermit>;
 
 /// What all actions share.
 #[derive(Debug, Clone)]
@@ -64,17 +60,11 @@ pub(super) struct Action {
 
 /// What is to run.
 pub(super) struct Work {
-    pub(super) spec: Spec,
+    pub(super) what: What,
     pub(super) policy: Policy,
     /// What the policy judges.
     pub(super) argv: Vec<String>,
     pub(super) variables: HashMap<String, String>,
-}
-
-/// The two pipes; each is closed once it has ended.
-struct Output {
-    stdout: Option<ChildStdout>,
-    stderr: Option<ChildStderr>,
 }
 
 impl Action {
@@ -98,13 +88,13 @@ impl Action {
         }
     }
 
-    /// Runs the command, or says why not, and stays until that was taken. `waits` is given up when the command starts.
+    /// Does the work, or says why not, and stays until that was taken. `waits` is given up when the work starts.
     pub(super) async fn run<W>(mut self, work: Work, waits: W) {
         let admitted = self.admitted(work).await;
         drop(waits);
         let slot = match admitted {
-            Ok((spec, slot)) => {
-                self.carry_out(spec).await;
+            Ok((what, slot)) => {
+                self.carry_out(what, &slot).await;
                 Some(slot)
             }
             Err(not_run) => {
@@ -118,7 +108,7 @@ impl Action {
     }
 
     /// Asks the policy, and waits for a slot.
-    async fn admitted(&mut self, work: Work) -> Result<(Spec, OwnedSemaphorePermit), NotRun> {
+    async fn admitted(&mut self, work: Work) -> Result<(What, Slot), NotRun> {
         self.judged(&work).await?;
         let slots = Arc::clone(&self.room.slots);
         let slot = match Arc::clone(&slots).try_acquire_owned() {
@@ -133,7 +123,7 @@ impl Action {
                 slot
             }
         };
-        Ok((work.spec, slot))
+        Ok((work.what, Arc::new(slot)))
     }
 
     async fn judged(&mut self, work: &Work) -> Result<(), NotRun> {
@@ -198,100 +188,65 @@ impl Action {
         }
     }
 
-    /// Runs the command to its end.
-    async fn carry_out(&mut self, spec: Spec) {
+    /// Does the work to its end.
+    async fn carry_out(&mut self, what: What, slot: &Slot) {
         let began = Instant::now();
-        let (mut guarded, pipes) = match Guarded::start(spec).await {
+        let (mut running, output) = match Running::start(what, began + self.timeout, slot).await {
             Ok(started) => started,
-            Err(error) => {
-                let reason = format!("the command could not be started: {error}");
-                return self.outbox.end(NotRun::refused(reason).result());
-            }
+            Err(reason) => return self.outbox.end(NotRun::refused(reason).result()),
         };
-        let soft = began + self.timeout;
-        guarded.tell(GuardOrder::Until(Lease::until(soft, soft + GRACE)));
         self.outbox.start();
-        let (end, at) = self.attend(&mut guarded, pipes).await;
-        if !end.left.is_empty() {
-            let (id, processes) = (self.outbox.id(), end.left.join(" "));
-            tracing::info!(
-                action = id,
-                processes,
-                "the command ended and left processes behind, which were killed"
-            );
-        }
-        let mut result = judge(end, self.stop, self.timeout);
+        let (ended, at) = self.attend(&mut running, output).await;
+        ended.remark(self.outbox.id());
+        let mut result = ended.judge(self.stop, self.timeout);
         result.duration = at.duration_since(began).try_into().ok();
         self.outbox.end(result);
     }
 
-    /// Passes the output on until the guard, and with it the command and all that it started, has ended and every byte was
-    /// read. Tells when it ended, too.
-    async fn attend(&mut self, guarded: &mut Guarded, pipes: Pipes) -> (End, Instant) {
-        let mut output = Output {
-            stdout: Some(pipes.stdout),
-            stderr: Some(pipes.stderr),
-        };
-        let mut ended: Option<(End, Instant)> = None;
+    /// Passes the output on until the work, and with it all that it started, has ended and every byte was read. Tells when it
+    /// ended, too.
+    async fn attend(&mut self, running: &mut Running, mut output: Output) -> (Ended, Instant) {
+        let mut ended: Option<(Ended, Instant)> = None;
         let mut told = None;
         loop {
             if ended.is_none() && told != self.stop {
                 told = self.stop;
-                match told {
-                    // The guard then grants only the shorter grace of an orphan.
-                    Some(Stop::SlaveStops) => guarded.abandon(),
-                    Some(Stop::Cancelled) => guarded.tell(GuardOrder::Stop),
-                    None => {}
+                if let Some(stop) = told {
+                    running.stop(stop);
                 }
             }
             if self.forgotten || self.stop == Some(Stop::SlaveStops) {
-                // A command whose output nobody takes must not wait for that.
+                // Work whose output nobody takes must not wait for that.
                 self.outbox.discard();
             }
-            if output.stdout.is_none()
-                && output.stderr.is_none()
+            if output.is_closed()
                 && let Some(end) = ended
             {
                 return end;
             }
-            let room = [
-                self.room(Stream::Stdout, output.stdout.is_some()),
-                self.room(Stream::Stderr, output.stderr.is_some()),
-            ];
-            let patience = ended.as_ref().map(|(_, at)| *at + DRAIN);
+            let room = [Stream::Stdout, Stream::Stderr].map(|stream| self.outbox.room(stream));
+            let patience = ended.as_ref().map(|(end, at)| *at + end.drain());
             // All arms are cancel safe: what was read has been taken, what waits will be ready again.
             // What may be read comes before the end of the patience, which this process may have slept through.
             tokio::select! {
                 biased;
                 () = self.tend() => {}
-                end = guarded.wait(), if ended.is_none() => {
+                end = running.wait(), if ended.is_none() => {
                     ended = Some((end, Instant::now()));
                     self.outbox.drain();
                 }
-                data = read(output.stdout.as_mut(), room[0]) => match data {
-                    Some(data) => self.outbox.write(Stream::Stdout, data),
-                    None => output.stdout = None,
+                read = output.read(room) => if let Some((stream, data)) = read {
+                    self.outbox.write(stream, data);
                 },
-                data = read(output.stderr.as_mut(), room[1]) => match data {
-                    Some(data) => self.outbox.write(Stream::Stderr, data),
-                    None => output.stderr = None,
-                },
-                // Something that was not killed with the guard holds a pipe.
-                () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {
-                    output.stdout = None;
-                    output.stderr = None;
-                }
+                // Something that did not end with the work holds a pipe.
+                () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => output.close(),
             }
         }
     }
 
-    fn room(&self, stream: Stream, open: bool) -> usize {
-        if open { self.outbox.room(stream) } else { 0 }
-    }
-
     /// Keeps the end until it may be forgotten. The slot goes to the next one as soon as there is room for the output that is
     /// left.
-    async fn keep(mut self, mut slot: Option<OwnedSemaphorePermit>) {
+    async fn keep(mut self, mut slot: Option<Slot>) {
         let mut room = None;
         let mut unasked_since = Instant::now();
         let mut stalled = (self.outbox.waiting(), Instant::now());
@@ -334,24 +289,5 @@ async fn send(channel: Channel, has_next: bool) -> Option<mpsc::OwnedPermit<Atta
     match channel {
         Some(sender) if has_next => sender.reserve_owned().await.ok(),
         _ => pending().await,
-    }
-}
-
-/// Reads what there is, as far as there is room; nothing at the end of the stream.
-async fn read(pipe: Option<&mut (impl AsyncRead + Unpin)>, room: usize) -> Option<Bytes> {
-    match pipe {
-        Some(pipe) if room > 0 => {
-            let mut data = BytesMut::with_capacity(room.min(PIECE_BYTES));
-            let mut limited = pipe.take(room as u64);
-            match limited.read_buf(&mut data).await {
-                // Little, in a buffer of its size: many such pieces may wait.
-                Ok(length) if length > 0 && length < data.capacity() / 2 => {
-                    Some(Bytes::copy_from_slice(&data))
-                }
-                Ok(1..) => Some(data.freeze()),
-                Ok(0) | Err(_) => None,
-            }
-        }
-        Some(_) | None => pending().await,
     }
 }

@@ -4,6 +4,7 @@ mod channel;
 mod command;
 mod death;
 mod grace;
+mod handler;
 mod queue;
 mod refusal;
 mod resume;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod action;
+mod embed;
 mod master;
 mod program;
 mod stream;
