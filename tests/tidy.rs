@@ -410,7 +410,7 @@ fn no_file_is_orphaned() {
             let is_parent = parents.iter().any(|parent| Path::new(other) == parent);
             is_parent && text.contains(&format!("mod {module};"))
         });
-        let is_target = folder.ends_with("tests")
+        let is_target = (folder.ends_with("tests") || folder.ends_with("examples"))
             && folder
                 .parent()
                 .is_some_and(|above| root().join(above).join("Cargo.toml").exists());

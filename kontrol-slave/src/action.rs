@@ -41,8 +41,6 @@ use std::path::PathBuf;
 
 /// How many commands run at once unless the settings say otherwise.
 pub const DEFAULT_AT_ONCE: usize = 16;
-/// Most commands at once: each takes a guard and some descriptors.
-pub const MOST_AT_ONCE: usize = 1024;
 
 /// How this pod runs actions.
 #[derive(Debug, Clone)]

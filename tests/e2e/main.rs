@@ -15,6 +15,7 @@ mod chain;
 mod cli;
 mod config;
 mod damper;
+mod embed;
 mod file_store;
 mod inheritance;
 mod input;

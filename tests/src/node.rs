@@ -25,16 +25,23 @@ pub fn program(name: &str) -> PathBuf {
     // What can't be built is not tried again by each test.
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let dir = env::var_os("KONTROL_BIN_DIR").map(PathBuf::from);
-    let dir = dir.map_or_else(|| BUILT.get_or_init(build).clone(), Ok);
+    let dir = dir.map_or_else(|| BUILT.get_or_init(|| build(&["--bins"])).clone(), Ok);
     let dir = dir.unwrap_or_else(|error| panic!("the programs can't be built:\n{error}"));
     let path = dir.join(name);
     assert!(path.is_file(), "{} does not exist", path.display());
     path
 }
 
-/// Has cargo build the programs, of the profile and in the folder of this test: a test of one crate does not build what the
-/// others make, and would else run what was built some time ago.
-fn build() -> Result<PathBuf, String> {
+/// Where a built example is.
+pub fn example(name: &str) -> PathBuf {
+    let dir = build(&["--example", name]);
+    let dir = dir.unwrap_or_else(|error| panic!("the example {name} can't be built:\n{error}"));
+    dir.join("examples").join(name)
+}
+
+/// Has cargo build these, of the profile and in the folder of this test: a test of one crate does not build what the others
+/// make, and would else run what was built some time ago.
+fn build(targets: &[&str]) -> Result<PathBuf, String> {
     let test = env::current_exe().unwrap();
     // target/<profile>/deps/<test>
     let dir = test.ancestors().nth(2).unwrap();
@@ -45,7 +52,8 @@ fn build() -> Result<PathBuf, String> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--workspace", "--bins", "--locked", "--quiet"])
+        .args(["build", "--workspace", "--locked", "--quiet"])
+        .args(targets)
         .args(["--profile", profile, "--target-dir"])
         .arg(dir.parent().unwrap())
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
@@ -66,7 +74,12 @@ fn build() -> Result<PathBuf, String> {
 
 /// A command of a built program that inherits nothing from the environment of the test but its `PATH`.
 pub fn command(name: &str) -> Command {
-    let mut command = Command::new(program(name));
+    alone(&program(name))
+}
+
+/// The same of any program.
+pub fn alone(program: &Path) -> Command {
+    let mut command = Command::new(program);
     command
         .env_clear()
         .env("PATH", env::var_os("PATH").unwrap_or_default())

@@ -1,6 +1,6 @@
 //! The settings of actions.
 
-use crate::action::{self, MOST_AT_ONCE, policy::Policy};
+use crate::action::{self, policy::Policy};
 use kontrol_runtime::{
     command_line::{Mistake, given},
     process::{User, UserError},
@@ -43,6 +43,8 @@ pub struct ActionArgs {
 
 /// The user that root runs commands as, where there is one of that name.
 const DEFAULT_USER: &str = "kontrol";
+/// Most commands at once: each takes a guard and some descriptors.
+const MOST_ACTIONS: usize = 1024;
 /// Open files that one command takes in this process (two pipes, a socket, and its guard's pidfd), and that the rest of it
 /// may take.
 const FILES_EACH: u64 = 4;
@@ -62,14 +64,14 @@ impl ActionArgs {
         let user = user.map_err(|mistake| mistakes.push(mistake)).ok();
         let at_once = match given(self.max_actions.as_deref()).map(|text| text.trim().parse()) {
             None => action::DEFAULT_AT_ONCE,
-            Some(Ok(number)) if (1..=MOST_AT_ONCE).contains(&number) => {
+            Some(Ok(number)) if (1..=MOST_ACTIONS).contains(&number) => {
                 if let Err(reason) = enough_files(number) {
                     mistakes.push(Mistake::new("max-actions", reason));
                 }
                 number
             }
             Some(_) => {
-                let reason = format!("must be a number from 1 to {MOST_AT_ONCE}");
+                let reason = format!("must be a number from 1 to {MOST_ACTIONS}");
                 mistakes.push(Mistake::new("max-actions", reason));
                 action::DEFAULT_AT_ONCE
             }

@@ -3,7 +3,7 @@
 use super::Slave;
 use crate::{
     action::{
-        self, MOST_AT_ONCE,
+        self,
         handler::{ActionOutput, ActionReply, ActionRequest, Handler},
     },
     agent::{Agent, AgentConfig, Credentials},
@@ -15,6 +15,10 @@ use kontrol_runtime::{command_line::Mistake, dial::DialArgs, host::host_name};
 use serde_json::Value;
 use std::{fmt, net::IpAddr, path::PathBuf};
 use tokio::{runtime::Handle, sync::watch};
+
+/// Most calls at once: half of the threads for blocking work that a runtime has by default. The looks at names and files, for
+/// keepalives, need some too.
+const MOST_AT_ONCE: usize = 256;
 
 /// Collects what a slave is to report, and how. [`start`](Self::start) checks it, all at once. Nothing is read from the
 /// environment.
@@ -225,7 +229,8 @@ impl SlaveBuilder {
         self
     }
 
-    /// How many actions are carried out at once, from 1 to 1024; up to 4096 more wait. Default: 16.
+    /// How many actions are carried out at once, from 1 to 256; up to 4096 more wait. Each takes one of the runtime's threads for
+    /// blocking work, of which keepalives need some as well. Default: 16.
     pub fn max_actions(mut self, number: usize) -> Self {
         self.max_actions = number;
         self

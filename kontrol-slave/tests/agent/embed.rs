@@ -9,6 +9,7 @@ use crate::{
     silent,
 };
 use kontrol_proto::v1::Outcome;
+use kontrol_runtime::testing::until;
 use kontrol_slave::{
     ActionCommand, Ended, PayloadError, Slave, SlaveBuilder, StartError, WrongSetting,
     payload::from_proto,
@@ -223,8 +224,8 @@ fn it_says_that_there_is_no_runtime() {
     let slave = service("127.0.0.1:1").start().unwrap();
     drop(guard);
     runtime.block_on(slave.stop());
-    let left = runtime.handle().metrics().num_alive_tasks();
-    assert_eq!(left, 0, "every task has ended");
+    let metrics = runtime.handle().metrics();
+    runtime.block_on(until("every task ends", || metrics.num_alive_tasks() == 0));
 }
 
 async fn ends(channel: &mut Channel, id: &str, words: &[&str]) -> (Outcome, i32, String) {
@@ -322,4 +323,40 @@ async fn a_handler_that_blocks_does_not_hold_up_the_goodbye() {
     drop(channel);
     free.store(true, Ordering::SeqCst);
     master.stop().await;
+}
+
+#[test]
+fn a_runtime_that_ends_takes_all_of_it_along() {
+    let beside = tokio::runtime::Runtime::new().unwrap();
+    let own = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut master = beside.block_on(Master::start(Reply::Accept(LONG)));
+    let slave = own.block_on(async {
+        let builder = service(&master.address()).insecure(true);
+        let builder = builder.handler(async |_, mut output| {
+            loop {
+                output.stdout.print("on and on\n").await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        let slave = builder.start().unwrap();
+        let mut channel = master.channel().await;
+        channel.run(argv("a1", &["x"])).await;
+        for _ in 0..3 {
+            channel.next().await.unwrap();
+        }
+        slave
+    });
+    let (told, ended) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        drop(own);
+        told.send(()).unwrap();
+    });
+    assert_eq!(ended.recv_timeout(SOON), Ok(()), "no thread holds it up");
+    // Nobody is left to say goodbye, nor to wait for.
+    let stopped = beside.block_on(async { timeout(SOON, slave.stop()).await });
+    assert_eq!(stopped, Ok(()));
+    beside.block_on(master.stop());
 }
