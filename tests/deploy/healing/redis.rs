@@ -12,11 +12,11 @@ use tokio::{
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// A connection.
-pub struct Redis(BufReader<TcpStream>);
+pub(super) struct Redis(BufReader<TcpStream>);
 
 /// An answer that is no error.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Reply {
+pub(super) enum Reply {
     Nothing,
     Text(String),
     Number(i64),
@@ -25,14 +25,14 @@ pub enum Reply {
 
 impl Redis {
     /// Connects to the Redis at this address.
-    pub async fn connect(address: &str) -> Result<Self> {
+    pub(super) async fn connect(address: &str) -> Result<Self> {
         let stream = timeout(ANSWER, TcpStream::connect(address)).await??;
         stream.set_nodelay(true)?;
         Ok(Self(BufReader::new(stream)))
     }
 
     /// Sends commands, all at once, and reads the answer to each. An error of one of them is an error.
-    pub async fn ask(&mut self, commands: &[&[&str]]) -> Result<Vec<Reply>> {
+    pub(super) async fn ask(&mut self, commands: &[&[&str]]) -> Result<Vec<Reply>> {
         let mut text = String::new();
         for words in commands {
             text += &format!("*{}\r\n", words.len());
@@ -81,13 +81,13 @@ impl Redis {
 }
 
 /// Runs one command on the Redis at this address.
-pub async fn ask(address: &str, words: &[&str]) -> Result<Reply> {
+pub(super) async fn ask(address: &str, words: &[&str]) -> Result<Reply> {
     let mut replies = Redis::connect(address).await?.ask(&[words]).await?;
     replies.pop().context("no answer")
 }
 
 /// What the Redis at this address says of itself.
-pub async fn info(address: &str) -> Result<BTreeMap<String, String>> {
+pub(super) async fn info(address: &str) -> Result<BTreeMap<String, String>> {
     let Reply::Text(text) = ask(address, &["INFO"]).await? else {
         bail!("INFO is no text");
     };

@@ -30,12 +30,12 @@ use std::{
 };
 
 /// A folder of the example.
-pub fn example() -> PathBuf {
+pub(super) fn example() -> PathBuf {
     project().join("deploy/examples/healing")
 }
 
 /// Whether there is a Redis here. If not, the test is skipped, aloud.
-pub fn is_redis_here() -> bool {
+pub(super) fn is_redis_here() -> bool {
     let here = |program| Command::new(program).arg("--version").output().is_ok();
     let all = here("redis-server") && here("redis-cli");
     if !all {
@@ -45,7 +45,7 @@ pub fn is_redis_here() -> bool {
 }
 
 /// One pod.
-pub struct Pod {
+pub(super) struct Pod {
     number: usize,
     port: u16,
     dir: PathBuf,
@@ -54,12 +54,12 @@ pub struct Pod {
 
 impl Pod {
     /// `ip:port` of its Redis.
-    pub fn address(&self) -> String {
+    pub(super) fn address(&self) -> String {
         format!("127.40.0.{}:{}", self.number + 1, self.port)
     }
 
     /// The key of the pod.
-    pub fn key(&self) -> String {
+    pub(super) fn key(&self) -> String {
         kontrol_tests::pod::key_of(&format!("127.40.0.{}", self.number + 1))
     }
 
@@ -86,7 +86,7 @@ impl Pod {
     }
 
     /// The pid of its Redis, or of its slave; nothing unless that runs below this pod.
-    pub fn pid(&self, of: &str) -> Option<i32> {
+    pub(super) fn pid(&self, of: &str) -> Option<i32> {
         let text = fs::read_to_string(self.dir.join(format!("{of}.pid"))).ok()?;
         let pid = text.trim().parse().ok()?;
         let root = self.process.as_ref()?.pid();
@@ -95,35 +95,35 @@ impl Pod {
     }
 
     /// Sends its Redis, or its slave, a signal.
-    pub fn signal(&self, of: &str, signal: Signal) {
+    pub(super) fn signal(&self, of: &str, signal: Signal) {
         let pid = self.pid(of).unwrap();
         kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
 
     /// Kills (SIGKILL) everything of it, as if its machine had died; its disk stays.
-    pub fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         let mut process = self.process.take().unwrap();
         process.kill();
     }
 
     /// Cuts its Redis off from the primary, as the network might.
-    pub async fn cut_off(&self) {
+    pub(super) async fn cut_off(&self) {
         let words = ["REPLICAOF", "127.0.0.1", "1"];
         redis::ask(&self.address(), &words).await.unwrap();
     }
 }
 
 /// The masters and the pods.
-pub struct Set {
-    pub cluster: Cluster,
-    pub pods: Vec<Pod>,
+pub(super) struct Set {
+    pub(super) cluster: Cluster,
+    pub(super) pods: Vec<Pod>,
     endpoints: String,
     _etcd: Etcd,
 }
 
 impl Set {
     /// Starts it, and waits until it is whole. None, said aloud, where Redis or etcd is missing.
-    pub async fn start(size: usize) -> Option<Self> {
+    pub(super) async fn start(size: usize) -> Option<Self> {
         if !is_redis_here() {
             return None;
         }
@@ -132,6 +132,8 @@ impl Set {
             .masters(2)
             .ttl(Duration::from_secs(5))
             .damper(Duration::from_millis(200))
+            // A machine that is busy can keep a leader from its lease for seconds.
+            .fover(Duration::from_secs(4))
             .set("lost", "2s")
             .set("callback", example().join("callback").to_str().unwrap())
             .start()
@@ -163,32 +165,32 @@ impl Set {
     }
 
     /// Starts a pod, or starts it again on its disk.
-    pub fn launch(&mut self, number: usize) {
+    pub(super) fn launch(&mut self, number: usize) {
         let endpoints = self.endpoints.clone();
         self.pods[number].start(&endpoints);
     }
 
     /// Clients of all masters.
-    pub fn apis(&self) -> Vec<Api> {
+    pub(super) fn apis(&self) -> Vec<Api> {
         (0..self.cluster.masters.len())
             .map(|index| self.cluster.api(index))
             .collect()
     }
 
     /// The pods that run.
-    pub fn running(&self) -> Vec<&Pod> {
+    pub(super) fn running(&self) -> Vec<&Pod> {
         let pods = self.pods.iter();
         pods.filter(|pod| pod.process.is_some()).collect()
     }
 
     /// The pod at this address.
-    pub fn number_of(&self, address: &str) -> usize {
+    pub(super) fn number_of(&self, address: &str) -> usize {
         let mut pods = self.pods.iter();
         pods.position(|pod| pod.address() == address).unwrap()
     }
 
     /// The callback's state, digit for digit, by way of any master that answers.
-    pub async fn state(&self) -> Result<Value> {
+    pub(super) async fn state(&self) -> Result<Value> {
         for api in self.apis() {
             if let Ok(answer) = api.state().await {
                 return Ok(kontrol_tests::pod::from_proto(answer.state.as_ref()));
@@ -198,7 +200,7 @@ impl Set {
     }
 
     /// What each Redis that runs says of itself, by address.
-    pub async fn infos(&self) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
+    pub(super) async fn infos(&self) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
         let infos = self.running().into_iter().map(|pod| async {
             let address = pod.address();
             anyhow::Ok((
@@ -211,7 +213,7 @@ impl Set {
 
     /// Waits until there is exactly one primary, which the state names; all others replicate it; and the state knows them,
     /// and nobody else. Tells the number of the primary.
-    pub async fn is_whole(&self) -> usize {
+    pub(super) async fn is_whole(&self) -> usize {
         let primary = eventually(SOON * 2, "a whole set", async || {
             let state = self.state().await?;
             let primary = state["primary"]["address"].as_str().context("no primary")?;
@@ -243,8 +245,43 @@ impl Set {
         self.number_of(&primary.await)
     }
 
+    /// Holds the callback, and waits until none runs.
+    pub(super) async fn hold(&self) {
+        let api = self.cluster.api(0);
+        api.hold("a test", Duration::from_secs(60)).await.unwrap();
+        let view = self.cluster.ensemble(0, "no run", |view| {
+            let status = view.callback.clone().unwrap_or_default();
+            view.hold.is_some() && status.running_since.is_none()
+        });
+        view.await;
+    }
+
+    /// All pods but the primary, the oldest first.
+    pub(super) async fn replicas(&self, primary: usize) -> Vec<usize> {
+        let pods = self.cluster.api(0).pods().await.unwrap().pods;
+        // In the order of their seqs.
+        let numbers = pods.iter().map(|pod| {
+            let mut ours = self.pods.iter();
+            ours.position(|ours| ours.key() == pod.key).unwrap()
+        });
+        numbers.filter(|number| *number != primary).collect()
+    }
+
+    /// Waits until the callback fails for a roster of so many pods.
+    pub(super) async fn refuses(&self, pods: u32) {
+        let what = format!("a refusal with {pods} pods");
+        let refusal = self.cluster.ensemble(0, &what, |view| {
+            let run = view.callback.clone().unwrap_or_default().last_run;
+            let failed = run.is_some_and(|run| run.digest == view.digest && run.exit_code == 1);
+            view.pod_count == pods && failed
+        });
+        refusal.await;
+        let log: String = self.cluster.masters.iter().map(|m| m.log()).collect();
+        assert!(log.contains("refused: "), "{log}");
+    }
+
     /// Panics unless every acknowledged write is on every Redis, and all of them have the same.
-    pub async fn has_all(&self, written: &Written) {
+    pub(super) async fn has_all(&self, written: &Written) {
         let keys: Vec<String> = (0..written.sent).map(key).collect();
         let mut words = vec!["MGET"];
         words.extend(keys.iter().map(String::as_str));
@@ -270,10 +307,11 @@ impl Set {
             .map(|(number, _)| *number)
             .collect();
         eprintln!(
-            "{} writes, {} acknowledged by two, {} of these lost",
+            "{} writes, {} acknowledged by two, {} of these lost; longest pauses: {:.1?}",
             written.sent,
             written.acknowledged.len(),
-            lost.len()
+            lost.len(),
+            written.pauses()
         );
         assert!(lost.is_empty(), "lost: {lost:?}");
     }

@@ -18,27 +18,38 @@ const PACE: Duration = Duration::from_millis(3);
 
 /// What was written.
 #[derive(Debug, Default, Clone)]
-pub struct Written {
+pub(super) struct Written {
     /// The numbers from 0 that were sent: each of them may be there or not.
-    pub sent: u64,
+    pub(super) sent: u64,
     /// Those that the primary and one replica have acknowledged, and when.
-    pub acknowledged: Vec<(u64, Instant)>,
+    pub(super) acknowledged: Vec<(u64, Instant)>,
+}
+
+impl Written {
+    /// The longest times without an acknowledged write, the longest first.
+    pub(super) fn pauses(&self) -> Vec<Duration> {
+        let times = self.acknowledged.windows(2);
+        let mut pauses: Vec<_> = times.map(|two| two[1].1 - two[0].1).collect();
+        pauses.sort_unstable_by(|one, other| other.cmp(one));
+        pauses.truncate(3);
+        pauses
+    }
 }
 
 /// The client while it writes.
-pub struct Writer {
+pub(super) struct Writer {
     written: Arc<Mutex<Written>>,
     stop: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
 /// The key of a number.
-pub fn key(number: u64) -> String {
+pub(super) fn key(number: u64) -> String {
     format!("written:{number}")
 }
 
 /// The address of the primary, as the callback's state names it.
-pub async fn primary(masters: &[Api]) -> Result<String> {
+pub(super) async fn primary(masters: &[Api]) -> Result<String> {
     for master in masters {
         // One that is dead does not answer: the next one does.
         if let Ok(answer) = master.state().await {
@@ -52,7 +63,7 @@ pub async fn primary(masters: &[Api]) -> Result<String> {
 
 impl Writer {
     /// Starts to write.
-    pub fn start(masters: Vec<Api>) -> Self {
+    pub(super) fn start(masters: Vec<Api>) -> Self {
         let written = Arc::new(Mutex::new(Written::default()));
         let stop = Arc::new(AtomicBool::new(false));
         let (log, end) = (written.clone(), stop.clone());
@@ -71,25 +82,23 @@ impl Writer {
     }
 
     /// What was written so far.
-    pub fn written(&self) -> Written {
+    pub(super) fn written(&self) -> Written {
         self.written.lock().unwrap().clone()
     }
 
-    /// Waits until so many more were acknowledged from now on; tells how long it took to the first of them.
-    pub async fn goes_on(&self, more: usize) -> Duration {
-        let start = Instant::now();
-        let first = eventually(SOON * 2, "acknowledged writes", async || {
-            let written = self.written();
-            let since = written.acknowledged.iter().filter(|(_, at)| *at > start);
-            let (first, count) = (since.clone().next(), since.count());
+    /// Waits until so many more were acknowledged.
+    pub(super) async fn goes_on(&self, more: usize) {
+        let before = self.written().acknowledged.len();
+        eventually(SOON * 2, "acknowledged writes", async || {
+            let count = self.written().acknowledged.len() - before;
             ensure!(count >= more, "{count}");
-            Ok(first.map(|(_, at)| *at - start))
-        });
-        first.await.unwrap_or_default()
+            Ok(())
+        })
+        .await;
     }
 
     /// Ends it.
-    pub async fn finish(self) -> Written {
+    pub(super) async fn finish(self) -> Written {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.unwrap();
         self.written.lock().unwrap().clone()
