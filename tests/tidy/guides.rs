@@ -4,9 +4,10 @@ use super::{root, sources};
 use std::fs;
 
 /// What people read.
-const GUIDES: [&str; 7] = [
+const GUIDES: [&str; 8] = [
     "README.md",
     "deploy/README.md",
+    "deploy/examples/healing/README.md",
     "proto/README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
