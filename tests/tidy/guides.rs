@@ -4,9 +4,10 @@ use super::{root, sources};
 use std::fs;
 
 /// What people read.
-const GUIDES: [&str; 9] = [
+const GUIDES: [&str; 10] = [
     "README.md",
     "deploy/README.md",
+    "deploy/examples/healing/README.md",
     "proto/README.md",
     "deploy/coming-from-python.md",
     "ARCHITECTURE.md",
