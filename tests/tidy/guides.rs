@@ -4,9 +4,11 @@ use super::{root, sources};
 use std::fs;
 
 /// What people read.
-const GUIDES: [&str; 7] = [
+const GUIDES: [&str; 9] = [
     "README.md",
     "deploy/README.md",
+    "deploy/examples/alerting/README.md",
+    "deploy/examples/configuration/README.md",
     "proto/README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
