@@ -11,7 +11,8 @@
 #   stop <signal> <name>                    sends a signal, and waits for the end
 #   free_port                               prints a port of 127.0.0.1 that nobody listens on
 #   master <name> <port> <flag>...          starts a master, and waits until it is ready
-#   slave <name> <ip> <role> <master> ...   starts a slave of this id, address and role, with its payload in $dir/<name>.json
+#   slave <name> <ip> <role> <master> ...   starts <name>-slave, a slave of this id, address and role; its payload is
+#                                           $dir/<name>.json
 #   ask <port> <command>...                 asks a master
 
 here=$(cd "$(dirname "${BASH_SOURCE[1]}")" && pwd)
@@ -43,8 +44,9 @@ finish() {
         sleep 0.1
     done
     for name in "${!pid[@]}"; do kill -KILL "${pid[$name]}" 2>/dev/null || true; done
-    if ((code != 0)); then
+    if ((code != 0 && code != 3)); then
         for name in "$dir"/*.log; do
+            [[ -e $name ]] || continue
             echo "--- the end of ${name##*/} ---" >&2
             tail -n 20 "$name" >&2
         done

@@ -15,6 +15,9 @@ use std::{
     time::Duration,
 };
 
+/// Long enough for slaves on a busy machine; who is killed here was attached, and is lost sooner.
+const TTL: Duration = Duration::from_secs(15);
+
 /// An Alertmanager that keeps its port and its data over several starts.
 struct Alertmanager {
     program: PathBuf,
@@ -186,12 +189,14 @@ async fn who_dies_or_is_not_well_is_told_and_nothing_is_lost_whoever_else_dies()
     };
     let above = Cluster::on("memory:")
         .damper(Duration::from_millis(200))
+        .ttl(TTL)
         .set("callback", &callback("above"))
         .start()
         .await;
     let mut below = Cluster::on(&etcd.store())
         .masters(2)
         .damper(Duration::from_millis(200))
+        .ttl(TTL)
         .set(
             "callback",
             &format!("{} --at-least web=2", callback("below")),
