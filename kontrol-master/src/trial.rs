@@ -17,7 +17,7 @@ use kontrol_cli::{
     show::{Blocking, Choice, CliError, Format, INTERRUPTED, Output, Style},
     tier,
 };
-use kontrol_core::model::{Digest, Pod, digest::pods_document};
+use kontrol_core::model::{Digest, Pod, Reason, digest::pods_document};
 use kontrol_runtime::{dial::DialArgs, duration};
 use report::{Changes, Handed, Heard, Report};
 use roster::{MAX_PODS, Scene};
@@ -215,7 +215,8 @@ impl Trial {
         let mut handled: Option<(Digest, &Vec<Arc<Pod>>)> = None;
         let mut accepted = true;
         for (number, pods) in [(1, first), (2, second)] {
-            let changes = changes::document(handled.take(), pods);
+            // Nobody has left: the harder case is tried.
+            let changes = changes::document(handled.take(), pods, |_| Reason::Lost);
             let input = Input {
                 digest: Digest::of(pods.iter()),
                 pods: pods_document(pods.iter()),

@@ -89,6 +89,7 @@ async fn it_is_given_the_same_in_variables_on_stdin_and_in_files() {
         let told = changes.contains(&pod.id) || changes.contains(&pod.expected_key());
         assert!(told, "{} is not in {changes}", pod.id);
     }
+    assert!(changes.contains(r#""reason":"DOWN""#), "{changes}");
     recorder.check();
 }
 

@@ -4,9 +4,11 @@ use super::{root, sources};
 use std::fs;
 
 /// What people read.
-const GUIDES: [&str; 10] = [
+const GUIDES: [&str; 12] = [
     "README.md",
     "deploy/README.md",
+    "deploy/examples/alerting/README.md",
+    "deploy/examples/configuration/README.md",
     "deploy/examples/healing/README.md",
     "proto/README.md",
     "deploy/coming-from-python.md",

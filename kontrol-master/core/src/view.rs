@@ -329,6 +329,17 @@ impl View {
     pub fn removal(&self, key: PodKey) -> Option<&Arc<Removal>> {
         self.removals.get(&key)
     }
+    /// Why a pod left that is not in the roster any more: what is remembered of its removal, else what its tombstone says.
+    /// Of those whose place another had since, there may be neither.
+    pub fn reason(&self, pod: &Pod) -> Reason {
+        let removal = self.removal(pod.key());
+        if let Some(removal) = removal.filter(|removal| removal.pod.seq() == pod.seq()) {
+            return removal.reason;
+        }
+        let record = self.tombstone(pod.key()).and_then(|t| t.record.as_ref());
+        let record = record.filter(|record| record.seq == pod.seq());
+        record.map_or(Reason::Unknown, |record| record.reason)
+    }
     /// The tombstone at this key.
     pub fn tombstone(&self, key: PodKey) -> Option<&Tombstone> {
         self.tombstones.get(&key)

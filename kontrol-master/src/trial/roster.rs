@@ -154,7 +154,10 @@ fn pod(pod: v1::Pod) -> Result<Arc<Pod>, String> {
 mod tests {
     use super::*;
     use crate::ensemble::callback::changes;
-    use kontrol_core::{limits::Limits, model::Digest};
+    use kontrol_core::{
+        limits::Limits,
+        model::{Digest, Reason},
+    };
     use kontrol_slave::payload::to_proto;
 
     fn ids(pods: &[Arc<Pod>]) -> Vec<&str> {
@@ -164,7 +167,7 @@ mod tests {
     /// How many pods joined, changed and left between the two runs.
     fn changed(scene: &Scene) -> [usize; 3] {
         let before = (Digest::of(scene.first.iter()), &scene.first);
-        let document = changes::document(Some(before), &scene.second);
+        let document = changes::document(Some(before), &scene.second, |_| Reason::Lost);
         let document: Value = serde_json::from_slice(&document).unwrap();
         ["joined", "changed", "left"].map(|list| document[list].as_array().unwrap().len())
     }

@@ -1,6 +1,6 @@
 //! What the tests share: settings, rosters, and how to look at processes.
 
-use kontrol_core::model::{Digest, Exact, Pod, Report, digest::pods_document};
+use kontrol_core::model::{Digest, Exact, Pod, Reason, Report, digest::pods_document};
 use kontrol_master::ensemble::callback::{
     self, Failure, Input, Program, Run, Settings, Validity, changes,
 };
@@ -55,7 +55,7 @@ pub(crate) fn input(count: u32, state: Option<Value>) -> Input {
     let pods = pods(count);
     Input {
         digest: Digest::of(pods.iter()),
-        changes: changes::document(None::<(Digest, [_; 0])>, &pods),
+        changes: changes::document(None::<(Digest, [_; 0])>, &pods, |_| Reason::Unknown),
         pods: pods_document(pods.iter()),
         state: state.map(exact),
         epoch: 42,

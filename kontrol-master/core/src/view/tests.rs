@@ -97,6 +97,8 @@ fn a_removal_carries_the_reason_that_its_transaction_wrote() {
         view.removal(report(1).key()).unwrap().reason,
         Reason::Expired
     );
+    assert_eq!(view.reason(&pod(1, 0)), Reason::Expired);
+    assert_eq!(view.reason(&pod(1, 3)), Reason::Unknown, "another seq");
 }
 
 #[test]
@@ -159,6 +161,8 @@ fn who_left_while_the_watch_was_broken_left_for_the_reason_that_the_store_rememb
         };
         let (_, changes) = view.replace(&store.snapshot(), now);
         assert_eq!(why(&changes), reason, "nobody is there now");
+        let (anew, _) = View::default().replace(&store.snapshot(), now);
+        assert_eq!(anew.reason(&pod(1, 0)), reason, "it never saw the pod");
         let (_, changes) = behind.replace(&store.snapshot(), now);
         assert_eq!(why(&changes), reason, "its restart was missed as well");
         let next = pod(1, 5).after(tombstone.predecessors());

@@ -1,14 +1,22 @@
 //! The CHANGES document: what joined, changed and left since the digest handled last. PURE.
 
-use kontrol_core::model::{Digest, Pod, PodKey};
+use kontrol_core::{
+    json,
+    model::{Digest, Pod, PodKey, Reason},
+};
+use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The CHANGES document: `{"changed":[pod...],"joined":[pod...],"left":[pod...],"since":digest}`, each list in seq order,
-/// pods as in the PODS document.
+/// pods as in the PODS document; those that left have a `reason` as well.
 ///
 /// `handled` is the digest handled last with the pods it stood for. Without it every pod has joined, since `null`. A pod
-/// whose id or seq is another is another pod at the same address: one left, one joined.
-pub fn document<'a, H, C>(handled: Option<(Digest, H)>, current: C) -> Vec<u8>
+/// whose id or seq is another is another pod at the same address: one left, one joined. `reason` tells why a pod left.
+pub fn document<'a, H, C>(
+    handled: Option<(Digest, H)>,
+    current: C,
+    reason: impl Fn(&Pod) -> Reason,
+) -> Vec<u8>
 where
     H: IntoIterator<Item = &'a Arc<Pod>>,
     C: IntoIterator<Item = &'a Arc<Pod>>,
@@ -38,19 +46,27 @@ where
     }
 
     let mut document = Vec::new();
-    for (name, mut pods) in [
-        (&b"{\"changed\":"[..], changed),
-        (b",\"joined\":", joined),
-        (b",\"left\":", left),
-    ] {
+    for (name, mut pods) in [(&b"{\"changed\":"[..], changed), (b",\"joined\":", joined)] {
         pods.sort_by_key(|pod| pod.seq());
         document.extend_from_slice(name);
         document.extend(kontrol_core::model::digest::pods_document(pods.into_iter()));
     }
+    document.extend_from_slice(b",\"left\":");
+    left.sort_by_key(|pod| pod.seq());
+    let left = left.into_iter().map(|pod| explained(pod, reason(pod)));
+    document.extend(json::canonical(&left.collect()));
     document.extend_from_slice(b",\"since\":");
     document.extend_from_slice(since.as_bytes());
     document.push(b'}');
     document
+}
+
+/// A pod as in the PODS document, and why it left.
+fn explained(pod: &Pod, reason: Reason) -> Value {
+    // What a pod keeps of itself is an object that it has written.
+    let mut object: Value = serde_json::from_slice(pod.canonical()).unwrap_or_else(|_| json!({}));
+    object["reason"] = json!(reason);
+    object
 }
 
 fn by_key<'a>(pods: impl IntoIterator<Item = &'a Arc<Pod>>) -> BTreeMap<PodKey, &'a Arc<Pod>> {
@@ -60,9 +76,8 @@ fn by_key<'a>(pods: impl IntoIterator<Item = &'a Arc<Pod>>) -> BTreeMap<PodKey, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kontrol_core::{json, model::Report, testing::report};
+    use kontrol_core::{model::Report, testing::report};
     use proptest::prelude::*;
-    use serde_json::{Value, json};
 
     fn pod(host: u8, seq: u64) -> Arc<Pod> {
         Arc::new(Pod::join(report(host), seq, 1))
@@ -72,6 +87,15 @@ mod tests {
         let mut report = report(host);
         change(&mut report);
         Arc::new(Pod::join(report, seq, 1))
+    }
+
+    /// The document where nobody knows why pods left.
+    fn document<'a, H, C>(handled: Option<(Digest, H)>, current: C) -> Vec<u8>
+    where
+        H: IntoIterator<Item = &'a Arc<Pod>>,
+        C: IntoIterator<Item = &'a Arc<Pod>>,
+    {
+        super::document(handled, current, |_| Reason::Unknown)
     }
 
     fn read(document: &[u8]) -> Value {
@@ -118,6 +142,26 @@ mod tests {
     }
 
     #[test]
+    fn those_that_left_say_why() {
+        let old = [
+            pod(1, 0),
+            with(2, 1, |report| report.payload = json!(1.5)),
+            pod(3, 2),
+        ];
+        let digest = Digest::of(old.iter());
+        let why = |pod: &Pod| match pod.seq() {
+            0 => Reason::Down,
+            _ => Reason::Lost,
+        };
+        let changes = read(&super::document(Some((digest, &old)), &[pod(3, 2)], why));
+        assert_eq!(changes["left"][0]["reason"], "DOWN");
+        let mut left = changes["left"][1].clone();
+        assert_eq!(left["reason"], "LOST");
+        left.as_object_mut().unwrap().remove("reason");
+        assert_eq!(json::canonical(&left), old[1].canonical(), "else as it was");
+    }
+
+    #[test]
     fn a_pod_that_came_back_with_another_seq_left_and_joined() {
         let old = [pod(1, 0)];
         let changes = read(&document(
@@ -158,8 +202,9 @@ mod tests {
             };
             let mut applied = by_seq(&values(&old));
             for pod in changes["left"].as_array().unwrap() {
-                let removed = applied.remove(&pod["seq"].as_u64().unwrap());
-                prop_assert_eq!(removed.as_ref(), Some(pod));
+                let mut removed = applied.remove(&pod["seq"].as_u64().unwrap()).unwrap();
+                removed["reason"] = json!("UNKNOWN");
+                prop_assert_eq!(&removed, pod);
             }
             for pod in changes["joined"].as_array().unwrap() {
                 prop_assert!(applied.insert(pod["seq"].as_u64().unwrap(), pod.clone()).is_none());

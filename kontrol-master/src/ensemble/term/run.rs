@@ -208,7 +208,7 @@ async fn input(
         digest: view.digest(),
         pods: pods_document(view.pods()),
         state: record.state,
-        changes: changes::document(before, view.pods()),
+        changes: changes::document(before, view.pods(), |pod| view.reason(pod)),
         epoch,
         token: None,
     })
