@@ -264,6 +264,44 @@ ENTRYPOINT ["/bin/sh", "-c", "kontrol-slave & exec sleep 1000"]
     assert_eq!(who, "app\nsleep");
 }
 
+/// Whether a program asks for a dynamic linker (PT_INTERP); of 64 bits, little endian.
+fn is_dynamic(program: &Path) -> bool {
+    let elf = fs::read(program).unwrap();
+    let number = |at: usize, len: usize| {
+        let bytes = elf[at..at + len].iter().rev();
+        bytes.fold(0_usize, |number, byte| number << 8 | usize::from(*byte))
+    };
+    let (first, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    (0..count).any(|index| number(first + index * size, 4) == 3)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_slave_runs_where_there_is_nothing_else() {
+    let Some(engine) = engine().await else { return };
+    if is_dynamic(&node::program("kontrol-slave")) {
+        kontrol_tests::skip(
+            "the slave under test is linked dynamically: name those of deploy/build-programs as KONTROL_BIN_DIR",
+        );
+        return;
+    }
+    let scene = Scene::start(engine).await;
+    scene.launch("m1", &master(&[])).await;
+    let text = r#"FROM scratch
+COPY --from=localhost/kontrol-slave /usr/local/bin/kontrol-slave /
+USER 1234
+ENTRYPOINT ["/kontrol-slave"]
+"#;
+    engine.build("localhost/nothing-else", text).await;
+    // It finds its master by name.
+    let variables = slave_variables("alone");
+    let flags = slave(&variables, &["localhost/nothing-else"]);
+    scene.launch("alone", &flags).await;
+    let exec = ["kontrol-master", "exec", "--id=alone", "--output=raw"];
+    let command = [&exec[..], &["--", "/kontrol-slave", "--version"]].concat();
+    let said = scene.succeeds("m1", &command).await;
+    assert_eq!(said.trim_end(), format!("kontrol-slave {}", version()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slave_is_a_sidecar_and_reports_the_address_of_its_pod() {
     let Some(engine) = engine().await else { return };
@@ -328,6 +366,18 @@ async fn a_slave_that_root_starts_runs_commands_as_kontrol_and_can_end_them() {
         .succeeds("s1", &["sh", "-c", "cat /proc/[0-9]*/comm"])
         .await;
     assert!(!list.contains("sleep\n"), "{list}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slave_that_could_not_end_its_commands_says_so_at_its_start() {
+    let Some(engine) = engine().await else { return };
+    let scene = Scene::start(engine).await;
+    let variables = slave_variables("root-1");
+    let root = ["--user=0:0", "--cap-add=SETUID,SETGID", "kontrol-slave"];
+    scene.launch("s1", &slave(&variables, &root)).await;
+    scene
+        .says("s1", "without the capabilities KILL: grant")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
