@@ -288,6 +288,25 @@ impl Scene {
         self.pods.lock().unwrap().push(pod.to_owned());
     }
 
+    /// Runs a container without a network to its end. Not in the foreground: podman then waits 20 s for its monitor, where
+    /// nothing reaps what lost its parent.
+    pub(crate) async fn once(&self, name: &str, args: &[&str]) -> Ran {
+        self.launch(name, &[&["--network=none"], args].concat())
+            .await;
+        let code = eventually(SOON, "end of the container", async || {
+            let state = self.inspect(name, "{{.State.Status}} {{.State.ExitCode}}");
+            let state = state.await;
+            let code = state.strip_prefix("exited ").map(str::parse);
+            code.ok_or_else(|| anyhow::anyhow!("{state}"))
+        })
+        .await;
+        let logs = self.engine.podman(&["logs", &self.name(name)]).await;
+        Ran {
+            code: code.ok(),
+            ..logs
+        }
+    }
+
     /// Has a container run a command.
     pub(crate) async fn exec(&self, name: &str, command: &[&str]) -> Ran {
         let full = self.name(name);

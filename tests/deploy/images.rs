@@ -63,6 +63,7 @@ fn version() -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_says_what_it_is_and_runs_as_nobody_in_particular() {
     let Some(engine) = engine().await else { return };
+    let scene = Scene::start(engine).await;
     let version = version();
     for (name, port) in [("kontrol-master", true), ("kontrol-slave", false)] {
         let image = image(engine, &format!("{name}:{version}")).await;
@@ -85,15 +86,17 @@ async fn an_image_says_what_it_is_and_runs_as_nobody_in_particular() {
         let wanted = json!(["CMD", "kontrol-master", "health"]);
         assert_eq!(checked, if port { wanted } else { Value::Null }, "{image}");
 
-        let said = engine.does(&["run", "--rm", name, "--version"]).await;
-        assert_eq!(said, format!("{name} {version}"));
-        // Of a base that is made of packages, what scanners read is there.
-        let flags = ["run", "--rm", "--entrypoint", "/bin/sh", name, "-c"];
-        let shell = async |text: &str| engine.does(&[&flags[..], &[text]].concat()).await;
-        let libc = shell("cat /var/lib/dpkg/status.d/libc6").await;
-        assert!(libc.contains("\nVersion: "), "{libc}");
-        assert_eq!(shell("id").await, WHO);
-        let trusted = shell("grep -c BEGIN /etc/ssl/certs/ca-certificates.crt").await;
+        let said = scene.once(name, &[name, "--version"]).await;
+        assert_eq!(said.stdout, format!("{name} {version}\n"), "{said:?}");
+        // Of a base that is made of packages, what scanners read is there, and so are the authorities.
+        let looks = "id; grep -m 1 ^Version: /var/lib/dpkg/status.d/libc6; grep -c BEGIN /etc/ssl/certs/ca-certificates.crt";
+        let shell = ["--entrypoint=/bin/sh", name, "-c", looks];
+        let found = scene.once(&format!("{name}-sh"), &shell).await.stdout;
+        let [who, libc, trusted] = found.lines().collect::<Vec<_>>()[..] else {
+            panic!("{found}");
+        };
+        assert_eq!(who, WHO);
+        assert!(libc.starts_with("Version: 2."), "{libc}");
         assert!(trusted.parse::<u32>().unwrap() > 50, "{trusted}");
     }
 }
@@ -101,7 +104,8 @@ async fn an_image_says_what_it_is_and_runs_as_nobody_in_particular() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_beyond_loopback_asks_who_comes_or_is_told_not_to() {
     let Some(engine) = engine().await else { return };
-    let refused = engine.podman(&["run", "--rm", "kontrol-master"]).await;
+    let scene = Scene::start(engine).await;
+    let refused = scene.once("m1", &["kontrol-master"]).await;
     assert_eq!(refused.code, Some(2), "{refused:?}");
     let words = "give --tokens or --client-ca";
     assert!(refused.stderr.contains(words), "{refused:?}");
