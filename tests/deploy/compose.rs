@@ -3,14 +3,11 @@
 //! The images of etcd and Prometheus are made of Debian's packages, for none can be pulled everywhere; Grafana is in no
 //! release of Debian, and is not started.
 
-use crate::containers::{Engine, Ran, engine, missing, run};
+use crate::containers::{Engine, LONG, Ran, engine, missing, run};
 use anyhow::{Context, ensure};
 use kontrol_tests::{house::project, ports, skip, wait::eventually};
 use serde_json::Value;
-use std::{collections::BTreeSet, process::Command, time::Duration};
-
-/// What starts ten containers and three etcd may take, on a machine that is busy.
-const LONG: Duration = Duration::from_secs(60);
+use std::{collections::BTreeSet, process::Command};
 
 /// All services but Grafana. Named one by one, for the podman-compose of Debian 12 knows no profiles.
 const SERVICES: [&str; 10] = [

@@ -8,7 +8,7 @@
 //! Nothing of this machine's own containers is seen or changed. What a test made goes with its [`Scene`].
 
 use anyhow::ensure;
-use kontrol_tests::{SOON, house::project, node::program, wait::eventually};
+use kontrol_tests::{house::project, node::program, wait::eventually};
 use std::{
     collections::hash_map::DefaultHasher,
     env,
@@ -21,8 +21,12 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     thread,
+    time::Duration,
 };
 use tokio::sync::OnceCell;
+
+/// A deadline for what happens in containers: podman itself may wait for 20 s, where nothing reaps what lost its parent.
+pub(crate) const LONG: Duration = Duration::from_secs(90);
 
 /// What a container is held to: no capability, no way to gain one, nothing to write to but /tmp.
 pub(crate) const HARDENED: [&str; 6] = [
@@ -288,23 +292,11 @@ impl Scene {
         self.pods.lock().unwrap().push(pod.to_owned());
     }
 
-    /// Runs a container without a network to its end. Not in the foreground: podman then waits 20 s for its monitor, where
-    /// nothing reaps what lost its parent.
-    pub(crate) async fn once(&self, name: &str, args: &[&str]) -> Ran {
-        self.launch(name, &[&["--network=none"], args].concat())
-            .await;
-        let code = eventually(SOON, "end of the container", async || {
-            let state = self.inspect(name, "{{.State.Status}} {{.State.ExitCode}}");
-            let state = state.await;
-            let code = state.strip_prefix("exited ").map(str::parse);
-            code.ok_or_else(|| anyhow::anyhow!("{state}"))
-        })
-        .await;
-        let logs = self.engine.podman(&["logs", &self.name(name)]).await;
-        Ran {
-            code: code.ok(),
-            ..logs
-        }
+    /// Starts a container of an image that only waits, for commands to be run in it. A container that ends by itself keeps
+    /// podman waiting for 20 s, where nothing reaps what lost its parent.
+    pub(crate) async fn idle(&self, name: &str, image: &str) {
+        let args = ["--entrypoint=/bin/sleep", image, "1000"];
+        self.launch(name, &args).await;
     }
 
     /// Has a container run a command.
@@ -316,7 +308,7 @@ impl Scene {
 
     /// Has a container run a command until it succeeds; what it wrote then to its standard output.
     pub(crate) async fn succeeds(&self, name: &str, command: &[&str]) -> String {
-        eventually(SOON, &format!("success of {command:?}"), async || {
+        eventually(LONG, &format!("success of {command:?}"), async || {
             let ran = self.exec(name, command).await;
             ensure!(ran.ok(), "{ran:?}");
             Ok(ran.stdout)
@@ -332,7 +324,7 @@ impl Scene {
 
     /// Waits until a container has written something.
     pub(crate) async fn says(&self, name: &str, text: &str) {
-        eventually(SOON, &format!("{text:?} from {name}"), async || {
+        eventually(LONG, &format!("{text:?} from {name}"), async || {
             let log = self.log(name).await;
             ensure!(log.contains(text), "{log}");
             Ok(())

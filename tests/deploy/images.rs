@@ -1,10 +1,10 @@
 //! The images `kontrol-master` and `kontrol-slave`: what is in them, how they start, serve, run commands and stop; and the
 //! slave in what others run.
 
-use crate::containers::{Engine, HARDENED, Ran, Scene, engine, missing, run};
+use crate::containers::{Engine, HARDENED, LONG, Ran, Scene, engine, missing, run};
 use anyhow::ensure;
 use kontrol_runtime::testing::{Authority, write};
-use kontrol_tests::{SOON, house::project, node, process::Process, wait::eventually};
+use kontrol_tests::{house::project, node, process::Process, wait::eventually};
 use serde_json::{Value, json};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
@@ -86,12 +86,12 @@ async fn an_image_says_what_it_is_and_runs_as_nobody_in_particular() {
         let wanted = json!(["CMD", "kontrol-master", "health"]);
         assert_eq!(checked, if port { wanted } else { Value::Null }, "{image}");
 
-        let said = scene.once(name, &[name, "--version"]).await;
-        assert_eq!(said.stdout, format!("{name} {version}\n"), "{said:?}");
+        scene.idle(name, name).await;
+        let said = scene.succeeds(name, &[name, "--version"]).await;
+        assert_eq!(said, format!("{name} {version}\n"));
         // Of a base that is made of packages, what scanners read is there, and so are the authorities.
         let looks = "id; grep -m 1 ^Version: /var/lib/dpkg/status.d/libc6; grep -c BEGIN /etc/ssl/certs/ca-certificates.crt";
-        let shell = ["--entrypoint=/bin/sh", name, "-c", looks];
-        let found = scene.once(&format!("{name}-sh"), &shell).await.stdout;
+        let found = scene.succeeds(name, &["sh", "-c", looks]).await;
         let [who, libc, trusted] = found.lines().collect::<Vec<_>>()[..] else {
             panic!("{found}");
         };
@@ -105,7 +105,8 @@ async fn an_image_says_what_it_is_and_runs_as_nobody_in_particular() {
 async fn a_master_beyond_loopback_asks_who_comes_or_is_told_not_to() {
     let Some(engine) = engine().await else { return };
     let scene = Scene::start(engine).await;
-    let refused = scene.once("m1", &["kontrol-master"]).await;
+    scene.idle("m1", "kontrol-master").await;
+    let refused = scene.exec("m1", &["kontrol-master"]).await;
     assert_eq!(refused.code, Some(2), "{refused:?}");
     let words = "give --tokens or --client-ca";
     assert!(refused.stderr.contains(words), "{refused:?}");
@@ -125,7 +126,7 @@ async fn a_tier_of_containers_that_may_do_nothing_does_all() {
 
     // The callback has run, as the user of the image.
     let state = ["kontrol-master", "state"];
-    eventually(SOON, "state of the callback", async || {
+    eventually(LONG, "state of the callback", async || {
         let state = scene.exec("m1", &state).await;
         ensure!(state.stdout.trim() == r#"{"ran":1}"#, "{state:?}");
         Ok(())
@@ -162,7 +163,7 @@ async fn reaps_what_is_handed_to_it(scene: &Scene) {
     let orphans = "for i in 1 2 3; do (sleep 0.2 & sleep 0.1 &) ; done";
     scene.succeeds("s1", &["sh", "-c", orphans]).await;
     let list = "cat /proc/[0-9]*/stat 2>/dev/null; true";
-    eventually(SOON, "end of the orphans", async || {
+    eventually(LONG, "end of the orphans", async || {
         let listed = scene.succeeds("s1", &["sh", "-c", list]).await;
         ensure!(!listed.contains("(sleep)"), "{listed}");
         Ok(())
@@ -178,7 +179,7 @@ async fn says_goodbye(scene: &Scene) {
     let dir = tempfile::tempdir().unwrap();
     let watch = Process::spawn("watch", &mut watch, &dir.path().join("watch"));
     let shows = async |text: &str| {
-        eventually(SOON, text, async || {
+        eventually(LONG, text, async || {
             ensure!(watch.log().contains(text), "{}", watch.log());
             Ok(())
         })
@@ -231,7 +232,7 @@ async fn a_master_that_speaks_tls_is_found_healthy_whoever_signed_its_certificat
         .await;
     let name = scene.name("m1");
     let check = async || engine.podman(&["healthcheck", "run", &name]).await;
-    eventually(SOON, "healthy master", async || {
+    eventually(LONG, "healthy master", async || {
         let ran = check().await;
         ensure!(ran.ok(), "{ran:?}");
         Ok(())
@@ -333,7 +334,7 @@ async fn the_slave_is_a_sidecar_and_reports_the_address_of_its_pod() {
     scene.launch("slave", &flags).await;
 
     let pods = ["kontrol-master", "pods", "--output", "json"];
-    let ip = eventually(SOON, "pod", async || {
+    let ip = eventually(LONG, "pod", async || {
         let ran = scene.exec("m1", &pods).await;
         let pods: Value = serde_json::from_str(&ran.stdout)?;
         let ip = pods["pods"][0]["ip"].as_str().map(str::to_owned);
