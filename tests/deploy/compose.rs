@@ -3,7 +3,7 @@
 //! The images of etcd and Prometheus are made of Debian's packages, for none can be pulled everywhere; Grafana is in no
 //! release of Debian, and is not started.
 
-use crate::containers::{Engine, LONG, Ran, engine, missing, run};
+use crate::containers::{Engine, LONG, Ran, engine, missing, run, turn};
 use anyhow::{Context, ensure};
 use kontrol_tests::{house::project, ports, skip, wait::eventually};
 use serde_json::Value;
@@ -131,6 +131,7 @@ async fn one_command_brings_up_all_of_it_and_the_loop_is_seen() {
     engine
         .debian("localhost/test-prometheus", &["prometheus"], start)
         .await;
+    let _turn = turn().await;
     let project = Project {
         engine,
         name: format!("kontroltest{}", std::process::id()),

@@ -23,7 +23,7 @@ use std::{
     thread,
     time::Duration,
 };
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 /// A deadline for what happens in containers: podman itself may wait for 20 s, where nothing reaps what lost its parent.
 pub(crate) const LONG: Duration = Duration::from_secs(90);
@@ -234,12 +234,23 @@ pub(crate) async fn run(mut command: Command) -> Ran {
     Ran::of(ran.unwrap().unwrap())
 }
 
+/// One network with names at a time: the server of names, which is one for all of them, can lose a network that comes while
+/// another goes.
+static TURN: Semaphore = Semaphore::const_new(1);
+
+/// Waits until no other test has a network. Hold it as long as there is one.
+pub(crate) async fn turn() -> SemaphorePermit<'static> {
+    TURN.acquire().await.unwrap()
+}
+
 /// A network, and containers in it that are called by names of their own there.
 pub(crate) struct Scene {
     pub(crate) engine: &'static Engine,
     prefix: String,
     containers: Mutex<Vec<String>>,
     pods: Mutex<Vec<String>>,
+    /// Given back when all else is gone.
+    _turn: SemaphorePermit<'static>,
 }
 
 impl Scene {
@@ -253,8 +264,14 @@ impl Scene {
             prefix: format!("kontrol-test-{}-{number}", std::process::id()),
             containers: Mutex::default(),
             pods: Mutex::default(),
+            _turn: turn().await,
         };
-        engine.does(&["network", "create", &scene.prefix]).await;
+        // Not where other engines of this machine begin.
+        let (high, low) = (64 + std::process::id() % 128, number % 256);
+        let subnet = format!("--subnet=10.{high}.{low}.0/24");
+        engine
+            .does(&["network", "create", &subnet, &scene.prefix])
+            .await;
         scene
     }
 
