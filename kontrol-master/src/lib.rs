@@ -36,6 +36,7 @@
 //!
 //! ```text
 //! main ──▶ server ──▶ serve ──▶ action ──▶ ensemble ──▶ cluster ──▶ kontrol-core
+//!   ├────▶ health ────────▶ config, the port of the master beside it
 //!   ├────▶ trial ─────────────────────────▶ callback, kontrol-cli
 //!   └────▶ kontrol-cli ────────────────────────────────────────────────▲
 //! ```
@@ -48,6 +49,7 @@ pub mod config;
 pub mod ensemble;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
+pub mod health;
 pub mod metrics;
 pub mod serve;
 pub mod server;

@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use kontrol_cli as cli;
 use kontrol_master::{
     config::ServeArgs,
+    health::{self, HealthArgs, HealthError},
     server::Server,
     token::{self, TokenCommand},
     trial::{self, CallbackCommand},
@@ -18,8 +19,8 @@ const NAME: &str = "kontrol-master";
 
 /// Keeps the roster of live pods in etcd, elects a leader, and runs your callback there when the roster changes.
 ///
-/// Without a command it serves. With one it asks a master that does; `callback test` and `token new` need none. Each flag can be given as a
-/// variable instead, but for most of `exec`, of `callback test`, of `token new`, and of what operates a tier: --some-flag is
+/// Without a command it serves. With one it asks a master that does; `callback test` and `token new` need none, and `health` asks the one beside it. Each flag can be given as a
+/// variable instead, but for most of `exec`, of `callback test`, of `token new`, of `health`, and of what operates a tier: --some-flag is
 /// KONTROL_SOME_FLAG. Flags win. A DURATION is 25 (seconds), 25s, 500ms, 2m or 1h. Wrong settings end with
 /// code 2 before anything is bound.
 #[derive(Debug, Parser)]
@@ -45,6 +46,11 @@ enum Command {
     /// Try a callback here, before a master runs it
     #[command(subcommand, arg_required_else_help = false)]
     Callback(CallbackCommand),
+    /// Tell by the exit code whether the master beside this command is ready: 0, or 1 and why not
+    ///
+    /// It is for health checks, in the image of the master for instance, and takes neither token nor shell. The master's settings
+    /// are read from its variables; where it was given them as flags, give --endpoint.
+    Health(HealthArgs),
     /// Make a token, by which a master knows who asks
     #[command(subcommand, arg_required_else_help = false)]
     Token(TokenCommand),
@@ -67,6 +73,7 @@ fn run() -> ExitCode {
         Ok(cli) => match cli.command {
             Some(Command::Ask(command)) => ask(command),
             Some(Command::Callback(command)) => try_callback(command),
+            Some(Command::Health(args)) => tell_health(&cli.serve, args),
             Some(Command::Token(command)) => make_token(command),
             None => serve(cli.serve),
         },
@@ -119,6 +126,20 @@ fn make_token(command: TokenCommand) -> ExitCode {
             ExitCode::from(command_line::WRONG_SETTINGS)
         }
         Err(error) => command_line::fail(NAME, &error),
+    }
+}
+
+fn tell_health(serve: &ServeArgs, args: HealthArgs) -> ExitCode {
+    let told = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(health::run(serve, args)),
+        Err(error) => {
+            return command_line::fail(NAME, &format_args!("can't start the runtime: {error}"));
+        }
+    };
+    match told {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(HealthError::Settings(mistakes)) => command_line::refuse_settings(NAME, &mistakes),
+        Err(error @ HealthError::NotReady(..)) => command_line::fail(NAME, &error),
     }
 }
 
@@ -175,6 +196,7 @@ mod tests {
     /// than it says. `run`, `hold`, `evict`: what was set once would go on with each of them. A callback that asks for a run
     /// would do so again and again, or wait for one that comes behind itself; and a reason would be told of what has another.
     /// `new`: whose token is made is said each time.
+    /// `health`: what clients are told to ask is not the master beside it.
     /// `test`: which callback is tried, and which tier it reads or acts on, is said where it is run.
     fn without_variable(command: &str) -> &'static [&'static str] {
         match command {
@@ -198,6 +220,7 @@ mod tests {
             "hold" => &["for"],
             "evict" => &["reason"],
             "new" => &["role", "name", "valid"],
+            "health" => &["endpoint", "timeout"],
             _ => &[],
         }
     }

@@ -293,7 +293,7 @@ fn own_url(config: &Config, own: SocketAddr, advertised: &watch::Receiver<Advert
 }
 
 /// The address by which this process reaches its own listener.
-fn own_address(bound: IpAddr) -> IpAddr {
+pub(crate) fn own_address(bound: IpAddr) -> IpAddr {
     match bound {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

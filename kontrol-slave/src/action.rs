@@ -36,7 +36,10 @@ use crate::masters::{Endpoint, Tier};
 use handler::Handler;
 use kontrol_runtime::process::{OWN_EXECUTABLE, User};
 use policy::Policy;
-use rustix::process::geteuid;
+use rustix::{
+    process::geteuid,
+    thread::{CapabilitySet, capabilities},
+};
 use std::path::PathBuf;
 
 /// How many commands run at once unless the settings say otherwise.
@@ -84,5 +87,27 @@ impl Settings {
                 "actions run as root, for there is no user `kontrol` on this host; name another with --user"
             );
         }
+        if trusted && let Some(user) = self.user.as_ref().filter(|user| !user.is_current()) {
+            let missing = missing_capabilities();
+            if !missing.is_empty() {
+                tracing::warn!(
+                    "actions can't be run as {}, or not be ended, without the capabilities {}: grant them, or start this program as that user",
+                    user.name,
+                    missing.join(", ")
+                );
+            }
+        }
     }
+}
+
+/// What root lacks, in a container for instance, to become another user, and to kill what runs as that one.
+fn missing_capabilities() -> Vec<&'static str> {
+    let has = capabilities(None).map_or(CapabilitySet::all(), |sets| sets.effective);
+    let needed = [
+        ("SETUID", CapabilitySet::SETUID),
+        ("SETGID", CapabilitySet::SETGID),
+        ("KILL", CapabilitySet::KILL),
+    ];
+    let missing = needed.iter().filter(|(_, one)| !has.contains(*one));
+    missing.map(|(name, _)| *name).collect()
 }

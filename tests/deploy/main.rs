@@ -1,5 +1,6 @@
-//! What is deployed, started for real: packages and units on a small machine with systemd, and the stories of
-//! `deploy/examples`, each with the programs that it is about, while things are killed.
+//! What is deployed, started for real: images and what is made of them, packages and units on a small machine with systemd,
+//! and the stories of `deploy/examples`, each with the programs that it is about, while things are killed. Where a machine
+//! lacks what it takes, a test says SKIPPED.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,7 +8,10 @@
 )]
 
 mod alerting;
+mod compose;
 mod configuration;
+mod containers;
 mod guide;
 mod healing;
+mod images;
 mod systemd;

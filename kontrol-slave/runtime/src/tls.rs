@@ -5,9 +5,11 @@
 
 mod explain;
 mod pem;
+mod pinned;
 
 pub use explain::{explain, explain_text};
 pub use pem::{certificates, private_key, roots};
+pub use pinned::pinned;
 
 use rustls::{
     ClientConfig, ConfigBuilder, RootCertStore, client::WantsClientCert, crypto::CryptoProvider,

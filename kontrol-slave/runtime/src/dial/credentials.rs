@@ -55,6 +55,7 @@ pub struct Credentials(Arc<Sources>);
 #[derive(Debug, Clone, Default)]
 struct Sources {
     ca: Option<PathBuf>,
+    pinned: Option<PathBuf>,
     identity: Option<(PathBuf, PathBuf)>,
     token: Option<Token>,
 }
@@ -102,6 +103,12 @@ impl Credentials {
     /// Trusts the authorities in this file, and no others.
     pub fn with_ca(self, ca: impl Into<PathBuf>) -> Self {
         self.change(|sources| sources.ca = Some(ca.into()))
+    }
+
+    /// Trusts the first certificate in this file, whatever name was dialled and whoever signed it, and no other: for a master
+    /// on the same host, whose file it is.
+    pub fn with_pinned(self, certificate: impl Into<PathBuf>) -> Self {
+        self.change(|sources| sources.pinned = Some(certificate.into()))
     }
 
     /// Shows this certificate to whoever asks for one.
@@ -212,11 +219,11 @@ impl Sources {
     }
 
     fn config(&self) -> Result<ClientConfig, TlsError> {
-        let roots = match &self.ca {
-            Some(ca) => tls::roots(ca)?,
-            None => tls::system_roots()?,
+        let builder = match (&self.pinned, &self.ca) {
+            (Some(certificate), _) => tls::pinned(certificate)?,
+            (None, Some(ca)) => tls::client(tls::roots(ca)?)?,
+            (None, None) => tls::client(tls::system_roots()?)?,
         };
-        let builder = tls::client(roots)?;
         let mut config = match &self.identity {
             None => builder.with_no_client_auth(),
             Some((cert, key)) => {

@@ -174,6 +174,22 @@ async fn a_master_over_tls_is_told_who_asks_by_token() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_known_is_trusted_by_itself_and_no_other_is() {
+    let (files, authority) = (Files::new(), Authority::new("one"));
+    let signed = authority.sign(&["elsewhere.example"]);
+    let master = Master::start(any(), Some(speaks(&signed)));
+    let own = files.pair("own", &signed);
+    let knows = Credentials::none().with_pinned(own.cert);
+    let channel = connect(master.target(true), &knows, options()).await;
+    ask(&channel.unwrap()).await.unwrap();
+
+    let another = files.pair("another", &authority.sign(&["m1.example"]));
+    let mistaken = Credentials::none().with_pinned(another.cert);
+    let told = refusal(master.target(true), &mistaken).await;
+    assert!(told.contains("not the one that is known"), "{told}");
+}
+
+#[tokio::test]
 async fn a_connection_that_is_made_again_reads_all_files_anew() {
     let (files, first) = (Files::new(), Authority::new("first"));
     let tls = |authority: &Authority| speaks(&authority.sign(&["m1.example"]));

@@ -64,6 +64,9 @@ fn certificate(error: &CertificateError) -> String {
             "the certificate of the other end becomes valid in {}: do the clocks agree?",
             span(*time, *not_before)
         ),
+        CertificateError::ApplicationVerificationFailure => {
+            "the certificate of the other end is not the one that is known".to_owned()
+        }
         CertificateError::NotValidForName => {
             "the certificate of the other end is not for the name that was dialled".to_owned()
         }
