@@ -97,6 +97,12 @@ fn secrets(dir: &Path, options: &[&str]) -> String {
     String::from_utf8(ran.stdout).unwrap()
 }
 
+/// Those of one tier.
+fn of_a_tier() -> Vec<Value> {
+    let dir = tempfile::tempdir().unwrap();
+    secrets_in(&secrets(dir.path(), &[]))
+}
+
 /// The Secrets in what it made, as `<namespace>/<name>`.
 fn named(yaml: &str) -> BTreeSet<String> {
     let names = secrets_in(yaml).into_iter().map(|secret| {
@@ -107,12 +113,9 @@ fn named(yaml: &str) -> BTreeSet<String> {
 }
 
 /// The pods of some ways to deploy, together. None, said aloud, where podman can't run them.
-fn cluster(rendered: &Value, sets: &[&str]) -> Option<Cluster> {
-    let dir = tempfile::tempdir().unwrap();
-    let mut objects = secrets_in(&secrets(dir.path(), &[]));
-    for name in sets {
-        objects.extend_from_slice(list(&rendered["sets"][name]));
-    }
+fn cluster(rendered: &Value, secrets: Vec<Value>, sets: &[&str]) -> Option<Cluster> {
+    let sets = sets.iter().flat_map(|name| list(&rendered["sets"][name]));
+    let objects = secrets.into_iter().chain(sets.cloned()).collect();
     match Cluster::make(objects) {
         Ok(mut cluster) => {
             cluster.start();
@@ -126,15 +129,9 @@ fn cluster(rendered: &Value, sets: &[&str]) -> Option<Cluster> {
 }
 
 /// What the operator is told of the roster, once these pods are in it.
-async fn roster(cluster: &Cluster, master: &str, wanted: &[&str]) -> Vec<Value> {
+async fn roster(cluster: &Cluster, master: &str, at: &str, wanted: &[&str]) -> Vec<Value> {
     eventually(2 * SOON, "pods in the roster", async || {
-        let ask = [
-            "pods",
-            "--endpoint",
-            "https://kontrol-masters",
-            "--output",
-            "json",
-        ];
+        let ask = ["pods", "--endpoint", at, "--output", "json"];
         let said: Value = serde_json::from_str(&cluster.ask(master, &ask)?)?;
         let mut pods = list(&said["pods"]).to_vec();
         pods.sort_by_key(|pod| pod["id"].to_string());
@@ -149,12 +146,18 @@ async fn roster(cluster: &Cluster, master: &str, wanted: &[&str]) -> Vec<Value> 
 async fn the_pods_of_the_base_run_and_those_of_the_app_are_in_their_roster() {
     let _permit = heavy().await;
     let Some(rendered) = rendered() else { return };
-    let Some(cluster) = cluster(&rendered, &["base", "app"]) else {
+    let Some(cluster) = cluster(&rendered, of_a_tier(), &["base", "app"]) else {
         return;
     };
     cluster.is_ready().await;
     let master = "kontrol-masters-0";
-    let pods = roster(&cluster, master, &["web-0", "web-1"]).await;
+    let pods = roster(
+        &cluster,
+        master,
+        "https://kontrol-masters",
+        &["web-0", "web-1"],
+    )
+    .await;
     for pod in &pods {
         let given = cluster.pods.iter().find(|it| it.name == text(&pod["id"]));
         assert_eq!(text(&pod["ip"]), given.unwrap().ip, "{pod}");
@@ -200,6 +203,32 @@ async fn the_pods_of_the_base_run_and_those_of_the_app_are_in_their_roster() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_be_looked_at_runs_without_any_secret() {
+    let _permit = heavy().await;
+    let Some(rendered) = rendered() else { return };
+    for (set, master, pods) in [
+        ("overlays/memory", "kontrol-masters-0", ["web-0", "web-1"]),
+        (
+            "chart/memory",
+            "kontrol-masters-0",
+            ["kontrol-web-0", "kontrol-web-1"],
+        ),
+    ] {
+        let Some(cluster) = cluster(&rendered, Vec::new(), &[set]) else {
+            return;
+        };
+        cluster.is_ready().await;
+        // As the guide has it, without an endpoint.
+        roster(&cluster, master, "http://kontrol.kontrol.svc", &pods).await;
+        let ran = cluster.ask(
+            master,
+            &["exec", "--all", "--output", "raw", "--", "id", "-u"],
+        );
+        assert_eq!(ran.unwrap(), "10001\n10001\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn three_masters_over_three_etcd_find_one_another_and_go_on_without_their_leader() {
     let _permit = heavy().await;
     let Some(rendered) = rendered() else { return };
@@ -207,7 +236,7 @@ async fn three_masters_over_three_etcd_find_one_another_and_go_on_without_their_
         skip("there is no etcd");
         return;
     }
-    let Some(cluster) = cluster(&rendered, &["overlays/etcd", "app"]) else {
+    let Some(cluster) = cluster(&rendered, of_a_tier(), &["overlays/mixed"]) else {
         return;
     };
     cluster.is_ready().await;
@@ -227,8 +256,9 @@ async fn three_masters_over_three_etcd_find_one_another_and_go_on_without_their_
         .await
     };
     let before = status(masters[0]).await;
+    // Each is a pod of the tier as well, and tells of all of them.
     for master in masters {
-        roster(&cluster, master, &["web-0", "web-1"]).await;
+        roster(&cluster, master, "https://kontrol", &masters).await;
     }
     let leader = text(&before["leader"]["id"]).to_owned();
     let other = masters.iter().find(|name| **name != leader).unwrap();
@@ -239,7 +269,10 @@ async fn three_masters_over_three_etcd_find_one_another_and_go_on_without_their_
         let said: Value = serde_json::from_str(&cluster.ask(other, &ask)?)?;
         let leads = said["leader"]["id"].as_str().unwrap_or_default();
         ensure!(!leads.is_empty() && leads != leader, "{said}");
-        ensure!(said["podCount"] == 2, "{said}");
+        ensure!(
+            said["podCount"] == 2,
+            "the one that was killed has left: {said}"
+        );
         Ok(())
     })
     .await;
@@ -364,6 +397,32 @@ fn versions_are_those_of_the_programs() {
             text.contains(&format!("newTag: {version}\n")),
             "{folder}: {text}"
         );
+    }
+}
+
+/// The operator's guide tells every folder, and what it has run is there.
+#[test]
+fn the_guide_names_what_is_there() {
+    let root = project().join("deploy/kubernetes");
+    let guide = fs::read_to_string(project().join("deploy/README.md")).unwrap();
+    let (_, section) = guide.split_once("\n## On Kubernetes\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let mut folders = vec!["app".to_owned(), "base".to_owned()];
+    for kind in ["components", "overlays"] {
+        let names = fs::read_dir(root.join(kind)).unwrap().flatten();
+        folders.extend(names.map(|it| format!("{kind}/{}", it.file_name().to_str().unwrap())));
+    }
+    for folder in folders {
+        assert!(
+            section.contains(&format!("`{folder}`")),
+            "the guide lacks {folder}"
+        );
+    }
+    let words = section
+        .split([' ', '`'])
+        .map(|word| word.trim_end_matches([',', ':']));
+    for path in words.filter(|word| word.starts_with("deploy/")) {
+        assert!(project().join(path).exists(), "the guide names {path}");
     }
 }
 

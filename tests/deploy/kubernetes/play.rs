@@ -260,26 +260,21 @@ impl Cluster {
         }
     }
 
-    /// Has a container run a command, with what the operator shows.
+    /// Has a master's container run the command line, with what the operator shows, where there is one.
     pub(super) fn ask(&self, pod: &str, command: &[&str]) -> Result<String, anyhow::Error> {
-        let secret = self
-            .objects
-            .iter()
-            .find(|object| object["metadata"]["name"] == "kontrol-operator")
-            .unwrap();
-        let token = BASE64_STANDARD.decode(text(&secret["data"]["token"]))?;
-        let token = format!("KONTROL_TOKEN={}", String::from_utf8(token)?.trim());
-        let container = format!("{pod}-master");
-        let exec = [
-            "exec",
-            "--env",
-            &token,
-            "--env",
-            "KONTROL_TOKEN_FILE=",
-            &container,
-            "kontrol-master",
-        ];
-        let ran = output(&mut self.podman.command(&[&exec[..], command].concat()));
+        let mut variables = vec!["--env=KONTROL_TOKEN_FILE=".to_owned()];
+        let mut objects = self.objects.iter();
+        let operator = objects.find(|object| object["metadata"]["name"] == "kontrol-operator");
+        if let Some(operator) = operator {
+            let token = BASE64_STANDARD.decode(text(&operator["data"]["token"]))?;
+            let token = String::from_utf8(token)?;
+            variables.push(format!("--env=KONTROL_TOKEN={}", token.trim()));
+        }
+        let mut exec = self.podman.command(&["exec"]);
+        exec.args(variables)
+            .args([&format!("{pod}-master"), "kontrol-master"])
+            .args(command);
+        let ran = output(&mut exec);
         ensure!(ran.status.success(), "{ran:?}");
         Ok(String::from_utf8(ran.stdout)?)
     }
