@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The objects, by kind, namespace and name.
 pub(super) struct Set<'a> {
-    name: &'a str,
+    name: String,
     objects: &'a [Value],
 }
 
@@ -64,8 +64,9 @@ pub(super) fn secrets_in(yaml: &str) -> Vec<Value> {
 }
 
 impl<'a> Set<'a> {
-    pub(super) fn new(name: &'a str, objects: &'a [Value]) -> Self {
+    pub(super) fn new(name: &str, objects: &'a [Value]) -> Self {
         assert!(!objects.is_empty(), "{name} is empty");
+        let name = name.to_owned();
         Self { name, objects }
     }
 
