@@ -1,9 +1,9 @@
 //! Pods as they are rendered, run by `podman kube play`, and what a kubelet and a cluster do for them beside that.
 //!
 //! Podman 4.3 reads a Pod, its containers, their security contexts, resources, mounts, `envFrom` and `emptyDir`, and holds
-//! them to it. It knows no downward API, loses the modes of files, hands Secrets out in base64, and asks probes with a curl
-//! inside of the container. So files are put into folders here, with the owner and modes that a kubelet gives them; names of
-//! pods, nodes and Services are filled in; and probes are asked from outside.
+//! them to it. It knows no downward API, loses the modes of files, hands Secrets out in base64, asks probes with a curl inside
+//! of the container, and takes the ports of containers from this machine as well. So files are put into folders here, with the
+//! owner and modes that a kubelet gives them; names of pods, nodes and Services are filled in; probes are asked from outside.
 
 use super::{
     objects::{list, text},
@@ -119,8 +119,8 @@ impl Cluster {
         let mut spec = template["spec"].clone();
         for container in spec["containers"].as_array_mut().unwrap() {
             let container = container.as_object_mut().unwrap();
-            for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
-                container.remove(probe);
+            for field in ["startupProbe", "livenessProbe", "readinessProbe", "ports"] {
+                container.remove(field);
             }
             let mut filled: Vec<(String, String)> = Vec::new();
             for variable in list(container.get("env").unwrap_or(&Value::Null)) {
