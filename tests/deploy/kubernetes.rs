@@ -462,6 +462,15 @@ fn secrets_are_made_once_and_told_again() {
     assert!(read("kontrol-upper.tokens").ends_with(&as_pods));
     assert!(!lower.contains(&as_pods));
 
+    // What an operator adds counts too.
+    fs::write(
+        dir.path().join("more-tokens"),
+        "reader prometheus sha256:00\n",
+    )
+    .unwrap();
+    secrets(dir.path(), &[]);
+    assert!(read("kontrol.tokens").ends_with("\nreader prometheus sha256:00\n"));
+
     // With an authority of somebody else's: no certificate.
     let other = tempfile::tempdir().unwrap();
     let ca = dir.path().join("ca.pem");
