@@ -25,6 +25,19 @@ VERSIONS = ["1.25.0", kubernetes_validate.latest_version()]
 ROOT = pathlib.Path(sys.argv[1])
 KUSTOMIZED = ["base", "app", *(f"overlays/{name}" for name in ["memory", "etcd", "cert-manager", "mixed", "chain"])]
 
+# An app beside a master, restricted like all of them.
+BESIDE = {
+    "name": "app",
+    "image": "registry.k8s.io/pause:3.10",
+    "resources": {"requests": {"cpu": "10m"}, "limits": {"memory": "64Mi"}},
+    "securityContext": {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    },
+    "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+}
+
 # Release, namespace, values.
 CHARTS = {
     "default": ("kontrol", "kontrol", {}),
@@ -60,7 +73,12 @@ CHARTS = {
         "serviceMonitor": {"enabled": True},
         "settings": {"KONTROL_OPEN_METRICS": "yes"},
     }),
-    "mixed": ("kontrol", "kontrol", {"mixed": True}),
+    "mixed": ("kontrol", "kontrol", {
+        "mixed": True,
+        "extraContainers": [BESIDE],
+        "extraVolumes": [{"name": "data", "emptyDir": {}}],
+        "extraVolumeMounts": [{"name": "data", "mountPath": "/data", "readOnly": True}],
+    }),
     "chain": ("kontrol", "kontrol", {"upstream": "https://kontrol-masters.kontrol-upper.svc"}),
     "bare": ("kontrol", "kontrol", {
         "networkPolicy": {"enabled": False},

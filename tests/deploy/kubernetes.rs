@@ -17,6 +17,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
 };
 
 /// The folder that has kubernetes-validate, and beside it the Python that knows it.
@@ -31,22 +32,29 @@ fn python() -> Option<PathBuf> {
 }
 
 /// Everything rendered, as `kubernetes.py` tells it. None, said aloud, where it can't be.
-fn rendered() -> Option<Value> {
-    let Some(python) = python() else {
-        skip("there is no kubernetes-validate, see tests/packages.sh");
-        return None;
-    };
-    let kubectl = kubectl()?;
-    let script = project().join("tests/deploy/kubernetes.py");
+fn rendered() -> Option<&'static Value> {
+    static RENDERED: OnceLock<Result<Value, &str>> = OnceLock::new();
+    match RENDERED.get_or_init(render) {
+        Ok(rendered) => Some(rendered),
+        Err(why) => {
+            skip(&format!("{why}, see tests/packages.sh"));
+            None
+        }
+    }
+}
+
+fn render() -> Result<Value, &'static str> {
+    let python = python().ok_or("there is no kubernetes-validate")?;
+    let kubectl = kubectl().ok_or("there is no kubectl with kustomize 5")?;
     let path = env::var("PATH").unwrap_or_default();
     let ran = Command::new(python)
-        .arg(script)
+        .arg(project().join("tests/deploy/kubernetes.py"))
         .arg(project())
         .env("PATH", format!("{}:{path}", kubectl.display()))
         .output()
         .unwrap();
     assert!(ran.status.success(), "{ran:?}");
-    Some(serde_json::from_slice(&ran.stdout).unwrap())
+    Ok(serde_json::from_slice(&ran.stdout).unwrap())
 }
 
 /// The folder with a kubectl whose kustomize is new enough: that of Debian 12 is of 2020, and knows no components.
@@ -54,7 +62,7 @@ fn kubectl() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let fetched = fs::read_dir(project().join("target/pypi"));
     let fetched = fetched.into_iter().flatten().flatten();
-    let found = env::split_paths(&path)
+    env::split_paths(&path)
         .chain(fetched.map(|folder| folder.path().join("bin")))
         .find(|dir| {
             let version = Command::new(dir.join("kubectl"))
@@ -63,11 +71,7 @@ fn kubectl() -> Option<PathBuf> {
             version.is_ok_and(|ran| {
                 String::from_utf8_lossy(&ran.stdout).contains("Kustomize Version: v5")
             })
-        });
-    if found.is_none() {
-        skip("there is no kubectl with kustomize 5, see tests/packages.sh");
-    }
-    found
+        })
 }
 
 /// The variables that a program knows, as its help tells them.
@@ -146,7 +150,7 @@ async fn roster(cluster: &Cluster, master: &str, at: &str, wanted: &[&str]) -> V
 async fn the_pods_of_the_base_run_and_those_of_the_app_are_in_their_roster() {
     let _permit = heavy().await;
     let Some(rendered) = rendered() else { return };
-    let Some(cluster) = cluster(&rendered, of_a_tier(), &["base", "app"]) else {
+    let Some(cluster) = cluster(rendered, of_a_tier(), &["base", "app"]) else {
         return;
     };
     cluster.is_ready().await;
@@ -214,7 +218,7 @@ async fn what_is_to_be_looked_at_runs_without_any_secret() {
             ["kontrol-web-0", "kontrol-web-1"],
         ),
     ] {
-        let Some(cluster) = cluster(&rendered, Vec::new(), &[set]) else {
+        let Some(cluster) = cluster(rendered, Vec::new(), &[set]) else {
             return;
         };
         cluster.is_ready().await;
@@ -236,7 +240,7 @@ async fn three_masters_over_three_etcd_find_one_another_and_go_on_without_their_
         skip("there is no etcd");
         return;
     }
-    let Some(cluster) = cluster(&rendered, of_a_tier(), &["overlays/mixed"]) else {
+    let Some(cluster) = cluster(rendered, of_a_tier(), &["overlays/mixed"]) else {
         return;
     };
     cluster.is_ready().await;
