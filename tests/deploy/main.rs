@@ -1,6 +1,6 @@
 //! What is deployed, started for real: images and what is made of them, packages and units on a small machine with systemd,
-//! and the stories of `deploy/examples`, each with the programs that it is about, while things are killed. Where a machine
-//! lacks what it takes, a test says SKIPPED.
+//! what Kubernetes is given, and the stories of `deploy/examples`, each with the programs that it is about, while things
+//! are killed. Where a machine lacks what it takes, a test says SKIPPED.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,4 +14,5 @@ mod containers;
 mod guide;
 mod healing;
 mod images;
+mod kubernetes;
 mod systemd;
