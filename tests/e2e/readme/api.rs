@@ -70,7 +70,7 @@ async fn grpcurl_is_answered_as_shown() {
         ),
         (
             "describe kontrol.v1.PingRequest",
-            "  // The pod's name.\n  string id = 2;",
+            "  // The pod's name.\n  string id = 2 ",
         ),
         ("/GetEnsemble", "\"podCount\": 2"),
         ("/ListPods", "\"ip\": \"10.0.0.7\""),
