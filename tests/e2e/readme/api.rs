@@ -113,7 +113,7 @@ async fn curl_is_answered_as_shown() {
         ("?role=web", "\"id\":\"web-1\""),
         ("| @tsv'", "2\tcart-1\t10.0.0.9\n"),
         (":explain", "\"live\":true"),
-        ("@base64d", "web-1\n"),
+        ("base64 -d", "web-1\n"),
         ("/v1/actions?pageSize", "\"actions\":[{"),
         ("-X PUT localhost:8000/v1/state", "\"revision\":"),
         (":8000/state", "{\"primary\":\"db-1\"}"),
