@@ -89,7 +89,7 @@ impl Slave {
     }
 
     /// How each tier fares, in the order in which they were given: who answered last and when, the pod's key and seq there, and
-    /// what is wrong if something is.
+    /// what is wrong if something is. Of a slave that has ended: how they fared last.
     pub fn status(&self) -> Vec<TierStatus> {
         self.status.borrow().clone()
     }
@@ -104,7 +104,13 @@ impl Slave {
     pub async fn ready(&self) -> Result<(), Ended> {
         let counted = |all: &Vec<TierStatus>| all.iter().any(|tier| tier.last_answer.is_some());
         let mut status = self.status.clone();
-        status.wait_for(counted).await.map(drop).map_err(|_| Ended)
+        let known = status.wait_for(counted).await;
+        // What was told last stays readable.
+        known
+            .ok()
+            .filter(|_| !self.ended.is_cancelled())
+            .map(drop)
+            .ok_or(Ended)
     }
 
     /// The incarnation of the pod: 16 hex digits, drawn at the start.

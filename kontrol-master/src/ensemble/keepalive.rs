@@ -156,12 +156,14 @@ impl Keepalives {
         let sign = {
             let view = self.roster.peek();
             let member = view.member(key);
-            let Some(member) = member.filter(|member| {
-                Arc::ptr_eq(&member.pod, pod) && member.is_latest(member.mod_revision)
-            }) else {
+            let Some(member) = member.filter(|member| Arc::ptr_eq(&member.pod, pod)) else {
                 return Ok(None);
             };
+            // Noted first: whoever is about to remove the pod marks it, and then looks for what was noted.
             member.heard.touch(at, beat, Some(self.me));
+            if !member.is_latest(member.mod_revision) {
+                return Ok(None);
+            }
             sign(key, beat, at, Some(member))
         };
         Ok(match self.relay.count(sign).await? {

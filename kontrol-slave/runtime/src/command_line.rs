@@ -31,7 +31,7 @@ impl Mistake {
 }
 
 /// What is said as one line that ends somewhere: what it quotes can be a whole file that somebody put there by mistake.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     let mut line = String::new();
     for letter in text.chars() {
         if line.len() >= MAX_REASON_BYTES {

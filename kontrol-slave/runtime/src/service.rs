@@ -4,6 +4,7 @@
 //! Without a service manager that asks for it (`NOTIFY_SOCKET`) all of this does nothing. What can't be told is no
 //! failure of the program: it is logged at debug, and the manager draws its own conclusions.
 
+use crate::command_line::one_line;
 use sd_notify::NotifyState;
 use std::{ffi::OsStr, future::pending, time::Duration};
 use tokio::time::{MissedTickBehavior, interval};
@@ -18,12 +19,13 @@ pub fn is_own(name: &OsStr) -> bool {
 
 /// The program does its work from now on. The text is for whoever asks how it fares.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    tell(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
 }
 
-/// How the program fares, in a few words.
+/// How the program fares, in a few words. They may be another's, a master's say: what follows a line break would be an
+/// order to the service manager.
 pub fn status(status: &str) {
-    tell(&[NotifyState::Status(status)]);
+    tell(&[NotifyState::Status(&one_line(status))]);
 }
 
 /// Says that the loop of this program turns, as often as the manager wants to hear it (`WatchdogSec=`), until the token is

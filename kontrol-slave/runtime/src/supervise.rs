@@ -225,7 +225,9 @@ pub fn signals_or_hangup(
     Ok(async move {
         let mut told: Option<Instant> = None;
         loop {
+            // Where several wait, one that asks for a goodbye counts.
             let (name, number) = tokio::select! {
+                biased;
                 _ = terminate.recv() => ("SIGTERM", SignalKind::terminate().as_raw_value()),
                 _ = interrupt.recv() => ("SIGINT", SignalKind::interrupt().as_raw_value()),
                 Some(_) = OptionFuture::from(hung_up.as_mut().map(Signal::recv)) => ("SIGHUP", SignalKind::hangup().as_raw_value()),

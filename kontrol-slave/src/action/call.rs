@@ -116,6 +116,13 @@ impl Call {
     }
 }
 
+impl Drop for Calling {
+    /// A handler that blocks can't be dropped, but it may look at its token: the slave's runtime waits for it.
+    fn drop(&mut self) {
+        self.cancellation.cancel();
+    }
+}
+
 impl Calling {
     /// Calls the handler; returns what it writes, too. `slot` is taken for as long as its code runs.
     pub(super) fn start(

@@ -69,7 +69,7 @@ async fn it_is_reported_as_the_builder_says_and_leaves_when_it_is_stopped() {
     slave.stop().await;
     // Once more is the same, and nothing waits for what is over.
     slave.stop().await;
-    assert_eq!(slave.ready().await, Ok(()), "it was");
+    assert_eq!(slave.ready().await, Err(Ended));
     slave.set_payload(json!("nobody hears")).unwrap();
     let heard = master.stop().await;
     assert_eq!(heard.len(), 2);
