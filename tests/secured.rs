@@ -33,6 +33,25 @@ pub fn token(role: &str, name: &str) -> (String, String) {
     (token.to_owned(), line.to_owned())
 }
 
+/// A connection to the master on this port.
+pub async fn connect(port: u16, tls: bool, credentials: &Credentials) -> anyhow::Result<Channel> {
+    let target = Target {
+        host: HOST.into(),
+        port,
+        tls,
+        address: Some(([127, 0, 0, 1], port).into()),
+    };
+    let options = Options {
+        limit: SOON,
+        ping: SOON,
+        ping_timeout: SOON,
+        while_idle: false,
+        user_agent: None,
+    };
+    let connected = dial::connect(target, credentials, options).await;
+    connected.context("dial")
+}
+
 pub fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
@@ -125,22 +144,7 @@ impl Secured {
 
     /// A connection to it.
     pub async fn dial(&self, credentials: &Credentials) -> anyhow::Result<Channel> {
-        let target = Target {
-            host: HOST.into(),
-            port: self.master.port(),
-            tls: true,
-            address: Some(([127, 0, 0, 1], self.master.port()).into()),
-        };
-        let options = Options {
-            limit: SOON,
-            ping: SOON,
-            ping_timeout: SOON,
-            while_idle: false,
-            user_agent: None,
-        };
-        dial::connect(target, credentials, options)
-            .await
-            .context("dial")
+        connect(self.master.port(), true, credentials).await
     }
 
     /// Replaces the file of tokens, as tools do it.

@@ -38,6 +38,9 @@ pub(crate) const HARDENED: [&str; 6] = [
     "--pids-limit=200",
 ];
 
+/// What holds the network of a pod, and an app that only waits.
+const PAUSE: &str = "registry.k8s.io/pause:3.10";
+
 /// The engine of this test run, and where its files are.
 pub(crate) struct Engine {
     dir: PathBuf,
@@ -102,6 +105,7 @@ impl Engine {
         let engine = Self { dir, _lock: lock };
         engine.configure();
         // What a run left that was killed.
+        engine.ran("podman", &["pod", "rm", "--all", "--force", "--time=0"]);
         engine.ran("podman", &["rm", "--all", "--force", "--time=0"]);
         fs::remove_dir_all(&engine.dir).unwrap();
         engine.configure();
@@ -115,6 +119,9 @@ impl Engine {
             .arg(target.parent().unwrap());
         let built = Ran::of(build.output().unwrap());
         assert!(built.ok(), "{built:?}");
+        let waits = "FROM localhost/kontrol-base\nUSER 10001:10001\nENTRYPOINT [\"/bin/sleep\", \"1000000\"]\n";
+        let built = engine.built(PAUSE, waits);
+        assert!(built.ok(), "{built:?}");
         engine
     }
 
@@ -126,10 +133,12 @@ impl Engine {
         let storage = format!(
             "[storage]\ndriver = \"vfs\"\ngraphroot = \"{dir}/images\"\nrunroot = \"{dir}/run\"\n"
         );
-        // The limits are those that a machine without a service manager can grant.
+        // The limits are those that a machine without a service manager can grant. What holds the network of a pod is made of our
+        // own base, for no other image can be pulled.
         let containers = format!(
             "[containers]\ndefault_ulimits = [\"nofile=20000:20000\", \"nproc=10000:10000\"]\n\
              [engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n\
+             infra_image = \"{PAUSE}\"\n\
              tmp_dir = \"{dir}/tmp\"\nstatic_dir = \"{dir}/libpod\"\nvolume_path = \"{dir}/volumes\"\n\
              [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{dir}/networks\"\n"
         );
@@ -169,11 +178,17 @@ impl Engine {
 
     /// Builds an image from the text of a Containerfile, which copies nothing from here.
     pub(crate) async fn build(&'static self, image: &str, text: &str) {
+        let (name, text) = (image.to_owned(), text.to_owned());
+        let built = tokio::task::spawn_blocking(move || self.built(&name, &text)).await;
+        let built = built.unwrap();
+        assert!(built.ok(), "{image}: {built:?}");
+    }
+
+    fn built(&self, image: &str, text: &str) -> Ran {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("Containerfile"), text).unwrap();
         let context = dir.path().to_str().unwrap();
-        self.does(&["build", "--quiet", "--tag", image, context])
-            .await;
+        self.ran("podman", &["build", "--quiet", "--tag", image, context])
     }
 
     /// An image of Debian's packages alone, from a root that is kept.

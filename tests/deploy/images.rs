@@ -312,13 +312,11 @@ async fn the_slave_is_a_sidecar_and_reports_the_address_of_its_pod() {
     let Some(engine) = engine().await else { return };
     let scene = Scene::start(engine).await;
     scene.launch("m1", &master(&[])).await;
-    // A pod as podman has it: what holds its network is the app's own image here, for no other can be pulled.
+    // A pod as podman has it.
     let pod = scene.name("pod");
     let holder = [
         "pod",
         "create",
-        "--infra-image=localhost/kontrol-base",
-        "--infra-command=sleep 1000",
         "--name",
         &pod,
         "--network",

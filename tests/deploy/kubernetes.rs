@@ -1,16 +1,13 @@
 //! What is deployed on Kubernetes: the overlays and the chart, rendered, held to the schemas of Kubernetes and to what our
-//! programs and the objects themselves promise one another; and the pods of the base, run by podman.
-//!
-//! Without a cluster. What a kubelet does for a pod is done by [`play`].
+//! programs and the objects themselves promise one another. [`run`] has podman run their pods.
 
 mod objects;
 mod play;
 mod podman;
+mod run;
 
-use anyhow::ensure;
-use kontrol_tests::{SOON, heavy, house::project, node, skip, wait::eventually};
+use kontrol_tests::{heavy, house::project, node, skip};
 use objects::{Set, list, secrets_in, text};
-use play::Cluster;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
@@ -116,173 +113,6 @@ fn named(yaml: &str) -> BTreeSet<String> {
     names.collect()
 }
 
-/// The pods of some ways to deploy, together. None, said aloud, where podman can't run them.
-fn cluster(rendered: &Value, secrets: Vec<Value>, sets: &[&str]) -> Option<Cluster> {
-    let sets = sets.iter().flat_map(|name| list(&rendered["sets"][name]));
-    let objects = secrets.into_iter().chain(sets.cloned()).collect();
-    match Cluster::make(objects) {
-        Ok(mut cluster) => {
-            cluster.start();
-            Some(cluster)
-        }
-        Err(why) => {
-            skip(&why);
-            None
-        }
-    }
-}
-
-/// What the operator is told of the roster, once these pods are in it.
-async fn roster(cluster: &Cluster, master: &str, at: &str, wanted: &[&str]) -> Vec<Value> {
-    eventually(2 * SOON, "pods in the roster", async || {
-        let ask = ["pods", "--endpoint", at, "--output", "json"];
-        let said: Value = serde_json::from_str(&cluster.ask(master, &ask)?)?;
-        let mut pods = list(&said["pods"]).to_vec();
-        pods.sort_by_key(|pod| pod["id"].to_string());
-        let ids: Vec<&str> = pods.iter().map(|pod| text(&pod["id"])).collect();
-        ensure!(ids == wanted, "{ids:?}");
-        Ok(pods)
-    })
-    .await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_pods_of_the_base_run_and_those_of_the_app_are_in_their_roster() {
-    let _permit = heavy().await;
-    let Some(rendered) = rendered() else { return };
-    let Some(cluster) = cluster(rendered, of_a_tier(), &["base", "app"]) else {
-        return;
-    };
-    cluster.is_ready().await;
-    let master = "kontrol-masters-0";
-    let pods = roster(
-        &cluster,
-        master,
-        "https://kontrol-masters",
-        &["web-0", "web-1"],
-    )
-    .await;
-    for pod in &pods {
-        let given = cluster.pods.iter().find(|it| it.name == text(&pod["id"]));
-        assert_eq!(text(&pod["ip"]), given.unwrap().ip, "{pod}");
-        assert_eq!(
-            (text(&pod["app"]), text(&pod["role"])),
-            ("shop", "web"),
-            "{pod}"
-        );
-        assert_eq!(pod["labels"]["kontrol-client"], "yes", "{pod}");
-        assert_eq!(text(&pod["node"]), "node-1", "{pod}");
-    }
-    // By the name that it advertises as well, which the star of its certificate covers.
-    let own = "https://kontrol-masters-0.kontrol-masters.kontrol.svc";
-    cluster.ask(master, &["status", "--endpoint", own]).unwrap();
-
-    // A command runs, as the user of the pod, and may write to /tmp alone.
-    let exec = [
-        "exec",
-        "--endpoint",
-        own,
-        "--all",
-        "--output",
-        "raw",
-        "--shell",
-    ];
-    let shell =
-        "id -u; touch /tmp/x && ! touch /x 2>/dev/null && grep -c '^CapEff:.0*$' /proc/self/status";
-    let ran = eventually(SOON, "command on both pods", async || {
-        cluster.ask(master, &[&exec[..], &[shell]].concat())
-    })
-    .await;
-    let mut lines: Vec<&str> = ran.lines().collect();
-    lines.sort_unstable();
-    assert_eq!(lines, ["1", "1", "10001", "10001"], "{ran}");
-
-    // The callback is the one of the ConfigMap.
-    eventually(2 * SOON, "run of the callback", async || {
-        let log = cluster.logs(master);
-        ensure!(log.contains("bytes of pods in"), "{log}");
-        Ok(())
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_to_be_looked_at_runs_without_any_secret() {
-    let _permit = heavy().await;
-    let Some(rendered) = rendered() else { return };
-    for (set, master, pods) in [
-        ("overlays/memory", "kontrol-masters-0", ["web-0", "web-1"]),
-        (
-            "chart/memory",
-            "kontrol-masters-0",
-            ["kontrol-web-0", "kontrol-web-1"],
-        ),
-    ] {
-        let Some(cluster) = cluster(rendered, Vec::new(), &[set]) else {
-            return;
-        };
-        cluster.is_ready().await;
-        // As the guide has it, without an endpoint.
-        roster(&cluster, master, "http://kontrol.kontrol.svc", &pods).await;
-        let ran = cluster.ask(
-            master,
-            &["exec", "--all", "--output", "raw", "--", "id", "-u"],
-        );
-        assert_eq!(ran.unwrap(), "10001\n10001\n");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "six more containers, a minute: compose.rs brings up the same tier; run it with --ignored"]
-async fn three_masters_over_three_etcd_find_one_another_and_go_on_without_their_leader() {
-    let _permit = heavy().await;
-    let Some(rendered) = rendered() else { return };
-    if Command::new("etcd").arg("--version").output().is_err() {
-        skip("there is no etcd");
-        return;
-    }
-    let Some(cluster) = cluster(rendered, of_a_tier(), &["overlays/mixed"]) else {
-        return;
-    };
-    cluster.is_ready().await;
-    let masters = [
-        "kontrol-masters-0",
-        "kontrol-masters-1",
-        "kontrol-masters-2",
-    ];
-    let status = async |of: &str| -> Value {
-        eventually(2 * SOON, "three masters", async || {
-            let own = format!("https://{of}.kontrol-masters.kontrol.svc");
-            let ask = ["status", "--endpoint", &own, "--output", "json"];
-            let said: Value = serde_json::from_str(&cluster.ask(of, &ask)?)?;
-            ensure!(list(&said["masters"]).len() == masters.len(), "{said}");
-            Ok(said)
-        })
-        .await
-    };
-    let before = status(masters[0]).await;
-    // Each is a pod of the tier as well, and tells of all of them.
-    for master in masters {
-        roster(&cluster, master, "https://kontrol", &masters).await;
-    }
-    let leader = text(&before["leader"]["id"]).to_owned();
-    let other = masters.iter().find(|name| **name != leader).unwrap();
-    cluster.kill(&leader);
-    eventually(2 * SOON, "another leader", async || {
-        let own = format!("https://{other}.kontrol-masters.kontrol.svc");
-        let ask = ["status", "--endpoint", &own, "--output", "json"];
-        let said: Value = serde_json::from_str(&cluster.ask(other, &ask)?)?;
-        let leads = said["leader"]["id"].as_str().unwrap_or_default();
-        ensure!(!leads.is_empty() && leads != leader, "{said}");
-        ensure!(
-            said["podCount"] == 2,
-            "the one that was killed has left: {said}"
-        );
-        Ok(())
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn every_object_is_what_kubernetes_and_our_programs_take() {
     let _permit = heavy().await;
@@ -332,6 +162,18 @@ async fn each_way_to_deploy_is_what_it_says() {
     assert!(notes("memory").starts_with("WITHOUT TOKENS AND TLS"));
     assert!(notes("default").contains("deploy/kubernetes/secrets"));
     assert!(notes("cert-manager").contains("--ca ca.crt"));
+    // The token that they have one make is for the pods of the example, wherever there is one.
+    for (name, told) in rendered["notes"].as_object().unwrap() {
+        let objects = list(&rendered["sets"][format!("chart/{name}")]).iter();
+        let mut apps = objects.filter(|object| object["kind"] == "Deployment");
+        let pods = apps
+            .next()
+            .map(|app| format!("--slaves '{}-*'", text(&app["metadata"]["name"])));
+        let told = text(told);
+        if let Some(pods) = pods.filter(|_| told.contains("deploy/kubernetes/secrets")) {
+            assert!(told.contains(&pods), "{name}: {told}");
+        }
+    }
     // What the notes show for a pod is what the example of the chart has.
     let shown = notes("memory");
     assert!(shown.contains("KONTROL_PODINFO") && shown.contains("image: kontrol-slave:"));
@@ -485,9 +327,24 @@ fn secrets_are_made_once_and_told_again() {
         !made.contains("kontrol/kontrol-tls") && made.len() == 3,
         "{made:?}"
     );
-    let wrong = Command::new(project().join("deploy/kubernetes/secrets"))
-        .arg("--nothing")
-        .output()
-        .unwrap();
+    let script = project().join("deploy/kubernetes/secrets");
+    let wrong = Command::new(&script).arg("--nothing").output().unwrap();
     assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+    // What is there was made for something else: it is not told as if it were for this.
+    for (option, value, file) in [
+        ("--slaves", "db-*", "slaves.token"),
+        ("--name", "other", "kontrol.token"),
+    ] {
+        let other = Command::new(&script)
+            .arg(dir.path())
+            .args([option, value])
+            .output();
+        let other = other.unwrap();
+        let said = String::from_utf8_lossy(&other.stderr);
+        assert!(
+            !other.status.success() && other.stdout.is_empty(),
+            "{other:?}"
+        );
+        assert!(said.contains(file) && said.contains("delete it"), "{said}");
+    }
 }

@@ -15,4 +15,6 @@ mod guide;
 mod healing;
 mod images;
 mod kubernetes;
+#[path = "../secured.rs"]
+mod secured;
 mod systemd;

@@ -1,5 +1,6 @@
 //! The Debian packages and their units: installed, started, watched, upgraded and removed under a real systemd.
 
+use crate::secured::token;
 use anyhow::ensure;
 use kontrol_runtime::testing::Authority;
 use kontrol_tests::{SOON, heavy, house::project, machine::Machine, node, skip, wait::eventually};
@@ -45,17 +46,6 @@ fn packages(dir: &Path) -> Option<[PathBuf; 2]> {
     });
     let [master, slave] = made;
     Some([master?, slave?])
-}
-
-fn token(role: &str, name: &str) -> (String, String) {
-    let mut command = node::command("kontrol-master");
-    let output = command
-        .args(["token", "new", "--role", role, "--name", name])
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let (token, line) = text.trim_end().split_once('\n').unwrap();
-    (token.to_owned(), line.to_owned())
 }
 
 /// A tier of one master that asks who calls, and a pod, by the settings and credentials of the packages.

@@ -16,13 +16,14 @@ pub async fn eventually<T>(
     let end = Instant::now() + deadline;
     let mut last = String::from("nothing yet");
     loop {
-        let left = end.saturating_duration_since(Instant::now());
-        match timeout(left, probe()).await {
+        let look = Instant::now();
+        match timeout(end.saturating_duration_since(look), probe()).await {
             Ok(Ok(value)) => return value,
             Ok(Err(error)) => last = format!("{error:#}"),
-            Err(_) => {
-                panic!("no {what} within {deadline:?}; the last look hung; before it: {last}")
-            }
+            Err(_) => panic!(
+                "no {what} within {deadline:?}; the last look was not over after {:?}; before it: {last}",
+                look.elapsed()
+            ),
         }
         if Instant::now() >= end {
             panic!("no {what} within {deadline:?}; last seen: {last}");
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[tokio::test]
-    #[should_panic(expected = "the last look hung")]
+    #[should_panic(expected = "the last look was not over")]
     async fn a_probe_that_hangs_does_not_outlast_the_deadline() {
         eventually(Duration::from_millis(100), "answer", async || {
             std::future::pending::<Result<()>>().await

@@ -30,8 +30,9 @@ impl Mistake {
     }
 }
 
-/// What is said as one line that ends somewhere: what it quotes can be a whole file that somebody put there by mistake.
-pub(crate) fn one_line(text: &str) -> String {
+/// What is said as one line that ends somewhere, after a KiB: what it quotes can be a whole file that somebody put there by
+/// mistake, or whatever the code of others says.
+pub fn one_line(text: &str) -> String {
     let mut line = String::new();
     for letter in text.chars() {
         if line.len() >= MAX_REASON_BYTES {

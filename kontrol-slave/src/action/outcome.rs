@@ -5,7 +5,10 @@ use kontrol_proto::v1::{
     ActionResult, Outcome,
     attach_request::{Event, Finished},
 };
-use kontrol_runtime::process::{Cause, End, Report, Status};
+use kontrol_runtime::{
+    command_line::one_line,
+    process::{Cause, End, Report, Status},
+};
 use std::time::Duration;
 
 /// Exit codes, as a shell has them.
@@ -13,8 +16,6 @@ const BY_SIGNAL: i32 = 128;
 const SIGKILL: i32 = 9;
 /// The exit code of a handler that panicked: that of a Rust program which did.
 const PANICKED: i32 = 101;
-/// Most bytes of what the code of others says about an end.
-const MAX_REASON_BYTES: usize = 1024;
 
 /// Why an action is to end before it ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,7 +147,7 @@ pub(super) fn judge_call(end: CallEnd, stop: Option<Stop>, timeout: Duration) ->
             (-1, deaf.to_owned())
         }
     };
-    let said = [error, said].map(bounded);
+    let said = [error, one_line(&said)];
     let said: Vec<String> = said.into_iter().filter(|said| !said.is_empty()).collect();
     ActionResult {
         outcome: outcome.into(),
@@ -154,18 +155,6 @@ pub(super) fn judge_call(end: CallEnd, stop: Option<Stop>, timeout: Duration) ->
         error: said.join("; "),
         ..ActionResult::default()
     }
-}
-
-fn bounded(mut text: String) -> String {
-    if text.len() > MAX_REASON_BYTES {
-        let mut end = MAX_REASON_BYTES;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        text.push('…');
-    }
-    text
 }
 
 #[cfg(test)]

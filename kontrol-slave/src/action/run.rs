@@ -156,7 +156,8 @@ impl Action {
         // All arms are cancel safe: a message is taken from the outbox only once there is room for it.
         tokio::select! {
             biased;
-            () = stopping.cancelled(), if self.stop.is_none() => self.stop = Some(Stop::SlaveStops),
+            // Also of what was cancelled before: less time is left now.
+            () = stopping.cancelled(), if self.stop != Some(Stop::SlaveStops) => self.stop = Some(Stop::SlaveStops),
             // Before what is told: whoever asks does so on the channel of now.
             changed = self.channel.changed() => match changed {
                 Ok(()) => self.outbox.broke(),

@@ -192,7 +192,8 @@ impl SlaveBuilder {
     /// the programs of Kontrol have.
     ///
     /// The code is called once at most for each action, on a thread of its own beside those of the runtime, so that it may
-    /// block; the action ends with what it returns, an exit code or [`Refused`](crate::Refused). Several are called at once,
+    /// block, as files and `std` do. It is within the runtime all the same: what starts or blocks on one (`block_on`, the
+    /// `blocking_` methods of tokio, clients that bring their own) panics there, and belongs into `spawn_blocking`. The action ends with what it returns, an exit code or [`Refused`](crate::Refused). Several are called at once,
     /// see [`max_actions`](Self::max_actions). When the action times out or is cancelled, or the slave stops,
     /// [`ActionRequest::cancellation`] is cancelled; code that has not returned two seconds later (a quarter of a second when the
     /// slave stops) is dropped where it awaits. Code that blocks can't be ended: its action ends without it, and it counts

@@ -6,6 +6,8 @@
 //!              ▲    │                                │ the stream ended meanwhile
 //!              │    └─ UNIMPLEMENTED ──▶ Ping        │
 //!              └─────────────────────────────────────┘ twice in a row ──▶ Ping
+//!
+//!            open, ping ──▶ no answer, on two connections in a row ──▶ Ping
 //! ```
 //!
 //! A stream that ended while nothing was said on it is no failure of the master: whoever cut it may be a proxy that
@@ -33,6 +35,9 @@ use tonic::{Code, Status, Streaming};
 
 /// How many streams in a row that ended before their second keepalive make it one request each.
 const MAX_CUTS: u8 = 2;
+/// How many streams in a row that never answered do so on the next connection. Whoever is on the way may keep back what is
+/// said on a stream until that ends.
+const MAX_UNANSWERED: u8 = 2;
 
 /// Who says something, and what.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +55,8 @@ pub(super) struct Line {
     way: Way,
     /// How many streams in a row were cut.
     cuts: u8,
+    /// How many in a row had no answer to their first keepalive, on whatever connection.
+    unanswered: u8,
 }
 
 #[derive(Debug, Default)]
@@ -95,13 +102,18 @@ impl Line {
         limit: Duration,
     ) -> Result<PingResponse, Setback> {
         if self.serial.replace(attached.serial()) != Some(attached.serial()) {
-            (self.way, self.cuts) = (Way::Closed, 0);
+            let is_deaf = self.unanswered >= MAX_UNANSWERED;
+            self.way = if is_deaf { Way::Unary } else { Way::Closed };
+            self.cuts = 0;
         }
         let channel = attached.channel();
         let deadline = Instant::now() + limit;
         if !matches!(self.way, Way::Unary) {
             let said = timeout_at(deadline, self.say_on_stream(&channel, saying, beat)).await;
             let said = said.unwrap_or_else(|_| {
+                if !matches!(self.way, Way::Open(_)) {
+                    self.unanswered = self.unanswered.saturating_add(1);
+                }
                 // A late answer would be taken for that of the next.
                 self.way = Way::Closed;
                 Err(Setback::Failed("no answer in time".into()))
@@ -111,7 +123,12 @@ impl Line {
             }
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        ping(channel, saying.whole(beat), left).await
+        let answer = ping(channel, saying.whole(beat), left).await;
+        if answer.is_ok() {
+            // The next connection may be another way: one stream is tried there.
+            self.unanswered = self.unanswered.min(MAX_UNANSWERED - 1);
+        }
+        answer
     }
 
     /// Where that turns out not to be the way, nothing counts that this returns.
@@ -143,7 +160,10 @@ impl Line {
         let opened = match Open::begin(channel, saying.whole(beat)).await {
             Ok(mut open) => {
                 let answer = open.heard_whole(saying).await;
-                self.way = Way::Open(Box::new(open));
+                if !matches!(answer, Err(Trouble::Ended(_))) {
+                    self.way = Way::Open(Box::new(open));
+                    self.unanswered = 0;
+                }
                 answer
             }
             Err(status) => Err(Trouble::Ended(status)),

@@ -29,9 +29,7 @@ impl Setback {
     fn broke(reason: &str) -> Self {
         Self::Failed(format!("the connection broke: {reason}"))
     }
-}
 
-impl Setback {
     /// Of a call on this connection.
     pub(super) fn of(channel: &Channel, status: Status) -> Self {
         match status.source() {

@@ -71,6 +71,8 @@ pub(crate) enum Streams {
     CutWhenIdle,
     /// Beats are not known.
     WithoutBeats,
+    /// They are opened, and nothing is ever said on them.
+    Deaf,
 }
 
 /// A master at work.

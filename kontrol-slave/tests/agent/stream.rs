@@ -123,3 +123,25 @@ async fn a_refusal_on_a_stream_is_corrected_on_it() {
     assert_growing(&heard);
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn where_streams_are_never_answered_requests_are_and_the_next_master_is_tried_with_one() {
+    let mut deaf = Master::start(Reply::Accept(OFTEN)).await;
+    deaf.streams(Streams::Deaf);
+    let mut agent = Running::start(&deaf.address());
+    let heard = deaf.hears(3).await;
+    assert!(
+        ways(&heard).iter().all(|by| *by == By::Request),
+        "{:?}",
+        ways(&heard)
+    );
+    // What answers there now keeps streams. The slave was turned away meanwhile, and connects anew.
+    let address = deaf.address();
+    deaf.stop().await;
+    agent.tier(0, |tier| tier.trouble.is_some()).await;
+    let mut master = Master::start_at(&address, Reply::Accept(OFTEN)).await;
+    let heard = master.hears(3).await;
+    assert_eq!(ways(&heard[..3]), [By::Stream, By::Beat, By::Beat]);
+    agent.stop().await;
+    master.stop().await;
+}

@@ -39,8 +39,8 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// One without pods; or why there can be none.
-    pub(super) fn make(objects: Vec<Value>) -> Result<Self, String> {
+    /// One without pods. None, said aloud, where there can be none.
+    pub(super) async fn make(objects: Vec<Value>) -> Option<Self> {
         let workloads = objects
             .iter()
             .map(|object| &object["spec"]["template"]["spec"]);
@@ -48,8 +48,9 @@ impl Cluster {
         let images = containers
             .map(|container| text(&container["image"]))
             .collect();
-        Ok(Self {
-            podman: Podman::make(&images)?,
+        let podman = Podman::make(&images).await?;
+        Some(Self {
+            podman,
             objects,
             pods: Vec::new(),
         })
@@ -171,14 +172,7 @@ impl Cluster {
             .collect();
         let file = self.podman.dir().join(format!("{name}.yaml"));
         fs::write(&file, documents.join("\n---\n")).unwrap();
-        self.podman.does(&[
-            "kube",
-            "play",
-            "--network=cluster",
-            "--ip",
-            ip,
-            file.to_str().unwrap(),
-        ]);
+        self.podman.play(ip, &file);
     }
 
     /// A volume as a folder, with the files that a kubelet would write; those that podman knows stay.

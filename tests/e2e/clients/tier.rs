@@ -1,10 +1,10 @@
 //! Two masters that ask who comes, on one etcd, and whoever is to come.
 
-use crate::secured::{HOST, text, token};
-use anyhow::{Context as _, ensure};
+use crate::secured::{HOST, connect, text, token};
+use anyhow::ensure;
 use kontrol_proto::v1::{PingRequest, keepalive_service_client::KeepaliveServiceClient};
 use kontrol_runtime::{
-    dial::{self, Credentials, Options, Target},
+    dial::{Channel, Credentials},
     testing::{Authority, write},
 };
 use kontrol_tests::{
@@ -109,24 +109,10 @@ impl Tier {
         .await;
     }
 
-    async fn dial(&self, index: usize) -> anyhow::Result<dial::Channel> {
-        let port = self.cluster.masters[index].port();
-        let target = Target {
-            host: HOST.into(),
-            port,
-            tls: true,
-            address: Some(([127, 0, 0, 1], port).into()),
-        };
-        let options = Options {
-            limit: SOON,
-            ping: SOON,
-            ping_timeout: SOON,
-            while_idle: false,
-            user_agent: None,
-        };
+    async fn dial(&self, index: usize) -> anyhow::Result<Channel> {
         let peer = Credentials::none().with_ca(&self.ca);
         let peer = peer.with_token(&self.tokens["peer"]).unwrap();
-        dial::connect(target, &peer, options).await.context("dial")
+        connect(self.cluster.masters[index].port(), true, &peer).await
     }
 
     /// Has a pod join, or leave, by way of this master.

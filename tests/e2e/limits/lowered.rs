@@ -201,15 +201,18 @@ async fn a_master_that_is_at_enough_turns_reads_away_and_serves_keepalives() {
     let cluster = tier(&[("max-requests", "1")]).await;
     let api = cluster.api(0);
     pod_zero_is_served(&api).await;
-    // The body of this one never comes.
-    let head = "PUT /v1/state HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n";
-    let busy = send(&cluster, head).await;
-    eventually(SOON, "read that is turned away", async || {
-        let status = api.http("GET", "/v1/ensemble", None).await.status;
-        ensure!(status == 429, "{status}");
-        Ok(())
+    // The body of this one never comes. It may itself be turned away, while another has the only place.
+    let head = "PUT /v1/state HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n";
+    let busy = eventually(SOON, "request that has the place", async || {
+        let mut stream = send(&cluster, head).await;
+        let mut answer = [0; "HTTP/1.1 100".len()];
+        stream.read_exact(&mut answer).await?;
+        ensure!(&answer == b"HTTP/1.1 100", "{answer:?}");
+        Ok(stream)
     })
     .await;
+    let read = api.http("GET", "/v1/ensemble", None).await;
+    assert_eq!(read.status, 429, "{read:?}");
     refused(
         api.ensemble().await,
         Code::ResourceExhausted,

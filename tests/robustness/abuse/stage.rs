@@ -4,12 +4,9 @@ use super::{
     bystanders::{Bystanders, Heard, PODS},
     wire::Target,
 };
-use crate::secured::{HOST, Secured, token};
+use crate::secured::{Secured, connect, token};
 use anyhow::ensure;
-use kontrol_runtime::{
-    dial::{self, Channel, Credentials, Options},
-    tls,
-};
+use kontrol_runtime::{dial::Credentials, tls};
 use kontrol_tests::{SOON, node::Master, process::usage, wait::eventually};
 use std::{
     fmt::Write as _,
@@ -116,7 +113,10 @@ impl Stage {
 
     async fn begin(mut place: Place, target: Target, credentials: Credentials) -> Self {
         let (address, tls) = (target.address, target.roots.is_some());
-        let bystanders = Bystanders::start(move || dial(address, tls, credentials.clone()));
+        let bystanders = Bystanders::start(move || {
+            let credentials = credentials.clone();
+            async move { connect(address.port(), tls, &credentials).await.unwrap() }
+        });
         let pid = u32::try_from(place.master().process().pid()).unwrap();
         let peak = watch_memory(pid);
         let mut heard = Vec::new();
@@ -258,23 +258,6 @@ impl Place {
             Self::Clear { master, .. } => master,
         }
     }
-}
-
-async fn dial(address: std::net::SocketAddr, tls: bool, credentials: Credentials) -> Channel {
-    let target = dial::Target {
-        host: HOST.into(),
-        port: address.port(),
-        tls,
-        address: Some(address),
-    };
-    let options = Options {
-        limit: SOON,
-        ping: SOON,
-        ping_timeout: SOON,
-        while_idle: false,
-        user_agent: None,
-    };
-    dial::connect(target, &credentials, options).await.unwrap()
 }
 
 /// The most memory that a process was seen to have, until it ends.

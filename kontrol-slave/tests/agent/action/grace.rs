@@ -69,3 +69,31 @@ async fn a_slave_that_stops_gives_its_short_one() {
     pair.stop().await;
     assert!(folder.path().join("cleaned").exists());
 }
+
+#[tokio::test]
+async fn what_was_cancelled_and_will_not_end_is_told_of_when_the_slave_stops() {
+    let mut pair = Pair::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (ready, told) = (folder.path().join("ready"), folder.path().join("told"));
+    // It hears that it is to end, and goes on.
+    let text = format!(
+        "trap 'touch {}' TERM; touch {}; while :; do sleep 0.02; done",
+        told.display(),
+        ready.display()
+    );
+    pair.channel.run(shell("a1", &text)).await;
+    let mut taken = Taken::default();
+    pair.channel.step("a1", &mut taken).await;
+    until("it runs", || ready.exists()).await;
+    pair.channel.cancel("a1").await;
+    until("it was told", || told.exists()).await;
+    let Pair {
+        mut channel,
+        agent,
+        master,
+    } = pair;
+    let end = channel.finish("a1", &mut taken);
+    let (_, ()) = tokio::join!(agent.stop(), end);
+    assert_eq!(taken.result().outcome(), Outcome::Cancelled);
+    master.stop().await;
+}

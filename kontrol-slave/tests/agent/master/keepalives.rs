@@ -115,6 +115,9 @@ impl KeepaliveService for Service {
         if streams == Streams::Unknown {
             return Err(Status::unimplemented(""));
         }
+        if streams == Streams::Deaf {
+            return Ok(Response::new(Box::pin(futures::stream::pending())));
+        }
         let many = if streams == Streams::CutWhenIdle {
             1
         } else {
