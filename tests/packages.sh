@@ -21,6 +21,8 @@
 #   fetch_just     just, which runs the recipes of the justfile
 #   fetch_deny     cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
 #   make_deb       cargo-deb, which makes Debian packages, built from crates.io; without it, its test says so
+#   make_released  the programs of the last release, which an upgrade begins with, built from the history of the project;
+#                  without them, its test says so
 
 missing=()
 # Each is a group of packages, which is of use as a whole.
@@ -127,6 +129,27 @@ make_deb() {
         echo "warning: cargo-deb can't be had from crates.io" >&2
     rm -rf "$folder/target"
     PATH=$PATH:$folder/bin
+}
+
+# tests/released names the release and its commit, for tags don't come with every clone. It is built in a folder of its own:
+# cargo takes two copies of one workspace for the same.
+make_released() {
+    local tag commit folder
+    read -r tag commit <tests/released
+    folder=$PWD/target/released/$commit
+    if [[ ! -x $folder/kontrol-slave ]]; then
+        rm -rf target/released
+        mkdir -p "$folder/source"
+        if ! { git archive "$commit" | tar --extract --directory "$folder/source"; }; then
+            echo "warning: the history of this clone lacks $tag, which upgrades begin with" >&2
+            return
+        fi
+        (cd "$folder/source" && CARGO_TARGET_DIR=$folder/target CARGO_PROFILE_DEV_DEBUG=none \
+            cargo build --locked --bins -p kontrol-master -p kontrol-slave)
+        cp "$folder/target/debug/kontrol-master" "$folder/target/debug/kontrol-slave" "$folder"
+        rm -rf "$folder/source" "$folder/target"
+    fi
+    export KONTROL_RELEASED=$folder
 }
 
 fetch_buf() { fetch buf buf-bin==1.75.0; }

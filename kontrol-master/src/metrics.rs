@@ -394,3 +394,91 @@ impl Metrics {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    /// What stands in the guide: each metric with its type, and the text of its row.
+    fn told() -> BTreeMap<&'static str, (&'static str, &'static str)> {
+        let rows = include_str!("../../deploy/operating.md").lines();
+        let rows = rows.filter_map(|row| row.strip_prefix("| `kontrol_master_"));
+        rows.map(|row| {
+            let (name, rest) = row.split_once("` | ").unwrap();
+            let (kind, text) = rest.split_once(" | ").unwrap();
+            (name, (kind, text))
+        })
+        .collect()
+    }
+
+    /// Metrics of which each has something to show.
+    fn used() -> Metrics {
+        let metrics = Metrics::default();
+        metrics.keepalive("accepted");
+        metrics.roster_change("joined");
+        for ok in [true, false] {
+            metrics.store_call("commit", ok, Duration::ZERO);
+            metrics.callback_run(ok, Duration::ZERO);
+        }
+        for outcome in [
+            Outcome::Exited,
+            Outcome::TimedOut,
+            Outcome::Cancelled,
+            Outcome::Refused,
+            Outcome::Unreachable,
+            Outcome::Lost,
+        ] {
+            for exit_code in [0, 1] {
+                metrics.action_ended(&Ended {
+                    exit_code,
+                    ..Ended::untold(outcome, "")
+                });
+            }
+        }
+        for code in [Code::Unauthenticated, Code::PermissionDenied, Code::Unknown] {
+            metrics.refused(code);
+        }
+        metrics
+    }
+
+    #[test]
+    fn the_guide_tells_of_each_metric_its_type_and_its_labels() {
+        let told = told();
+        let text = used().encode();
+        let mut types = BTreeSet::new();
+        for line in text.lines() {
+            if let Some(line) = line.strip_prefix("# TYPE kontrol_master_") {
+                let (name, kind) = line.split_once(' ').unwrap();
+                let total = if kind == "counter" { "_total" } else { "" };
+                types.insert(format!("{name}{total} {kind}"));
+                continue;
+            }
+            let Some((name, labels)) = line.split_once('{') else {
+                continue;
+            };
+            let name = name.strip_prefix("kontrol_master_").unwrap();
+            let name = name.trim_end_matches("_bucket");
+            let name = name.trim_end_matches("_sum").trim_end_matches("_count");
+            let (labels, _) = labels.split_once('}').unwrap();
+            for label in labels.split(',') {
+                let (label, value) = label.split_once('=').unwrap();
+                let text = told[name].1;
+                let value = value.trim_matches('"');
+                let is_told = |word| text.contains(&format!("`{word}`"));
+                assert!(
+                    label == "le" || is_told(label) && is_told(value),
+                    "deploy/operating.md says of {name} nothing of {label} {value}"
+                );
+            }
+        }
+        let told: BTreeSet<_> = told
+            .iter()
+            .map(|(name, (kind, _))| format!("{name} {kind}"))
+            .collect();
+        assert_eq!(
+            types, told,
+            "what is there, and what deploy/operating.md tells"
+        );
+    }
+}

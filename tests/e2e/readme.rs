@@ -1,7 +1,8 @@
-//! Every command of the README, of the operator's guide and of the cook book of the API, run as it stands: what it shows must happen. A block that no
-//! test here runs is a failure.
+//! Every command of the README, of the guides for operators and of the cook book of the API, run as it stands: what it shows
+//! must happen. A block that no test here runs is a failure.
 
 mod api;
+mod backup;
 mod secured;
 
 use anyhow::ensure;
@@ -34,7 +35,10 @@ const GRPCURL_SECURED: &str = "grpcurl -cacert ca.pem";
 const HTTP: &str = "curl localhost:8000/openapi.json";
 const HTTP_SECURED: &str = "curl --cacert ca.pem";
 const SHELL_SLAVE: &str = "nonce=$(od ";
-const ALL: [&str; 16] = [
+const SAVE: &str = "etcdctl snapshot save";
+const RESTORE: &str = "etcdctl snapshot restore";
+const STATE: &str = "kontrol-master state put -";
+const ALL: [&str; 19] = [
     INSTALL,
     BY_HAND,
     PROXY,
@@ -51,6 +55,9 @@ const ALL: [&str; 16] = [
     HTTP,
     HTTP_SECURED,
     SHELL_SLAVE,
+    SAVE,
+    RESTORE,
+    STATE,
 ];
 
 /// What `exec` shows of a pod whose command succeeded.
@@ -58,9 +65,14 @@ const DONE: &str = r#""outcome":"OUTCOME_EXITED","exitCode":0"#;
 
 /// What users read, behind it what operators read, and what those read who call a master from elsewhere.
 fn readme() -> String {
-    ["README.md", "deploy/README.md", "proto/README.md"]
-        .map(|name| fs::read_to_string(project().join(name)).unwrap())
-        .join("\n")
+    [
+        "README.md",
+        "deploy/README.md",
+        "deploy/operating.md",
+        "proto/README.md",
+    ]
+    .map(|name| fs::read_to_string(project().join(name)).unwrap())
+    .join("\n")
 }
 
 /// The fenced blocks in a language.

@@ -21,3 +21,4 @@ mod scene;
 mod secured;
 mod store;
 mod storm;
+mod upgrade;

@@ -4,7 +4,7 @@ use crate::{
     SOON,
     client::exchange,
     cluster::Cluster,
-    node::{Master, Slave},
+    node::{Master, Programs, Slave},
     pod::key_of,
     process::kill_at_once,
     wait::eventually,
@@ -74,6 +74,17 @@ pub fn masters(cluster: &Cluster) -> String {
 
 /// Starts one slave of a crew.
 pub fn launch(cluster: &Cluster, index: usize, masters: &str, settings: &[(&str, &str)]) -> Slave {
+    launch_of(&Programs::Built, cluster, index, masters, settings)
+}
+
+/// The same, of these programs.
+pub fn launch_of(
+    programs: &Programs,
+    cluster: &Cluster,
+    index: usize,
+    masters: &str,
+    settings: &[(&str, &str)],
+) -> Slave {
     let role = if index.is_multiple_of(2) { "web" } else { "db" };
     let labels = format!(r#"{{"app":"web","role":"{role}","number":"{index}"}}"#);
     let (ip, id) = (ip(index), id(index));
@@ -85,7 +96,7 @@ pub fn launch(cluster: &Cluster, index: usize, masters: &str, settings: &[(&str,
         ("insecure", ""),
     ];
     all.extend_from_slice(settings);
-    Slave::start(&id, &all, cluster.dir.path())
+    Slave::of(programs, &id, &all, cluster.dir.path())
 }
 
 /// Waits until so many slaves are attached to the masters that run.

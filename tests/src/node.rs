@@ -72,6 +72,35 @@ fn build(targets: &[&str]) -> Result<PathBuf, String> {
     }
 }
 
+/// Whose programs are run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Programs {
+    /// Those that were built of what is tested.
+    #[default]
+    Built,
+    /// Those of this folder.
+    In(PathBuf),
+}
+
+impl Programs {
+    /// Those of the last release, where `tests/run` has built them. None, said aloud, where it could not.
+    pub fn released() -> Option<Self> {
+        let folder = env::var_os("KONTROL_RELEASED").map(PathBuf::from);
+        if folder.is_none() {
+            crate::skip("KONTROL_RELEASED names no folder with the programs of the last release");
+        }
+        folder.map(Self::In)
+    }
+
+    /// A command of one of them that inherits nothing from the environment of the test but its `PATH`.
+    pub fn command(&self, name: &str) -> Command {
+        match self {
+            Self::Built => command(name),
+            Self::In(folder) => alone(&folder.join(name)),
+        }
+    }
+}
+
 /// A command of a built program that inherits nothing from the environment of the test but its `PATH`.
 pub fn command(name: &str) -> Command {
     alone(&program(name))
@@ -106,6 +135,8 @@ pub struct Master {
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     log: PathBuf,
+    /// What its next start runs.
+    pub programs: Programs,
     process: Option<Process>,
     /// Earlier starts: what they left behind is killed with the test, not before, so that it can be looked at.
     retired: Vec<Process>,
@@ -125,6 +156,7 @@ impl Master {
             settings,
             environment,
             log: dir.join(format!("{id}.log")),
+            programs: Programs::Built,
             process: None,
             retired: Vec::new(),
         }
@@ -166,7 +198,7 @@ impl Master {
         assert!(self.process.is_none(), "{} runs already", self.id);
         // They share one log, which is to be shown once.
         self.retired = self.retired.drain(..).map(Process::quiet).collect();
-        let mut command = command("kontrol-master");
+        let mut command = self.programs.command("kontrol-master");
         command
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
             .args(["--advertise", &self.address(), "--id", &self.id]);
@@ -278,7 +310,12 @@ pub struct Slave {
 impl Slave {
     /// Starts one. Settings are flags without their dashes, with their values.
     pub fn start(name: &str, settings: &[(&str, &str)], dir: &Path) -> Self {
-        let mut command = command("kontrol-slave");
+        Self::of(&Programs::Built, name, settings, dir)
+    }
+
+    /// The same, of these programs.
+    pub fn of(programs: &Programs, name: &str, settings: &[(&str, &str)], dir: &Path) -> Self {
+        let mut command = programs.command("kontrol-slave");
         for (flag, value) in settings {
             command.arg(format!("--{flag}"));
             // A switch has no value.

@@ -4,9 +4,10 @@ use super::{root, sources};
 use std::fs;
 
 /// What people read.
-const GUIDES: [&str; 12] = [
+const GUIDES: [&str; 13] = [
     "README.md",
     "deploy/README.md",
+    "deploy/operating.md",
     "deploy/examples/alerting/README.md",
     "deploy/examples/configuration/README.md",
     "deploy/examples/healing/README.md",
