@@ -10,10 +10,13 @@ mod proto;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// Longest source file, in lines.
 const MAX_LINES: usize = 500;
+/// Largest file of the repository, in bytes.
+const MAX_BYTES: u64 = 200 * 1024;
 /// Never awaits, reads a clock, or names what it must not know.
 const PURE: [&str; 9] = [
     "kontrol-master/core/src",
@@ -192,6 +195,25 @@ fn no_file_is_longer_than_a_reader_can_hold() {
             "{name} has {lines} lines: it holds two things"
         );
         assert!(!name.ends_with("/mod.rs"), "{name}: write x.rs beside x/");
+    }
+}
+
+/// What was fetched or built stays out of the history, where it would be for ever.
+#[test]
+fn nothing_is_kept_that_nobody_wrote() {
+    let mut git = Command::new("git");
+    let listed = git.args(["ls-files", "-z"]).current_dir(root()).output();
+    let Some(listed) = listed.ok().filter(|listed| listed.status.success()) else {
+        kontrol_tests::skip("this is no clone of the repository, or there is no git");
+        return;
+    };
+    for name in String::from_utf8(listed.stdout)
+        .unwrap()
+        .split_terminator('\0')
+    {
+        let size = fs::symlink_metadata(root().join(name)).map_or(0, |file| file.len());
+        assert!(size <= MAX_BYTES, "{name} has {size} bytes");
+        assert!(!name.contains("/target/"), "{name} was built");
     }
 }
 
