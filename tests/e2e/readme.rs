@@ -3,6 +3,7 @@
 
 mod api;
 mod backup;
+mod operate;
 mod secured;
 
 use anyhow::ensure;
@@ -470,32 +471,4 @@ async fn a_master_answers_what_it_is_asked_as_shown() {
         .await;
     let state = scene.house.succeeds("kontrol-master state").await;
     assert_eq!(state.trim(), r#"{"a":1}"#);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_tier_is_operated_as_shown() {
-    let _permit = small().await;
-    let Some(scene) = Scene::start(Some("#!/bin/sh\n")).await else {
-        return;
-    };
-    for line in lines(OPERATE) {
-        if line.contains(" run ") {
-            // Nothing runs while the callback is held.
-            scene.house.succeeds("kontrol-master resume").await;
-        }
-        let output = scene.house.succeeds(&line).await;
-        if line.contains(" preview ") {
-            assert_eq!(output, "", "nobody left");
-            continue;
-        }
-        let said: Value = serde_json::from_str(output.lines().last().unwrap()).unwrap();
-        let right = match line.split(' ').nth(1).unwrap() {
-            "hold" => said["hold"]["reason"] == "the database moves",
-            "run" => said["exitCode"] == 0,
-            "evict" => said["pod"]["id"] == "web-1",
-            "release" => said["revision"].is_number(),
-            other => panic!("what should {other} tell?"),
-        };
-        assert!(right, "{line}: {output}");
-    }
 }
