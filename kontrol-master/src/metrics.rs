@@ -481,4 +481,16 @@ mod tests {
             "what is there, and what deploy/operating.md tells"
         );
     }
+
+    #[test]
+    fn alerts_are_about_metrics_that_are_there() {
+        let (told, alerts) = (told(), include_str!("../../deploy/alerts.yml"));
+        let metrics: Vec<_> = alerts.split("kontrol_master_").skip(1).collect();
+        assert!(!metrics.is_empty());
+        for metric in metrics {
+            let end = metric.find(|letter: char| !letter.is_ascii_lowercase() && letter != '_');
+            let name = &metric[..end.unwrap_or(metric.len())];
+            assert!(told.contains_key(name), "deploy/alerts.yml: {name}");
+        }
+    }
 }

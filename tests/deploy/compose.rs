@@ -164,6 +164,24 @@ async fn one_command_brings_up_all_of_it_and_the_loop_is_seen() {
     })
     .await;
 
+    // Each rule is known, and that of an open tier, as this one is, fires.
+    eventually(LONG, "alert of an open tier", async || {
+        let rules = get(&format!("{prometheus}/rules")).await?;
+        let rules = rules["data"]["groups"][0]["rules"].as_array();
+        let rules = rules.context("no rules")?;
+        ensure!(
+            !rules.is_empty() && rules.iter().all(|rule| rule["health"] == "ok"),
+            "{rules:?}"
+        );
+        let open = rules.iter().find(|rule| rule["name"] == "KontrolOpenToAll");
+        ensure!(
+            open.context("no such rule")?["state"] == "firing",
+            "{rules:?}"
+        );
+        Ok(())
+    })
+    .await;
+
     project.does(&["stop", "web2"]).await;
     project.becomes(&["web1", "db1"]).await;
     project.is_handed(&["web1", "db1"], "web2").await;
