@@ -20,7 +20,8 @@
 #                  chart say so
 #   fetch_just     just, which runs the recipes of the justfile
 #   fetch_deny     cargo-deny, which holds the crates to deny.toml; without it, .ci/deny says that it was skipped
-#   make_deb       cargo-deb, which makes Debian packages, built from crates.io; without it, its test says so
+#   make_deb       cargo-deb, which makes Debian packages, built from crates.io; without it, its tests say so
+#   make_cyclonedx  cargo-cyclonedx, which knows what programs are made of, from there as well
 #   make_released  the programs of the last release, which an upgrade begins with, built from the history of the project;
 #                  without them, its test says so
 
@@ -77,6 +78,8 @@ need_tests() {
     has wrk || optional+=(wrk)
     # Roots of small machines, and of images.
     has mmdebstrap || optional+=(mmdebstrap)
+    # What a Debian package of a program depends on.
+    has dpkg-shlibdeps || optional+=(dpkg-dev)
     need_containers
     need_clients
 }
@@ -120,16 +123,20 @@ fetch_anew() {
     PATH=$PATH:$folder/bin
 }
 
-# Its package in PyPI does not know the manifests of today. Without what makes programs fast, it is quickly built.
-make_deb() {
-    local folder=$PWD/target/cargo-deb
-    has cargo-deb && return
-    [[ -x $folder/bin/cargo-deb ]] ||
-        timeout 600 cargo install --quiet --locked --debug --no-default-features --root "$folder" --target-dir "$folder/target" cargo-deb@3.8.0 </dev/null >&2 ||
-        echo "warning: cargo-deb can't be had from crates.io" >&2
+# A tool of cargo's: make_tool <name> <version>. Without what makes programs fast, it is quickly built.
+make_tool() {
+    local name=$1 folder=$PWD/target/$1
+    has "$name" && return
+    [[ -x $folder/bin/$name ]] ||
+        timeout 600 cargo install --quiet --locked --debug --no-default-features --root "$folder" --target-dir "$folder/target" "$name@$2" </dev/null >&2 ||
+        echo "warning: $name can't be had from crates.io" >&2
     rm -rf "$folder/target"
     PATH=$PATH:$folder/bin
 }
+
+# Its package in PyPI does not know the manifests of today.
+make_deb() { make_tool cargo-deb 3.8.0; }
+make_cyclonedx() { make_tool cargo-cyclonedx 0.5.9; }
 
 # tests/released names the release and its commit, for tags don't come with every clone. It is built in a folder of its own:
 # cargo takes two copies of one workspace for the same.

@@ -110,7 +110,7 @@ impl Engine {
         fs::remove_dir_all(&engine.dir).unwrap();
         engine.configure();
 
-        let root = engine.root("base", &[]);
+        let root = engine.base();
         let mut build = engine.command(project().join("deploy/build-images"));
         build
             .args(["--quiet", "--engine", "podman", "--base"])
@@ -203,6 +203,11 @@ impl Engine {
         let context = dir.path().to_str().unwrap();
         self.does(&["build", "--quiet", "--tag", image, context])
             .await;
+    }
+
+    /// The root that our images stand on.
+    pub(crate) fn base(&self) -> PathBuf {
+        self.root("base", &[])
     }
 
     /// A root of Debian's packages, made where it is not there.

@@ -15,6 +15,7 @@ mod guide;
 mod healing;
 mod images;
 mod kubernetes;
+mod release;
 #[path = "../secured.rs"]
 mod secured;
 mod systemd;
